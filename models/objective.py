@@ -1,0 +1,194 @@
+"""Every loss, each with its equation. Sums over pixels or latent entries, means over the batch,
+all in float32; the total is divided by D = 3072, which leaves the minimum where it is and gives
+gradient norms of order 1.
+
+    L = L_rec + beta KL + lambda L_eq
+
+Shapes: B batch, images (B, 3, 32, 32) in [0, 1], latents (B, 24, 4, 4).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from kornia.losses import ssim_loss
+from torch import Tensor, nn
+
+from models.vae import VAE, Encoder, Posterior
+from pipeline import d4
+from shards.schema import PATCH
+
+LATENT_SIDE = 4
+NOISE_VAR_FLOOR = 1e-4
+SSIM_WINDOW = 11
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    beta: float = 1.0  # weight of the KL term
+    noise_var: Literal["learned"] | float = "learned"  # 0.5 is the plain squared error
+    noise_var_init: float = 0.02  # where "learned" starts
+    stochastic: bool = True  # False: an autoencoder, the mean is decoded and there is no KL
+    equivariance: float = 0.0  # lambda; 0 switches the term off
+    group: Literal["D4", "C4"] = "D4"
+    form: Literal["mean", "features", "implicit"] = "mean"  # what the term compares
+    fibres: Literal["trivial", "regular"] = "trivial"  # rho: cells move; or channels as well
+    ssim: float = 0.0  # weight of D (1 - SSIM), a structural term beside the likelihood
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "equivariance", "ssim"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"objective.{name} is {getattr(self, name)}; expected >= 0")
+        if self.noise_var != "learned" and self.noise_var < NOISE_VAR_FLOOR:
+            raise ValueError(f"objective.noise_var is {self.noise_var}; expected >= 1e-4")
+        if self.form == "features" and self.fibres == "regular":
+            raise ValueError("regular fibres are defined on the latent: use form mean or implicit")
+
+
+def reconstruction_nll(x: Tensor, x_hat: Tensor, noise_var: Tensor | float) -> Tensor:
+    """D/2 log(2 v) + ||x - x^||^2 / (2 v), in nats up to a constant, mean over the batch.
+
+    v = 0.5 is exactly ||x - x^||^2. The learned v is sigma-VAE (Rybkin et al. 2021).
+    """
+    d = x[0].numel()
+    v = torch.as_tensor(noise_var, dtype=torch.float32, device=x.device)
+    squared = (x - x_hat).square().sum() / len(x)
+    return d / 2 * torch.log(2 * v) + squared / (2 * v)
+
+
+def kl_terms(mean: Tensor, log_var: Tensor) -> Tensor:
+    """KL(q || N(0, I)) of every latent entry, in nats, shaped like the mean."""
+    return 0.5 * (mean.square() + log_var.exp() - 1 - log_var)
+
+
+def sample(posterior: Posterior, noise: Tensor) -> Tensor:
+    """z = mean + exp(log_var / 2) noise."""
+    return posterior.mean + torch.exp(0.5 * posterior.log_var) * noise
+
+
+def structural_loss(x: Tensor, x_hat: Tensor) -> Tensor:
+    """D (1 - SSIM), mean over the batch; kornia returns (1 - SSIM) / 2."""
+    with torch.autocast(x.device.type, enabled=False):
+        return 2 * x[0].numel() * ssim_loss(x_hat, x, SSIM_WINDOW, max_val=1.0)
+
+
+class NoiseVariance(nn.Module):
+    """v = 1e-4 + exp(raw), one learned scalar; or a constant without parameters."""
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.learned = config.noise_var == "learned"
+        if self.learned:
+            start = math.log(config.noise_var_init - NOISE_VAR_FLOOR)
+            self.raw = nn.Parameter(torch.tensor(start))
+        else:
+            self.register_buffer("constant", torch.tensor(float(config.noise_var)))
+
+    def forward(self) -> Tensor:
+        return NOISE_VAR_FLOOR + self.raw.exp() if self.learned else self.constant
+
+
+class Action(nn.Module):
+    """How a group element moves images and latents: the tables of `pipeline.d4` as buffers.
+
+    Trivial fibres move the cells of the latent; regular ones permute its channels as well.
+    """
+
+    pixels: Tensor
+    cells: Tensor
+    channels: Tensor
+
+    def __init__(self, group: str, fibres: str, latent_channels: int) -> None:
+        super().__init__()
+        self.order = d4.ORDER[group]
+        self.regular = fibres == "regular"
+        self.register_buffer("pixels", d4.pixel_index(PATCH), persistent=False)
+        self.register_buffer("cells", d4.pixel_index(LATENT_SIDE), persistent=False)
+        if self.regular:
+            table = d4.channel_index(latent_channels, group)
+            self.register_buffer("channels", table, persistent=False)
+
+    def on_images(self, x: Tensor, g_B: Tensor) -> Tensor:
+        return d4.act(x, g_B, self.pixels)
+
+    def on_latents(self, z: Tensor, g_B: Tensor) -> Tensor:
+        moved = d4.act(z, g_B, self.cells)
+        return d4.act_channels(moved, g_B, self.channels) if self.regular else moved
+
+
+class Objective(nn.Module):
+    """(clean, corrupted, random tensors) to losses. Owns the noise variance."""
+
+    def __init__(self, config: ObjectiveConfig, latent_channels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.noise_var = NoiseVariance(config)
+        self.action = Action(config.group, config.fibres, latent_channels)
+        self.encode = self._encode_pair if self._compares_codes else self._encode_one
+
+    @property
+    def _compares_codes(self) -> bool:
+        return self.config.equivariance > 0 and self.config.form != "implicit"
+
+    def forward(
+        self, model: VAE, x: Tensor, x_tilde: Tensor, noise: Tensor, g_B: Tensor
+    ) -> dict[str, Tensor]:
+        """Scalars in float32: `loss` to optimise, and its terms in nats or squared units.
+
+        Args:
+            x: clean targets; x_tilde: what the encoder sees, both (B, 3, 32, 32).
+            noise: standard normal (B, 24, 4, 4).
+            g_B: one element other than the identity a sample.
+        """
+        config = self.config
+        q, q_moved = self.encode(model.encoder, x_tilde, g_B)
+        z = sample(q, noise) if config.stochastic else q.mean
+        x_hat = model.decoder(z)
+        nll = reconstruction_nll(x, x_hat, self.noise_var())
+        terms = {"reconstruction": nll, "mse": (x - x_hat.detach()).square().mean()}
+        total = nll
+        if config.stochastic:
+            terms["kl"] = kl_terms(q.mean, q.log_var).sum() / len(x)
+            total = total + config.beta * terms["kl"]
+        if config.equivariance > 0:
+            terms["equivariance"] = self.equivariance(model, x, q, q_moved, z, g_B)
+            total = total + config.equivariance * terms["equivariance"]
+        if config.ssim > 0:
+            terms["ssim"] = structural_loss(x, x_hat)
+            total = total + config.ssim * terms["ssim"]
+        return {"loss": total / x[0].numel(), **terms}
+
+    def equivariance(
+        self, model: VAE, x: Tensor, q: Posterior, q_moved: Posterior, z: Tensor, g_B: Tensor
+    ) -> Tensor:
+        """E_{g in G} ||phi(F(g x~)) - rho(g) phi(F(x~))||^2, phi the mean or the features;
+        or E ||g x - D(rho(g) z)||^2, the implicit form (EQ-VAE, Kouzelis et al. 2025).
+
+        Estimated with one g != e a sample, times (|G|-1)/|G| because the identity's term is 0,
+        so that lambda means the same for D4 and C4.
+        """
+        if self.config.form == "implicit":
+            seen = self.action.on_images(x, g_B)
+            expected = model.decoder(self.action.on_latents(z, g_B))
+        else:
+            seen = getattr(q_moved, self.config.form)
+            expected = self.action.on_latents(getattr(q, self.config.form), g_B)
+        order = self.action.order
+        return (order - 1) / order * (seen - expected).square().sum() / len(x)
+
+    def _encode_one(
+        self, encoder: Encoder, x: Tensor, g_B: Tensor
+    ) -> tuple[Posterior, Posterior]:
+        q = encoder(x)
+        return q, q
+
+    def _encode_pair(
+        self, encoder: Encoder, x: Tensor, g_B: Tensor
+    ) -> tuple[Posterior, Posterior]:
+        """One encoder call serves x~ and g x~."""
+        both = encoder(torch.cat([x, self.action.on_images(x, g_B)]))
+        mean, log_var, features = (tensor.chunk(2) for tensor in both)
+        return Posterior(mean[0], log_var[0], features[0]), Posterior(
+            mean[1], log_var[1], features[1]
+        )

@@ -1,0 +1,180 @@
+"""Opens a packed data set, and says which sample stands at which position of training.
+
+Positions count images from the start of training: position p is sample order(p mod n) of epoch
+p // n. The order depends on (seed, epoch, block) only: not on ranks, workers or batch size.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+from numpy.typing import NDArray
+
+from shards.schema import CARD_NAME, SIDECAR, DataError, DatasetCard, SplitCard, card_hash, load_card
+
+BLOCKS_PER_WINDOW = 256  # of a streamed order: 16,384 samples, 50 MB of pixels
+STREAM_BLOCK = 64  # consecutive samples that stay together when streaming
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a data set: its shards, and a row a sample in shard order."""
+
+    root: Path
+    name: str
+    card: SplitCard
+    png: str
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return self.card.count
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """(n,) class indices, -1 = none."""
+        return self.table["label"].to_numpy().astype(np.int64)
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """The source image of every sample: the group that statistics resample."""
+        return self.table["source"].to_pylist()
+
+    def keys(self, indices: NDArray[np.int64]) -> list[str]:
+        return self.table["key"].take(pa.array(indices)).to_pylist()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    root: Path
+    card: DatasetCard
+    splits: dict[str, Split]
+
+    @property
+    def hash(self) -> str:
+        """Covers every shard: it names the data set in run folders."""
+        return card_hash(self.card)
+
+    def split(self, name: str) -> Split:
+        if name not in self.splits:
+            raise DataError(
+                f"{self.root / CARD_NAME} has no split {name!r}, only {sorted(self.splits)}"
+            )
+        return self.splits[name]
+
+
+def open_dataset(root: Path) -> Dataset:
+    """Open and check a packed folder: sizes, sidecar hashes, first headers; no pixel is read.
+
+    Raises:
+        DataError: a shard is missing, resized, renamed or swapped, or a sidecar altered.
+    """
+    card = load_card(root)
+    splits = {}
+    for name, split in card.splits.items():
+        tables = [_open_shard(root, split, i, len(card.classes)) for i in range(len(split.shards))]
+        table = pa.concat_tables(tables) if tables else SIDECAR.empty_table()
+        splits[name] = Split(root, name, split, card.png, table)
+    _check_unique(root, [split.table["key"] for split in splits.values()])
+    return Dataset(root, card, splits)
+
+
+def _open_shard(root: Path, split: SplitCard, i: int, classes: int) -> pa.Table:
+    shard = split.shards[i]
+    tar, sidecar = root / f"{shard.name}.tar", root / f"{shard.name}.parquet"
+    for path, size in ((tar, shard.size), (sidecar, shard.sidecar_size)):
+        if not path.is_file():
+            raise DataError(f"{path} is missing; {CARD_NAME} lists it: copy or pack it again")
+        if path.stat().st_size != size:
+            raise DataError(
+                f"{path} has {path.stat().st_size} bytes, {CARD_NAME} says {size}: "
+                "it was truncated or altered; copy or pack it again"
+            )
+    blob = sidecar.read_bytes()
+    if xxhash.xxh3_64_hexdigest(blob) != shard.sidecar_xxh3:
+        raise DataError(f"{sidecar} was altered: its hash is not the one in {CARD_NAME}")
+    table = pq.read_table(pa.BufferReader(blob))
+    _check_rows(tar, table, shard.count, classes)
+    with open(tar, "rb") as file:
+        name = file.read(100).split(b"\0")[0].decode("ascii", "replace")
+    if name != f"{table['key'][0]}.png":
+        raise DataError(
+            f"{tar} begins with {name!r}, its sidecar with {table['key'][0]}: the shards of two "
+            "splits or data sets were swapped; restore the files"
+        )
+    return table
+
+
+def _check_rows(tar: Path, table: pa.Table, count: int, classes: int) -> None:
+    if not table.schema.equals(SIDECAR) or table.num_rows != count:
+        raise DataError(f"{tar.with_suffix('.parquet')} does not hold {count} rows of this format")
+    end = pc.max(pc.add(table["offset"], pc.cast(table["size"], pa.int64()))).as_py()
+    label = pc.min_max(table["label"]).as_py()
+    if pc.min(table["offset"]).as_py() < 0 or end > tar.stat().st_size:
+        raise DataError(f"{tar.with_suffix('.parquet')} points outside its tar")
+    if label["min"] < -1 or label["max"] >= classes:
+        raise DataError(f"{tar.with_suffix('.parquet')} has label {label}, of {classes} classes")
+
+
+def _check_unique(root: Path, keys: list[pa.ChunkedArray]) -> None:
+    total = sum(len(column) for column in keys)
+    distinct = pc.count_distinct(pa.chunked_array([c for k in keys for c in k.chunks], pa.string()))
+    if distinct.as_py() != total:
+        raise DataError(f"{root} holds {total - distinct.as_py()} keys twice: a shard was copied")
+
+
+class Order:
+    """The order of training over `count` samples, endless, epoch after epoch.
+
+    A permutation of blocks of consecutive samples, then of the samples within a window of blocks.
+    block = 1 is an exact uniform permutation (for splits in memory); larger blocks keep reads
+    of a streamed split sequential.
+    """
+
+    def __init__(self, count: int, seed: int, block: int) -> None:
+        if count < 1:
+            raise DataError("the split is empty: there is nothing to train on")
+        self.count, self.seed, self.block = count, seed, block
+        blocks = -(-count // block)
+        self.window = count if block == 1 else BLOCKS_PER_WINDOW * block
+        self.blocks = blocks
+        self._epoch, self._perm = -1, np.empty(0, np.int64)
+        self._window_id, self._samples = (-1, -1), np.empty(0, np.int64)
+
+    def take(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Sample indices at positions start..stop of training."""
+        parts = []
+        while start < stop:
+            epoch, offset = divmod(start, self.count)
+            begin, samples = self._window_at(epoch, offset)
+            part = samples[offset - begin : offset - begin + stop - start]
+            parts.append(part)
+            start += len(part)
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def _window_at(self, epoch: int, offset: int) -> tuple[int, NDArray[np.int64]]:
+        """The window that holds `offset` of `epoch`: where it begins and its samples in order."""
+        if epoch != self._epoch:
+            self._epoch, self._perm = epoch, self._rng(0, epoch).permutation(self.blocks)
+            self._sizes = np.full(self.blocks, self.block)
+            self._sizes[self._perm == self.blocks - 1] = self.count - (self.blocks - 1) * self.block
+            self._starts = np.concatenate([[0], self._sizes.cumsum()])
+        if self.block == 1:
+            return 0, self._perm
+        block = int(np.searchsorted(self._starts, offset, side="right")) - 1
+        window = block // BLOCKS_PER_WINDOW
+        first = window * BLOCKS_PER_WINDOW
+        if self._window_id != (epoch, window):
+            chosen = self._perm[first : first + BLOCKS_PER_WINDOW]
+            samples = (chosen[:, None] * self.block + np.arange(self.block)).ravel()
+            samples = samples[samples < self.count]
+            self._window_id = (epoch, window)
+            self._samples = self._rng(1, epoch, window).permutation(samples)
+        return int(self._starts[first]), self._samples
+
+    def _rng(self, *stream: int) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, *stream])))

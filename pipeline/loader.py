@@ -1,0 +1,144 @@
+"""Batches to the device: streamed from shards, resident in host memory, or on the device.
+
+A loader has no state: `batches(start, stop)` depends on positions alone, so resuming needs one
+integer, the images seen. Rank r takes positions r::world of each global batch; batches run on
+across epochs, so every batch has one shape and each epoch has each sample exactly once.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.index import STREAM_BLOCK, Order, Split
+from pipeline.reader import Reader
+from shards.schema import CHANNELS, PATCH, PATCH_BYTES
+
+Storage = Literal["auto", "stream", "host", "device"]
+PREFETCH = 3  # batches read ahead by one thread
+FILL = 4096  # samples a read when a split is loaded whole
+MEMORY_SHARE = 0.25  # of the free memory that a resident split may take
+
+
+class Batch(NamedTuple):
+    images: Tensor  # (b, 3, 32, 32) uint8 on the device, channels-last memory
+    labels: Tensor  # (b,) int64 on the device, -1 = none
+    indices: NDArray[np.int64]  # (b,) into the split
+
+
+class Store(Protocol):
+    def gather(self, indices: NDArray[np.int64]) -> Tensor:
+        """(n, 3, 32, 32) uint8 on the store's device."""
+        ...
+
+
+class Streamed:
+    """Reads each batch from the shards; memory does not grow with the split."""
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        self.reader, self.pin = Reader(split), device.type == "cuda"
+
+    def gather(self, indices: NDArray[np.int64]) -> Tensor:
+        images = torch.from_numpy(self.reader.read(indices))
+        return _channels_last(images.pin_memory() if self.pin else images)
+
+
+class HostResident:
+    """The split decoded once into host memory."""
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        self.pixels, self.pin = load_pixels(split).view(len(split), PATCH_BYTES), device.type == "cuda"
+
+    def gather(self, indices: NDArray[np.int64]) -> Tensor:
+        rows = torch.from_numpy(indices)
+        out = torch.empty(len(rows), PATCH_BYTES, dtype=torch.uint8, pin_memory=self.pin)
+        torch.index_select(self.pixels, 0, rows, out=out)
+        return _channels_last(out)
+
+
+class DeviceResident:
+    """The split decoded once into device memory: a batch is one gather there."""
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        self.pixels = load_pixels(split).view(len(split), PATCH_BYTES).to(device)
+
+    def gather(self, indices: NDArray[np.int64]) -> Tensor:
+        rows = torch.from_numpy(indices).to(self.pixels.device, non_blocking=True)
+        return _channels_last(torch.index_select(self.pixels, 0, rows))
+
+
+STORES: dict[str, Callable[[Split, torch.device], Store]] = {
+    "stream": Streamed,
+    "host": HostResident,
+    "device": DeviceResident,
+}
+
+
+def choose_storage(split: Split, device: torch.device, local_ranks: int = 1) -> str:
+    """Where the split fits: a quarter of the free device memory, of the host's, or streamed."""
+    need = len(split) * PATCH_BYTES
+    if device.type == "cuda" and need < MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return "device"
+    if need < MEMORY_SHARE * psutil.virtual_memory().available / local_ranks:
+        return "host"
+    return "stream"
+
+
+def load_pixels(split: Split) -> Tensor:
+    """The whole split: (n, 32, 32, 3) uint8 in host memory, in sample order."""
+    pixels = np.empty((len(split), PATCH, PATCH, CHANNELS), np.uint8)
+    reader = Reader(split)
+    for start in range(0, len(split), FILL):
+        stop = min(start + FILL, len(split))
+        pixels[start:stop] = reader.read(np.arange(start, stop))
+    reader.close()
+    return torch.from_numpy(pixels)
+
+
+class Loader:
+    """Training batches of one rank."""
+
+    def __init__(
+        self, split: Split, batch_size: int, seed: int, device: torch.device,
+        storage: str, rank: int = 0, world: int = 1,
+    ) -> None:  # fmt: skip
+        """`batch_size` is global and divisible by `world`; `storage` is a key of STORES."""
+        if batch_size % world:
+            raise ValueError(f"batch size {batch_size} is not divisible by {world} processes")
+        self.batch_size, self.device, self.rank, self.world = batch_size, device, rank, world
+        self.order = Order(len(split), seed, STREAM_BLOCK if storage == "stream" else 1)
+        self.store = STORES[storage](split, device)
+        self.labels = torch.from_numpy(split.labels)
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches that begin at images seen `start`, `start` + batch size, ... below `stop`."""
+        pending: deque[Future[tuple[Tensor, NDArray[np.int64]]]] = deque()
+        positions = iter(range(start, stop, self.batch_size))
+        with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
+            try:
+                pending.extend(thread.submit(self._read, p) for p, _ in zip(positions, range(PREFETCH), strict=False))
+                while pending:
+                    images, indices = pending.popleft().result()
+                    if (position := next(positions, None)) is not None:
+                        pending.append(thread.submit(self._read, position))
+                    labels = self.labels[torch.from_numpy(indices)]
+                    yield Batch(self._to_device(images), self._to_device(labels), indices)
+            finally:
+                thread.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, position: int) -> tuple[Tensor, NDArray[np.int64]]:
+        indices = self.order.take(position, position + self.batch_size)[self.rank :: self.world]
+        return self.store.gather(indices), indices
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+
+def _channels_last(pixels: Tensor) -> Tensor:
+    return pixels.view(-1, PATCH, PATCH, CHANNELS).permute(0, 3, 1, 2)

@@ -1,0 +1,108 @@
+"""What will be packed where: the order of the patches, their keys, and the shards they fill."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import xxhash
+
+from shards.names import group_pattern
+from shards.schema import VERSION, DataError, shard_name
+from shards.sources import Patch
+from shards.split import SPLITS
+
+MAX_PATCHES = 10**9  # nine digits of the key
+MAX_SHARD_SIZE = 1 << 20
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """How to pack. All but `workers`, `skip_bad` and `overwrite` decide the bytes written."""
+
+    png: Literal["stored", "keep"] = "stored"
+    """stored: uncompressed PNGs of one fixed layout, the fastest to read (5120 bytes a labelled
+    sample). keep: the source bytes."""
+    shard_size: int = 16384
+    """Samples in a shard."""
+    workers: int = 0
+    """Processes; 0: one a usable core, or none beside this one when there is little to do."""
+    seed: int = 0
+    """Of the permutation within each split."""
+    skip_bad: int = 0
+    """Go on without up to this many files that are not usable patches; they are listed."""
+    overwrite: bool = False
+    """Replace the data set in OUT; files that are not part of it stay."""
+    group_regex: str | None = None
+    """Searched in each relative path; its first group is the source image. Default: the file
+    name before __"""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shard_size <= MAX_SHARD_SIZE:
+            raise ValueError(f"shard-size is {self.shard_size}, expected 1 to {MAX_SHARD_SIZE}")
+        for name in ("workers", "seed", "skip_bad"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        if self.png not in ("stored", "keep"):
+            raise ValueError(f"png is {self.png!r}, expected stored or keep")
+        try:
+            group_pattern(self.group_regex)
+        except DataError as error:
+            raise ValueError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    name: str
+    split: str
+    first_key: int  # patch i has the key first_key + i, also when one before it is skipped
+    patches: list[Patch]
+
+
+@dataclass(frozen=True)
+class Plan:
+    classes: list[str]  # sorted; empty when unlabelled
+    key_ranges: dict[str, tuple[int, int]]  # by split: first key, one past the last
+    shards: list[ShardPlan]
+    digest: str  # of everything that decides the bytes: options, and every file's size and time
+
+
+def make_plan(patches: list[Patch], options: PackOptions) -> Plan:
+    """The plan for a sorted list of patches: the same list and options give the same plan.
+
+    Raises:
+        DataError: more patches than keys.
+    """
+    if len(patches) >= MAX_PATCHES:
+        raise DataError(f"{len(patches)} patches, expected fewer than {MAX_PATCHES}")
+    shards: list[ShardPlan] = []
+    ranges: dict[str, tuple[int, int]] = {}
+    key = 0
+    for split in SPLITS:
+        members = [patch for patch in patches if patch.split == split]
+        if not members:
+            continue
+        ordered = [members[i] for i in _permutation(len(members), options.seed, split)]
+        for number, start in enumerate(range(0, len(ordered), options.shard_size)):
+            part = ordered[start : start + options.shard_size]
+            shards.append(ShardPlan(shard_name(split, number), split, key + start, part))
+        ranges[split] = (key, key + len(ordered))
+        key += len(ordered)
+    classes = sorted({patch.label for patch in patches if patch.label is not None})
+    return Plan(classes, ranges, shards, _digest(shards, options))
+
+
+def _permutation(count: int, seed: int, split: str) -> list[int]:
+    """A permutation from the raw stream of PCG64, which NumPy keeps fixed across versions."""
+    bits = np.random.PCG64(np.random.SeedSequence([seed, *split.encode()])).random_raw(count)
+    order: list[int] = np.argsort(bits, kind="stable").tolist()
+    return order
+
+
+def _digest(shards: list[ShardPlan], options: PackOptions) -> str:
+    deciding = asdict(options) | {"workers": None, "skip_bad": None, "overwrite": None}
+    digest = xxhash.xxh3_64(json.dumps([VERSION, deciding], sort_keys=True))
+    for shard in shards:
+        rows = [(patch.path, patch.size, patch.mtime_ns) for patch in shard.patches]
+        digest.update(json.dumps([shard.name, rows]))
+    return digest.hexdigest()

@@ -1,0 +1,240 @@
+"""PNG of one kind, 8-bit RGB 32x32: refused from its header, decoded, and stored in a fixed layout.
+
+The path of a patch that is packed is `inflate` (every check) and `unfilter` (a batch at once).
+`store` writes the layout that makes reading a strided copy::
+
+    byte 0    signature and IHDR, the same 33 bytes in every patch
+    byte 33   IDAT: length, type, zlib header 78 01, one uncompressed deflate block
+    byte 48   32 rows of one filter byte (0) and 96 bytes RGBRGB...
+    byte 3152 adler32, CRC, IEND; 3172 bytes in all
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import kornia_rs.io
+import numpy as np
+import numpy.typing as npt
+
+from shards.schema import CHANNELS, PATCH
+
+Pixels = npt.NDArray[np.uint8]
+
+MAX_PNG_BYTES = 4 << 20  # a slide's colour profile travels in some patches; more is no patch
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+STORED_ROW = 1 + PATCH * CHANNELS
+STORED_PIXELS = 48
+RAW_BYTES = PATCH * STORED_ROW
+STORED_PNG_BYTES = STORED_PIXELS + RAW_BYTES + 4 + 4 + 12
+
+# No compressor doubles its input: a longer IDAT is a bomb or padding.
+_MAX_IDAT = 2 * RAW_BYTES
+_MAX_BLOCK = 0xFFFF  # of uncompressed deflate
+_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}
+_FORMATS = {
+    b"\xff\xd8\xff": "a JPEG",
+    b"GIF8": "a GIF",
+    b"BM": "a BMP",
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"RIFF": "a WebP",
+}
+_REFUSED = {
+    b"acTL": "animated PNG, expected a single image",
+    b"tRNS": "a transparent colour (tRNS), expected plain RGB",
+    b"IHDR": "a second IHDR chunk",
+}
+
+
+class PngError(ValueError):
+    """Bytes that are not a PNG we accept; the message is the reason, without the file's name."""
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    crc = zlib.crc32(kind + body)
+    return len(body).to_bytes(4, "big") + kind + body + crc.to_bytes(4, "big")
+
+
+def _header(width: int, height: int) -> bytes:
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    return SIGNATURE + _chunk(b"IHDR", size + bytes([8, 2, 0, 0, 0]))
+
+
+_HEADER = _header(PATCH, PATCH)
+_END = _chunk(b"IEND", b"")
+
+
+def check(data: bytes) -> None:
+    """Check the header, then every chunk's CRC, without decompressing anything.
+
+    Raises:
+        PngError: empty, truncated or altered data, another format, another size or kind of
+            pixel, an animation, bytes after the end.
+    """
+    _idat(data)
+
+
+def inflate(data: bytes) -> bytes:
+    """The 32 filtered rows (3104 bytes) of a PNG after every check, checksums included.
+
+    Raises:
+        PngError: as `check`, or a zlib stream that is corrupt or of another length.
+    """
+    try:
+        # A larger first buffer than the rows need lets zlib finish in one call.
+        raw = zlib.decompress(_idat(data), zlib.MAX_WBITS, RAW_BYTES + 64)
+    except zlib.error as error:
+        raise PngError(f"corrupt pixels: {error}") from None
+    if len(raw) != RAW_BYTES:
+        raise PngError(f"corrupt pixels: {len(raw)} bytes of rows, expected {RAW_BYTES}")
+    if max(raw[::STORED_ROW]) > 4:
+        raise PngError(f"corrupt pixels: row filter {max(raw[::STORED_ROW])}, expected 0 to 4")
+    return raw
+
+
+def unfilter(raws: Sequence[bytes]) -> Pixels:
+    """(n, 32, 32, 3) pixels of n results of `inflate`.
+
+    One tall image a call: a zero row between two patches is the row above that the PNG standard
+    gives to a first row, so the patches stay independent, and the cost of a call is shared.
+    """
+    count = len(raws)
+    if not count:
+        return np.empty((0, PATCH, PATCH, CHANNELS), np.uint8)
+    rows = bytes(STORED_ROW).join(raws)
+    height = count * (PATCH + 1) - 1
+    tall = _header(PATCH, height) + _chunk(b"IDAT", _uncompressed(rows)) + _END
+    pixels = kornia_rs.io.decode_image_png_u8(tall, (height, PATCH), "rgb")
+    out = np.empty((count, PATCH + 1, PATCH, CHANNELS), np.uint8)
+    out.reshape(-1, PATCH, CHANNELS)[:height] = pixels
+    return out[:, :PATCH]
+
+
+def _uncompressed(rows: bytes) -> bytes:
+    """A zlib stream of uncompressed blocks."""
+    parts = [b"\x78\x01"]
+    for start in range(0, len(rows), _MAX_BLOCK):
+        block = rows[start : start + _MAX_BLOCK]
+        size = len(block)
+        parts.append(bytes([start + size == len(rows)]))
+        parts.append(size.to_bytes(2, "little") + (size ^ 0xFFFF).to_bytes(2, "little"))
+        parts.append(block)
+    return b"".join(parts) + zlib.adler32(rows).to_bytes(4, "big")
+
+
+def decode(data: bytes) -> Pixels:
+    """(32, 32, 3) pixels of a PNG after every check of `inflate`.
+
+    Raises:
+        PngError: as `inflate`.
+    """
+    return unfilter([inflate(data)])[0]
+
+
+def decode_trusted(data: bytes) -> Pixels:
+    """(32, 32, 3) pixels of a PNG whose bytes have the CRC-32 that packing recorded.
+
+    Twice as fast as `decode`: the pixel checksum inside the PNG is not checked a second time.
+
+    Raises:
+        PngError: the PNG is not decodable.
+    """
+    if data[:33] != _HEADER or data[37:41] != b"IDAT":
+        return decode(data)  # what other chunks may hold is never handed to the fast decoder
+    try:
+        pixels: Pixels = kornia_rs.io.decode_image_png_u8(data, (PATCH, PATCH), "rgb")
+    except Exception as error:  # the decoder raises nothing narrower
+        raise PngError(f"corrupt PNG: {error}") from None
+    return pixels
+
+
+def store(pixels: Pixels) -> Pixels:
+    """The fixed layout: (n, 32, 32, 3) uint8 to (n, STORED_PNG_BYTES) uint8, one PNG a row."""
+    count = len(pixels)
+    out = np.empty((count, STORED_PNG_BYTES), np.uint8)
+    out[:] = np.frombuffer(_TEMPLATE, np.uint8)
+    stored_pixels(out)[:] = pixels
+    data, end = out.reshape(-1).data, STORED_PIXELS + RAW_BYTES
+    for start in range(0, count * STORED_PNG_BYTES, STORED_PNG_BYTES):
+        adler = zlib.adler32(data[start + STORED_PIXELS : start + end])
+        data[start + end : start + end + 4] = adler.to_bytes(4, "big")
+        crc = zlib.crc32(data[start + 37 : start + end + 4])
+        data[start + end + 4 : start + end + 8] = crc.to_bytes(4, "big")
+    return out
+
+
+_TEMPLATE = _HEADER + _chunk(b"IDAT", _uncompressed(bytes(RAW_BYTES))) + _END
+
+
+def stored_pixels(samples: Pixels) -> Pixels:
+    """A view of the pixels, (n, 32, 32, 3): no bytes are decoded, checked or copied.
+
+    Args:
+        samples: (n, m) uint8 with m >= STORED_PNG_BYTES; row i starts with the first byte of
+            PNG i in the stored layout. Columns must be contiguous, rows may have any stride.
+    """
+    rows = samples[:, STORED_PIXELS : STORED_PIXELS + RAW_BYTES]
+    rows = rows.reshape(len(samples), PATCH, STORED_ROW)
+    return rows[:, :, 1:].reshape(len(samples), PATCH, PATCH, CHANNELS)
+
+
+def _idat(data: bytes) -> bytes:
+    """The zlib stream, after every check that needs no decompression."""
+    if data[:33] != _HEADER:
+        _refuse_header(data)
+    parts, size, at, kind = [], 0, 33, b""
+    while kind != b"IEND":
+        before, kind = kind, data[at + 4 : at + 8]
+        length = int.from_bytes(data[at : at + 4], "big")
+        end = at + 12 + length
+        if len(kind) < 4 or end > len(data):
+            raise PngError(f"truncated: {len(data)} bytes end inside the chunk at byte {at}")
+        if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise PngError(f"CRC mismatch in the chunk {kind!r} at byte {at}")
+        if kind == b"IDAT":
+            if parts and before != b"IDAT":
+                raise PngError(f"the IDAT chunk at byte {at} does not follow the one before")
+            parts.append(data[at + 8 : end - 4])
+            size += length
+        else:
+            _refuse_chunk(kind, length)
+        at = end
+    if at != len(data):
+        raise PngError(f"{len(data) - at} bytes after the end of the image")
+    if not parts or size > _MAX_IDAT:
+        raise PngError(f"{size} bytes of compressed pixels, expected 1 to {_MAX_IDAT}")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _refuse_chunk(kind: bytes, length: int) -> None:
+    if kind in _REFUSED:
+        raise PngError(_REFUSED[kind])
+    if kind == b"IEND" and length:
+        raise PngError(f"the closing chunk holds {length} bytes, expected none")
+    if not kind[0] & 0x20 and kind not in (b"PLTE", b"IEND"):
+        raise PngError(f"unknown critical chunk {kind!r}")
+
+
+def _refuse_header(data: bytes) -> None:
+    """Say what is wrong with a start that is not byte for byte the header we accept."""
+    if not data:
+        raise PngError("empty file")
+    if not data.startswith(SIGNATURE[: len(data)]):
+        known = (name for magic, name in _FORMATS.items() if data.startswith(magic))
+        raise PngError(f"not a PNG but {next(known, 'something else')} (starts with {data[:4]!r})")
+    if len(data) < 33:
+        raise PngError(f"truncated: {len(data)} bytes end inside the header")
+    if data[8:16] != b"\0\0\0\rIHDR":
+        raise PngError(f"the first chunk is {data[12:16]!r}, expected IHDR with 13 bytes")
+    if zlib.crc32(data[12:29]) != int.from_bytes(data[29:33], "big"):
+        raise PngError("CRC mismatch in the header chunk IHDR")
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    depth, colour, compression, filtering, interlace = data[24:29]
+    if (width, height) != (PATCH, PATCH):
+        raise PngError(f"{width}x{height} pixels, expected {PATCH}x{PATCH}")
+    if (depth, colour) != (8, 2):
+        name = _COLOURS.get(colour, f"unknown colour type {colour}")
+        raise PngError(f"{depth}-bit {name}, expected 8-bit RGB")
+    if interlace:
+        raise PngError("interlaced (Adam7), expected none: save it again without interlacing")
+    raise PngError(f"compression {compression} and filtering {filtering}, expected 0 and 0")

@@ -1,0 +1,39 @@
+"""The order of training: each sample once an epoch, and nothing but (seed, epoch, block) matters."""
+
+import numpy as np
+import pytest
+
+from pipeline.index import BLOCKS_PER_WINDOW, Order
+
+
+@pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 1000, 64 * BLOCKS_PER_WINDOW * 2 + 17])
+@pytest.mark.parametrize("block", [1, 64])
+def test_each_sample_once_an_epoch(count: int, block: int) -> None:
+    order = Order(count, 0, block)
+    for epoch in range(2):
+        taken = order.take(epoch * count, (epoch + 1) * count)
+        assert np.array_equal(np.sort(taken), np.arange(count))
+
+
+@pytest.mark.parametrize("block", [1, 64])
+def test_any_way_of_asking_gives_the_same_order(block: int) -> None:
+    count = 40_000
+    whole = Order(count, 7, block).take(0, 100_000)
+    pieces = Order(count, 7, block)
+    for start in (99_000, 39_900, 0, 16_300, 80_000, 39_900):
+        assert np.array_equal(pieces.take(start, start + 700), whole[start : start + 700])
+
+
+def test_epochs_and_seeds_differ() -> None:
+    a, b = Order(500, 0, 1), Order(500, 1, 1)
+    assert not np.array_equal(a.take(0, 500), a.take(500, 1000))
+    assert not np.array_equal(a.take(0, 500), b.take(0, 500))
+
+
+def test_ranks_share_one_global_order() -> None:
+    order = Order(100, 0, 1)
+    batch = order.take(0, 60)
+    for world in (1, 2, 3):
+        dealt = [batch[rank::world] for rank in range(world)]
+        assert sorted(np.concatenate(dealt)) == sorted(batch)
+        assert len({len(part) for part in dealt}) == 1

@@ -1,0 +1,148 @@
+"""The composed configuration of a run, and the named presets.
+
+Each setting lives in the dataclass of the part that it configures; a preset is a function that
+returns a changed base. `None` means "chosen for the device and the data, and recorded".
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from models.objective import ObjectiveConfig
+from models.vae import ModelConfig
+from pipeline import corrupt
+from pipeline.corrupt import CorruptionConfig
+from pipeline.loader import Storage
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, cosine after a linear warm-up, clipping, EMA; all as fractions of the images seen."""
+
+    lr: float = 4e-3
+    warmup: float = 0.02  # share of the images
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01  # on convolution weights only
+    noise_var_lr: float = 10.0  # times lr: one log-scale scalar has further to go than a weight
+    clip: float = 1.0  # global gradient norm
+    ema_halflife: float = 0.05  # of the images seen so far
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How often a run looks up from the work, as counts over the whole run."""
+
+    logs: int = 100
+    validations: int = 10
+    checkpoints: int = 10
+    keep_checkpoints: int = 2
+    validation_images: int = 1024
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that determines a run's result, together with the data set."""
+
+    seed: int = 0
+    images: int | None = None  # budget in images seen, rounded up to whole batches
+    batch_size: int | None = None  # global; 256 on CPU, 2048 on a GPU
+    precision: Literal["bf16", "fp32"] | None = None  # bf16 where the hardware has it
+    compile: bool | None = None  # one graph from uint8 to loss; on a GPU
+    deterministic: bool = False  # deterministic kernels on a GPU (the CPU ones are)
+    storage: Storage = "auto"  # where the train split lives: stream, host or device memory
+    augment: bool = True  # D4, elements i.i.d. uniform
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
+
+
+LAMBDA = 0.3
+
+
+def vae() -> Config:
+    """The plain VAE: the encoder sees the clean image."""
+    return Config(corruption=corrupt.NONE)
+
+
+def ae() -> Config:
+    """An autoencoder: the mean is decoded and there is no KL."""
+    return replace(vae(), objective=ObjectiveConfig(beta=0.0, stochastic=False))
+
+
+def dvae() -> Config:
+    """The denoising VAE: the encoder sees a corrupted image, the target is clean."""
+    return Config()
+
+
+def eq_dvae() -> Config:
+    """DVAE with the equivariance term under D4."""
+    return Config(objective=ObjectiveConfig(equivariance=LAMBDA))
+
+
+def eq_dvae_c4() -> Config:
+    """DVAE with the equivariance term under C4, the quarter turns."""
+    return Config(objective=ObjectiveConfig(equivariance=LAMBDA, group="C4"))
+
+
+def eq_dvae_refined() -> Config:
+    """EQ-DVAE on the `refined` architecture."""
+    return replace(eq_dvae(), model=ModelConfig(architecture="refined"))
+
+
+PRESETS: dict[str, Callable[[], Config]] = {
+    "ae": ae,
+    "vae": vae,
+    "dvae": dvae,
+    "eq-dvae": eq_dvae,
+    "eq-dvae-c4": eq_dvae_c4,
+    "eq-dvae-refined": eq_dvae_refined,
+}
+DEFAULT_PRESET = "eq-dvae"
+
+
+def differences(a: Any, b: Any, prefix: str = "") -> list[str]:
+    """Lines `setting: a -> b` for every setting in which two configs (as dicts) differ."""
+    lines = []
+    for name in sorted({*a, *b}):
+        left, right = a.get(name), b.get(name)
+        if isinstance(left, dict) and isinstance(right, dict):
+            lines += differences(left, right, f"{prefix}{name}.")
+        elif left != right:
+            lines.append(f"{prefix}{name}: {left} -> {right}")
+    return lines
+
+
+def as_json(config: Config) -> dict[str, Any]:
+    """The config as plain JSON types: tuples are lists, as they come back from a file."""
+    return _plain(asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def from_json(raw: dict[str, Any]) -> Config:
+    """The inverse of `as_json`: `config.json` alone rebuilds a run."""
+    return _build(Config, raw)
+
+
+def _build(cls: Any, raw: dict[str, Any]) -> Any:
+    values = {}
+    for name, value in raw.items():
+        part = {f.name: f.default_factory for f in dataclasses.fields(cls)}[name]
+        if isinstance(value, dict):
+            values[name] = _build(part, value)
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)

@@ -1,0 +1,51 @@
+"""Where training data comes from when none is named: data/shards, data/raw, or synthetic."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from shards.pack import PackOptions, pack
+from shards.schema import CARD_NAME, DataError
+from shards.synthetic import SyntheticConfig, generate
+
+SHARDS, RAW, SYNTHETIC = Path("data/shards"), Path("data/raw"), Path("data/synthetic")
+SYNTHETIC_IMAGES = 25_600  # training budget on the synthetic set: about a minute on two cores
+
+
+def find_data(named: Path | None) -> tuple[Path, str]:
+    """The packed folder to train on, made first where needed, and a sentence on why.
+
+    Raises:
+        DataError: `named` is not a packed data set, or data/raw cannot be packed.
+    """
+    if named is not None:
+        return _packed(named), f"data: {named}"
+    if SHARDS.exists():
+        return _packed(SHARDS), f"data: {SHARDS}"
+    if RAW.exists():
+        pack(RAW, SHARDS, PackOptions())
+        return SHARDS, f"data: {SHARDS}, packed from {RAW}"
+    shards = SYNTHETIC / "shards"
+    if not (shards / CARD_NAME).exists():
+        raw = SYNTHETIC / "raw"
+        if not raw.exists():
+            generate(raw, SyntheticConfig())
+        pack(raw, shards, PackOptions())
+    return shards, (
+        f"data: {shards}, SYNTHETIC patches, since neither {SHARDS} nor {RAW} exists; "
+        "pack your own with: python -m shards.pack SOURCE data/shards"
+    )
+
+
+def is_synthetic(data: Path) -> bool:
+    return data == SYNTHETIC / "shards"
+
+
+def _packed(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise DataError(f"{folder} does not exist; name a packed folder with --data")
+    if not (folder / CARD_NAME).exists():
+        raise DataError(
+            f"{folder} has no {CARD_NAME}: it is not a packed data set. "
+            f"Pack patches with: python -m shards.pack {folder} OUT"
+        )
+    return folder

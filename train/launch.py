@@ -1,0 +1,99 @@
+"""From a launcher's environment to a ready accelerator and a config without gaps."""
+
+import os
+from dataclasses import replace
+
+import psutil
+import torch
+from accelerate import Accelerator
+
+from pipeline.index import Split
+from pipeline.loader import choose_storage
+from shards.schema import DataError
+from train.config import Config
+
+BF16_CAPABILITY = (8, 0)
+CPU_BATCH, GPU_BATCH = 256, 2048
+CPU_IMAGES, GPU_IMAGES = 100_000, 20_000_000
+
+
+def start_accelerator() -> Accelerator:
+    """The accelerator of this rank, threads set.
+
+    The launcher sets OMP_NUM_THREADS=1, which halves the speed on CPU; usable cores are shared
+    among the ranks of this machine instead.
+
+    Raises:
+        DataError: the launcher started more processes than take part.
+    """
+    cpu = not torch.cuda.is_available()
+    if cpu:
+        torch.set_num_threads(max(1, usable_cores() // local_ranks()))
+    accelerator = Accelerator(cpu=cpu)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != accelerator.num_processes:
+        raise DataError(
+            f"the launcher started {world} processes but {accelerator.num_processes} take part; "
+            "launch with: accelerate launch --config_file accelerate_config.yaml "
+            f"--num_processes {world} train/main.py"
+        )
+    return accelerator
+
+
+def usable_cores() -> int:
+    return len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else (
+        os.cpu_count() or 1
+    )
+
+
+def local_ranks() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def device_warning() -> str | None:
+    """What to tell a user whose NVIDIA device torch cannot use; None when all is well."""
+    if torch.cuda.is_available() or not os.path.exists("/dev/nvidiactl"):
+        return None
+    return (
+        "WARNING: this machine has an NVIDIA device, but torch cannot use it and training runs on "
+        f"the CPU. torch {torch.__version__} was built for CUDA {torch.version.cuda}: update the "
+        "driver, or install a torch wheel built for your driver's CUDA version."
+    )
+
+
+def resolve(config: Config, split: Split, device: torch.device, ranks: int) -> Config:
+    """Fill every `None` and "auto" for this device and data.
+
+    Raises:
+        DataError: settings that this device cannot run.
+    """
+    cuda = device.type == "cuda"
+    bf16 = _has_bf16(device)
+    if config.precision == "bf16" and cuda and not bf16:
+        raise DataError("bf16 needs a GPU of compute capability 8.0; use --precision fp32")
+    batch = config.batch_size or (GPU_BATCH if cuda else CPU_BATCH)
+    if batch % ranks:
+        raise DataError(f"--batch-size {batch} is not divisible by {ranks} processes")
+    storage = config.storage
+    if storage == "device" and not cuda:
+        raise DataError("--storage device needs a GPU; use host or stream")
+    return replace(
+        config,
+        batch_size=batch,
+        images=config.images or (GPU_IMAGES if cuda else CPU_IMAGES),
+        precision=config.precision or ("bf16" if bf16 else "fp32"),
+        compile=cuda if config.compile is None else config.compile,
+        storage=choose_storage(split, device, local_ranks()) if storage == "auto" else storage,
+    )
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= BF16_CAPABILITY
+    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def set_deterministic() -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

@@ -1,0 +1,266 @@
+"""The training loop: everything is a function of images seen."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from eval.metrics import validate
+from models import snapshot
+from models.objective import Objective
+from models.vae import VAE, build
+from pipeline.index import Dataset, Split
+from pipeline.loader import Batch, Loader
+from pipeline.reader import Reader
+from shards.schema import DataError
+from train import state
+from train.config import Config, OptimConfig
+from train.step import TrainStep, generator_for
+from train.tracker import Progress, Sums, Tracker
+
+Say = Callable[[str], None]
+
+
+class NonFiniteLoss(Exception):
+    """A loss term was NaN or infinite; the message names step, terms and samples."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The run in steps: all intervals and the budget, settled once at the top."""
+
+    batch: int
+    steps: int
+    log_every: int
+    validate_every: int
+    checkpoint_every: int
+
+    @property
+    def images(self) -> int:
+        return self.steps * self.batch
+
+
+def plan(config: Config) -> Plan:
+    """Round the budget up to whole batches and spread the intervals over it."""
+    assert config.images is not None and config.batch_size is not None
+    steps = -(-config.images // config.batch_size)
+    every = [max(1, steps // max(1, n)) for n in
+             (config.loop.logs, config.loop.validations, config.loop.checkpoints)]  # fmt: skip
+    return Plan(config.batch_size, steps, *every)
+
+
+def learning_rate(optim: OptimConfig, progress: float) -> float:
+    """Linear warm-up, then cosine to 0; `progress` is images seen / budget, in [0, 1]."""
+    if progress < optim.warmup:
+        return optim.lr * progress / optim.warmup
+    rest = (progress - optim.warmup) / (1 - optim.warmup)
+    return optim.lr * 0.5 * (1 + math.cos(math.pi * rest))
+
+
+def ema_decay(optim: OptimConfig, images_seen: int, batch: int) -> float:
+    """Decay of one step for a half-life that is a share of the images seen (EDM2)."""
+    return float(0.5 ** (batch / max(optim.ema_halflife * images_seen, 1e-8)))
+
+
+def make_optimizer(step: TrainStep, optim: OptimConfig) -> torch.optim.AdamW:
+    """Weight decay on convolution weights only; the noise variance has a rate of its own."""
+    model = list(step.model.parameters())
+    groups = [
+        {"params": [p for p in model if p.ndim == 4], "weight_decay": optim.weight_decay},
+        {"params": [p for p in model if p.ndim < 4], "weight_decay": 0.0},
+        {"params": list(step.objective.parameters()), "weight_decay": 0.0,
+         "scale": optim.noise_var_lr},
+    ]  # fmt: skip
+    groups = [{"scale": 1.0, **group} for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
+
+
+class Trainer:
+    """One rank's share of a run. `run` is the run folder, `config` has every `None` resolved."""
+
+    def __init__(
+        self, accelerator: Accelerator, config: Config, dataset: Dataset, run: Path, say: Say
+    ) -> None:
+        self.accelerator, self.config, self.dataset, self.run = accelerator, config, dataset, run
+        self.say, self.plan, self.device = say, plan(config), accelerator.device
+        self.split = dataset.split("train")
+        model = build(config.model, config.seed, dataset.card.channel_mean)
+        objective = Objective(config.objective, config.model.latent_channels)
+        assert config.precision is not None
+        self.step = TrainStep(model, objective, config.corruption, config.precision, config.augment)
+        self.step.to(self.device)
+        self.model = self.step.model
+        self.ema = copy.deepcopy(self.model).requires_grad_(False)
+        self.optimizer = make_optimizer(self.step, config.optim)
+        if config.compile:
+            self.step.compile(fullgraph=True, dynamic=False)
+        self.forward: nn.Module = accelerator.prepare(self.step)
+        self.loader = Loader(
+            self.split, self.plan.batch, config.seed, self.device, config.storage,
+            accelerator.process_index, accelerator.num_processes,
+        )  # fmt: skip
+        self.sums = Sums(self._loss_names(), self.device)
+        self.validation = self._validation_images()
+        self.done = 0  # steps
+
+    @property
+    def images_seen(self) -> int:
+        return self.done * self.plan.batch
+
+    def train(self, tracker: Tracker, interrupted: Callable[[], bool]) -> bool:
+        """Run to the end of the budget; False when `interrupted` after saving a checkpoint."""
+        progress = Progress(self.plan.images, self.images_seen, self.say)
+        for batch in self.loader.batches(self.images_seen, self.plan.images):
+            self._update(batch)
+            last = self.done == self.plan.steps
+            stop = self._any_rank(interrupted())
+            if last or self.done % self.plan.log_every == 0:
+                self._log(tracker, progress)
+            if last or self.done % self.plan.validate_every == 0:
+                self._validate(tracker)
+            if last or stop or self.done % self.plan.checkpoint_every == 0:
+                self._checkpoint(tracker)
+            if stop and not last:
+                return False
+        return True
+
+    def _update(self, batch: Batch) -> None:
+        """One optimizer step on one global batch."""
+        optim, seen = self.config.optim, self.images_seen
+        rate = learning_rate(optim, (seen + self.plan.batch) / self.plan.images)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        rank = self.accelerator.process_index
+        draws = self.step.draw(
+            len(batch.images), generator_for(self.config.seed, seen, rank, self.device)
+        )
+        losses = self.forward(batch.images, draws)
+        self.accelerator.backward(losses["loss"])
+        norm = nn.utils.clip_grad_norm_(self.step.parameters(), optim.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done += 1
+        decay = ema_decay(optim, self.images_seen, self.plan.batch)
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
+        self.sums.add({**losses, "grad_norm": norm, "noise_var": self.step.objective.noise_var()}, seen)
+        if self.device.type == "cpu":  # no synchronisation there: stop at the very step
+            self._refuse_non_finite()
+
+    def _log(self, tracker: Tracker, progress: Progress) -> None:
+        self._refuse_non_finite()
+        means = self.sums.flush()
+        values = torch.tensor(list(means.values()), device=self.device, dtype=torch.float64)
+        means = dict(zip(means, self.accelerator.reduce(values, "mean").tolist(), strict=True))
+        if self.accelerator.is_main_process:
+            means["lr"] = self.optimizer.param_groups[0]["lr"]
+            tracker.write("train", self.images_seen, means)
+            note = f"loss {means['loss']:.4f}  mse {means['mse']:.5f}"
+            progress.update(self.images_seen, note)
+
+    def _validate(self, tracker: Tracker) -> None:
+        """On the EMA weights and the main rank, whose model is every rank's."""
+        if self.validation is not None and self.accelerator.is_main_process:
+            objective = self.config.objective
+            scores = validate(self.ema, self.validation, objective.group, objective.fibres)
+            tracker.write("val", self.images_seen, scores)
+            self.say(
+                f"  val: PSNR {scores['psnr']:.2f} dB  KL {scores['kl']:.0f} nats  "
+                f"active {scores['active_units']:.0f}  "
+                f"equivariance error {scores['equivariance_error']:.3f}"
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _checkpoint(self, tracker: Tracker) -> None:
+        self._refuse_non_finite()
+        sums = self._gathered_sums()
+        if self.accelerator.is_main_process:
+            parts = {
+                "step": dict(self.step.state_dict()),
+                "optimizer": state.optimizer_tensors(self.step, self.optimizer),
+                "ema": dict(self.ema.state_dict()),
+                "sums": sums,
+            }
+            meta = {"log_bytes": tracker.bytes(), "processes": self.accelerator.num_processes}
+            state.save_checkpoint(
+                self.run, self.images_seen, meta, state.pack_state(parts),
+                self.config.loop.keep_checkpoints,
+            )  # fmt: skip
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, checkpoint: state.Checkpoint) -> None:
+        """Continue from a checkpoint: on CPU, at an equal thread count, to the bit.
+
+        Raises:
+            DataError: its tensors do not fit this run's model.
+        """
+        parts = {n: state.unpack_state(checkpoint.tensors, n) for n in ("step", "ema", "sums")}
+        try:
+            self.step.load_state_dict(parts["step"])
+            self.ema.load_state_dict(parts["ema"])
+        except RuntimeError as error:
+            raise DataError(f"the checkpoint in {self.run} is of another model: {error}") from None
+        optimizer = state.unpack_state(checkpoint.tensors, "optimizer")
+        state.restore_optimizer(self.step, self.optimizer, optimizer)
+        self.sums.restore(parts["sums"])
+        self.done = checkpoint.images_seen // self.plan.batch
+
+    def save_snapshot(self, about: dict[str, Any]) -> None:
+        objective = self.config.objective
+        facts = {
+            "images_seen": self.images_seen,
+            "noise_var": float(self.step.objective.noise_var()),
+            "beta": objective.beta,
+            "equivariance": objective.equivariance,
+            "group": objective.group,
+            "fibres": objective.fibres,
+            "stochastic": objective.stochastic,
+            "dataset_hash": self.dataset.hash,
+        }
+        snapshot.save(self.ema, self.run / "snapshot", {**about, **facts})
+
+    def _loss_names(self) -> list[str]:
+        config = self.config.objective
+        optional = {"kl": config.stochastic, "equivariance": config.equivariance > 0,
+                    "ssim": config.ssim > 0}  # fmt: skip
+        terms = [name for name, present in optional.items() if present]
+        return ["loss", "reconstruction", "mse", *terms, "grad_norm", "noise_var"]
+
+    def _validation_images(self) -> Tensor | None:
+        """The first images of the val split (shards are permuted: a fair sample), uint8."""
+        split: Split | None = self.dataset.splits.get("val")
+        if split is None or not self.accelerator.is_main_process:
+            return None
+        count = min(len(split), self.config.loop.validation_images)
+        pixels = Reader(split).read(np.arange(count))
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
+
+    def _gathered_sums(self) -> dict[str, Tensor]:
+        """Sums averaged over ranks, so that a resume on another number of ranks continues them."""
+        totals = self.accelerator.reduce(self.sums.totals.clone(), "mean")
+        return {**self.sums.tensors(), "totals": totals}
+
+    def _any_rank(self, flag: bool) -> bool:
+        """Ranks must stop at one step; without other ranks this costs nothing."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        return bool(self.accelerator.reduce(torch.tensor(int(flag), device=self.device), "sum") > 0)
+
+    def _refuse_non_finite(self) -> None:
+        bad = self.sums.bad()
+        if bad is None:
+            return
+        images, terms = bad
+        batch = self.loader.order.take(images, images + self.plan.batch)
+        keys = self.split.keys(batch[self.accelerator.process_index :: self.accelerator.num_processes])
+        raise NonFiniteLoss(
+            f"{', '.join(terms)} not finite in the step after {images:,} images. Its batch: "
+            f"{', '.join(keys[:8])} and {max(0, len(keys) - 8)} more. The last checkpoint is from "
+            "before it; try a lower --optim.lr, or --precision fp32."
+        )
