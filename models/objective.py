@@ -76,6 +76,8 @@ def structural_loss(x: Tensor, x_hat: Tensor) -> Tensor:
 class NoiseVariance(nn.Module):
     """v = 1e-4 + exp(raw), one learned scalar; or a constant without parameters."""
 
+    constant: Tensor
+
     def __init__(self, config: ObjectiveConfig) -> None:
         super().__init__()
         self.learned = config.noise_var == "learned"
@@ -177,15 +179,11 @@ class Objective(nn.Module):
         order = self.action.order
         return (order - 1) / order * (seen - expected).square().sum() / len(x)
 
-    def _encode_one(
-        self, encoder: Encoder, x: Tensor, g_B: Tensor
-    ) -> tuple[Posterior, Posterior]:
+    def _encode_one(self, encoder: Encoder, x: Tensor, g_B: Tensor) -> tuple[Posterior, Posterior]:
         q = encoder(x)
         return q, q
 
-    def _encode_pair(
-        self, encoder: Encoder, x: Tensor, g_B: Tensor
-    ) -> tuple[Posterior, Posterior]:
+    def _encode_pair(self, encoder: Encoder, x: Tensor, g_B: Tensor) -> tuple[Posterior, Posterior]:
         """One encoder call serves x~ and g x~."""
         both = encoder(torch.cat([x, self.action.on_images(x, g_B)]))
         mean, log_var, features = (tensor.chunk(2) for tensor in both)

@@ -8,7 +8,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -39,7 +38,7 @@ def load(folder: Path) -> VAE:
     path = folder / WEIGHTS
     if not path.is_file():
         raise DataError(f"{path} does not exist: the snapshot is incomplete")
-    model = VAE(config).to(memory_format=torch.channels_last)
+    model = VAE(config)
     try:
         model.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:

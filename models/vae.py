@@ -111,6 +111,7 @@ class VAE(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """The reconstruction from the posterior mean."""
@@ -132,7 +133,7 @@ def build(config: ModelConfig, seed: int, channel_mean: list[float] | None = Non
         mean = torch.tensor(channel_mean).clamp(0.01, 0.99)
         with torch.no_grad():
             bias.copy_(torch.logit(mean))
-    return model.to(memory_format=torch.channels_last)
+    return model
 
 
 def _blocks(c: int, fixup: float, k: int = 3) -> list[nn.Module]:

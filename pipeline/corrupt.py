@@ -5,7 +5,7 @@ and shapes are static. Images are float (B, 3, 32, 32) in [0, 1] and stay there.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from kornia.enhance import jpeg_codec_differentiable
@@ -53,7 +53,7 @@ class CorruptionDraws(NamedTuple):
 def draw(config: CorruptionConfig, batch: int, size: int, generator: Generator) -> CorruptionDraws:
     """Random tensors for a batch of (batch, 3, size, size), on the generator's device."""
     _, n_noise, n_blur, n_jpeg = config.counts(batch)
-    on = {"generator": generator, "device": generator.device}
+    on: Any = {"generator": generator, "device": generator.device}
     sigmas = torch.tensor(config.noise_sigma, device=generator.device)
     return CorruptionDraws(
         torch.randn(n_noise, 3, size, size, **on),

@@ -15,7 +15,15 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from shards.schema import CARD_NAME, SIDECAR, DataError, DatasetCard, SplitCard, card_hash, load_card
+from shards.schema import (
+    CARD_NAME,
+    SIDECAR,
+    DataError,
+    DatasetCard,
+    SplitCard,
+    card_hash,
+    load_card,
+)
 
 BLOCKS_PER_WINDOW = 256  # of a streamed order: 16,384 samples, 50 MB of pixels
 STREAM_BLOCK = 64  # consecutive samples that stay together when streaming

@@ -53,7 +53,10 @@ class HostResident:
     """The split decoded once into host memory."""
 
     def __init__(self, split: Split, device: torch.device) -> None:
-        self.pixels, self.pin = load_pixels(split).view(len(split), PATCH_BYTES), device.type == "cuda"
+        self.pixels, self.pin = (
+            load_pixels(split).view(len(split), PATCH_BYTES),
+            device.type == "cuda",
+        )
 
     def gather(self, indices: NDArray[np.int64]) -> Tensor:
         rows = torch.from_numpy(indices)
@@ -80,7 +83,7 @@ STORES: dict[str, Callable[[Split, torch.device], Store]] = {
 }
 
 
-def choose_storage(split: Split, device: torch.device, local_ranks: int = 1) -> str:
+def choose_storage(split: Split, device: torch.device, local_ranks: int = 1) -> Storage:
     """Where the split fits: a quarter of the free device memory, of the host's, or streamed."""
     need = len(split) * PATCH_BYTES
     if device.type == "cuda" and need < MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
@@ -122,7 +125,10 @@ class Loader:
         positions = iter(range(start, stop, self.batch_size))
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
             try:
-                pending.extend(thread.submit(self._read, p) for p, _ in zip(positions, range(PREFETCH), strict=False))
+                pending.extend(
+                    thread.submit(self._read, p)
+                    for p, _ in zip(positions, range(PREFETCH), strict=False)
+                )
                 while pending:
                     images, indices = pending.popleft().result()
                     if (position := next(positions, None)) is not None:

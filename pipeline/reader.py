@@ -67,14 +67,14 @@ class Reader:
         out = np.empty((len(indices), PATCH, PATCH, CHANNELS), np.uint8)
         scratch = np.empty(int(self.sizes[indices].max(initial=0)), np.uint8)
         for row, i in enumerate(indices):
-            data = memoryview(scratch)[: self.sizes[i]]
+            data = scratch.data[: self.sizes[i]]
             self._fetch(int(i), data)
             out[row] = png.decode(bytes(data))
         return out
 
     def _read_stored(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         raw = np.empty((len(indices), png.STORED_PNG_BYTES), np.uint8)
-        view = memoryview(raw.reshape(-1))
+        view = raw.reshape(-1).data
         for row, i in enumerate(indices):
             start = row * png.STORED_PNG_BYTES
             self._fetch(int(i), view[start : start + png.STORED_PNG_BYTES])
@@ -88,8 +88,9 @@ class Reader:
             key = self.split.keys(np.array([i]))[0]
             why = f"{got} of {len(data)} bytes" if got != len(data) else "its checksum differs"
             raise DataError(
-                f"{self.files.paths[shard]}: sample {key} at byte {offset} was truncated or altered "
-                f"({why}); find all such samples with: python -m shards.verify {self.split.root}"
+                f"{self.files.paths[shard]}: sample {key} at byte {offset} was truncated or "
+                f"altered ({why}); find all such samples with: "
+                f"python -m shards.verify {self.split.root}"
             )
 
     def close(self) -> None:

@@ -47,7 +47,7 @@ class Record:
     class_counts: list[int]
     channel_sums: list[int]  # of the values 0-255, RGB
     bad: int
-    bad_first: list[tuple[str, str]]  # path and reason, at most MAX_LISTED
+    bad_first: list[list[str]]  # path and reason, at most MAX_LISTED
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ class _Shard:
         self.labels = {label: i for i, label in enumerate(job.classes)}
         self.rows: dict[str, list[Any]] = {name: [] for name in SIDECAR.names}
         self.sums = np.zeros(CHANNELS, np.int64)
-        self.bad: list[tuple[str, str]] = []
+        self.bad: list[list[str]] = []
         self.bad_count = 0
 
     def refuse(self, path: str, reason: str) -> None:
         self.bad_count += 1
         if len(self.bad) < MAX_LISTED:
-            self.bad.append((path, reason))
+            self.bad.append([path, reason])
 
     def members(self, batch: _Batch, offset: int) -> memoryview:
         """The bytes of a batch that starts at `offset` of the tar; its rows join the sidecar."""

@@ -41,9 +41,10 @@ def build_all(job: Job, plans: list[ShardPlan], workers: int) -> Iterator[Record
 
     def build_in_worker(plan: ShardPlan) -> Record:
         worker = idle.get()
-        record = worker.build(plan)
-        idle.put(worker)  # not after an error: the run ends
-        return record
+        try:
+            return worker.build(plan)
+        finally:
+            idle.put(worker)
 
     pool = ThreadPoolExecutor(workers)
     try:
@@ -52,8 +53,10 @@ def build_all(job: Job, plans: list[ShardPlan], workers: int) -> Iterator[Record
             yield future.result()
     finally:
         for worker in crew:
-            worker.end()
+            worker.kill()  # after an error a thread waits for its answer: this ends the wait
         pool.shutdown(cancel_futures=True)
+        for worker in crew:
+            worker.close()
 
 
 class _Worker:
@@ -81,9 +84,12 @@ class _Worker:
             raise DataError(answer["error"])
         return Record(**answer)
 
-    def end(self) -> None:
+    def kill(self) -> None:
         self._process.kill()
-        self._process.communicate()
+
+    def close(self) -> None:
+        with self._process:
+            pass  # waits, and closes the pipes
 
     def _send(self, message: object) -> None:
         assert self._process.stdin is not None

@@ -131,7 +131,9 @@ def load_card(root: Path) -> DatasetCard:
     try:
         return _parse_card(raw)
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: {type(error).__name__}: {error}; pack the data set again") from None
+        raise DataError(
+            f"{path}: {type(error).__name__}: {error}; pack the data set again"
+        ) from None
 
 
 def _parse_card(raw: Any) -> DatasetCard:

@@ -34,7 +34,9 @@ def tumor(rng: np.random.Generator, size: int) -> Structure:
     rim = np.exp(-((distance + 0.6) ** 2) / 0.8)
     chromatin = np.clip(0.50 + 0.40 * smooth(rng, size, 1.0), 0, None)
     strength = uniform(rng, 0.75, 1.25, len(centres))[nuclei.which]
-    cytoplasm = np.clip(1 + 0.18 * smooth(rng, size, 1.0) + 0.12 * smooth(rng, size, 4.0), 0.1, None)
+    cytoplasm = np.clip(
+        1 + 0.18 * smooth(rng, size, 1.0) + 0.12 * smooth(rng, size, 4.0), 0.1, None
+    )
     haematoxylin = 0.16 * cytoplasm + strength * (inside * chromatin + 0.55 * rim)
     return Structure(haematoxylin, cytoplasm * (1 - 0.35 * inside))
 

@@ -1,4 +1,4 @@
-"""The order of training: each sample once an epoch, and nothing but (seed, epoch, block) matters."""
+"""The order of training: each sample once an epoch; (seed, epoch, block) alone decide it."""
 
 import numpy as np
 import pytest

@@ -58,7 +58,12 @@ def test_total_is_the_sum_of_independent_terms(group: str, form: str, fibres: st
             ObjectiveConfig(form="features", fibres="regular")
         return
     config = ObjectiveConfig(
-        beta=2.0, noise_var=0.5, equivariance=0.3, group=group, form=form, fibres=fibres  # type: ignore
+        beta=2.0,
+        noise_var=0.5,
+        equivariance=0.3,
+        group=group,
+        form=form,
+        fibres=fibres,  # type: ignore
     )
     model = build(ModelConfig("refined"), 0)
     x, x_tilde, noise, g = inputs()
@@ -67,7 +72,9 @@ def test_total_is_the_sum_of_independent_terms(group: str, form: str, fibres: st
     q = model.encoder(x_tilde)
     z = q.mean + (q.log_var / 2).exp() * noise
     squared = ((x - model.decoder(z)) ** 2).sum((1, 2, 3)).mean()
-    kl = kl_divergence(Normal(q.mean, (q.log_var / 2).exp()), Normal(0.0, 1.0)).sum((1, 2, 3)).mean()
+    kl = (
+        kl_divergence(Normal(q.mean, (q.log_var / 2).exp()), Normal(0.0, 1.0)).sum((1, 2, 3)).mean()
+    )
 
     def rho(phi: Tensor, element: int) -> Tensor:
         moved = d4.act_one(phi, element)
@@ -127,7 +134,7 @@ def test_ssim_term_is_zero_for_a_perfect_image() -> None:
 
 def test_gradient_reaches_both_branches_of_the_equivariance_term() -> None:
     model = build(ModelConfig(), 0)
-    x, x_tilde, noise, g = inputs()
+    _, x_tilde, _, g = inputs()
     q, moved = Objective(ObjectiveConfig(equivariance=0.3), 24).encode(model.encoder, x_tilde, g)
     assert q.mean.requires_grad and moved.mean.requires_grad
 

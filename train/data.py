@@ -1,6 +1,5 @@
 """Where training data comes from when none is named: data/shards, data/raw, or synthetic."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from shards.pack import PackOptions, pack

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import torch
@@ -41,8 +42,10 @@ def start_accelerator() -> Accelerator:
 
 
 def usable_cores() -> int:
-    return len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else (
-        os.cpu_count() or 1
+    return (
+        len(psutil.Process().cpu_affinity())
+        if hasattr(psutil.Process, "cpu_affinity")
+        else (os.cpu_count() or 1)
     )
 
 
@@ -52,7 +55,7 @@ def local_ranks() -> int:
 
 def device_warning() -> str | None:
     """What to tell a user whose NVIDIA device torch cannot use; None when all is well."""
-    if torch.cuda.is_available() or not os.path.exists("/dev/nvidiactl"):
+    if torch.cuda.is_available() or not Path("/dev/nvidiactl").exists():
         return None
     return (
         "WARNING: this machine has an NVIDIA device, but torch cannot use it and training runs on "

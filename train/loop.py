@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from eval.metrics import validate
 from torch import Tensor, nn
 
-from eval.metrics import validate
 from models import snapshot
 from models.objective import Objective
-from models.vae import VAE, build
+from models.vae import build
 from pipeline.index import Dataset, Split
 from pipeline.loader import Batch, Loader
 from pipeline.reader import Reader
@@ -28,7 +28,7 @@ from train.tracker import Progress, Sums, Tracker
 Say = Callable[[str], None]
 
 
-class NonFiniteLoss(Exception):
+class NonFiniteError(Exception):
     """A loss term was NaN or infinite; the message names step, terms and samples."""
 
 
@@ -149,7 +149,9 @@ class Trainer:
         self.done += 1
         decay = ema_decay(optim, self.images_seen, self.plan.batch)
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
-        self.sums.add({**losses, "grad_norm": norm, "noise_var": self.step.objective.noise_var()}, seen)
+        self.sums.add(
+            {**losses, "grad_norm": norm, "noise_var": self.step.objective.noise_var()}, seen
+        )
         if self.device.type == "cpu":  # no synchronisation there: stop at the very step
             self._refuse_non_finite()
 
@@ -258,8 +260,10 @@ class Trainer:
             return
         images, terms = bad
         batch = self.loader.order.take(images, images + self.plan.batch)
-        keys = self.split.keys(batch[self.accelerator.process_index :: self.accelerator.num_processes])
-        raise NonFiniteLoss(
+        keys = self.split.keys(
+            batch[self.accelerator.process_index :: self.accelerator.num_processes]
+        )
+        raise NonFiniteError(
             f"{', '.join(terms)} not finite in the step after {images:,} images. Its batch: "
             f"{', '.join(keys[:8])} and {max(0, len(keys) - 8)} more. The last checkpoint is from "
             "before it; try a lower --optim.lr, or --precision fp32."

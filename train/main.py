@@ -18,11 +18,12 @@ from dataclasses import dataclass, field, replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Annotated, Any  # noqa: E402
 
+import torch  # noqa: E402
 import tyro  # noqa: E402
-
-from eval.environment import environment  # noqa: E402
 from eval.main import evaluate  # noqa: E402
 from eval.report import write_report  # noqa: E402
+
+from eval.environment import environment  # noqa: E402
 from pipeline.index import Dataset, open_dataset  # noqa: E402
 from shards.schema import DataError  # noqa: E402
 from train import launch, state  # noqa: E402
@@ -36,7 +37,7 @@ from train.config import (  # noqa: E402
 )
 from train.data import SYNTHETIC_IMAGES, find_data, is_synthetic  # noqa: E402
 from train.interrupt import Interrupts  # noqa: E402
-from train.loop import NonFiniteLoss, Trainer, plan  # noqa: E402
+from train.loop import NonFiniteError, Trainer, plan  # noqa: E402
 from train.tracker import TRACKERS, Tracker, clock  # noqa: E402
 
 DONE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 75
@@ -87,7 +88,7 @@ def main(argv: list[str]) -> int:
         write_status(run, accelerator, "interrupted")
         say("interrupted; the last checkpoint stays. Continue with the same command and --resume")
         return INTERRUPTED
-    except (DataError, NonFiniteLoss, OSError) as error:
+    except (DataError, NonFiniteError, OSError) as error:
         write_status(run, accelerator, "failed", str(error))
         print(f"error: {error}", file=sys.stderr)
         return FAILED
@@ -185,12 +186,12 @@ def _introduce(run: Run, accelerator: Any, sentence: str, say: Callable[[str], N
     config, card = run.config, run.dataset.card
     counts = ", ".join(f"{name} {split.count:,}" for name, split in card.splits.items())
     steps = plan(config)
-    say(f"{sentence} ({counts} patches, {len(card.classes)} classes; train kept in: {config.storage})")
+    say(f"{sentence} ({counts} patches, {len(card.classes)} classes; train in: {config.storage})")
     if "val" not in card.splits:
         say("notice: no val split: nothing is validated during training and probes are skipped")
     say(
         f"{run.preset}: {steps.images:,} images in {steps.steps:,} steps of {steps.batch}, on "
-        f"{accelerator.device.type} with {launch.torch.get_num_threads()} threads, "
+        f"{accelerator.device.type} with {torch.get_num_threads()} threads, "
         f"{accelerator.num_processes} process(es), {config.precision}"
         f"{', compiled' if config.compile else ''}; seed {config.seed}; into {run.folder}"
     )

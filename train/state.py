@@ -137,11 +137,10 @@ def restore_optimizer(
 ) -> None:
     """The inverse of `optimizer_tensors`; `step` counters stay where the optimizer wants them."""
     for name, parameter in module.named_parameters():
-        fields = {n: t for n, t in unpack_state(tensors, name).items()}
-        layout = {"memory_format": torch.preserve_format}
+        fields = unpack_state(tensors, name)
         optimizer.state[parameter] = {
             field: value.to(parameter.device)
             if value.ndim == 0
-            else torch.empty_like(parameter, **layout).copy_(value)
+            else torch.empty_like(parameter).copy_(value)
             for field, value in fields.items()
         }

@@ -4,7 +4,7 @@ Random tensors are drawn outside, from a generator seeded by (seed, images seen,
 run repeats them, and a generator inside a full graph is unsupported.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class TrainStep(nn.Module):
         self.bf16, self.augment = precision == "bf16", augment
 
     def draw(self, batch: int, generator: Generator) -> Draws:
-        on = {"generator": generator, "device": generator.device}
+        on: Any = {"generator": generator, "device": generator.device}
         order = self.objective.action.order
         cells = (batch, self.model.config.latent_channels, LATENT_SIDE, LATENT_SIDE)
         return Draws(

@@ -1,0 +1,59 @@
+"""The house rules that a machine can hold: import order, refused constructs, no shadowing."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ["shards", "pipeline", "models", "eval", "train", "bench"]
+FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+LOADERS = {("torch", "load"), ("pickle", "load"), ("pickle", "loads"), ("os", "system")}
+
+
+def imported(tree: ast.AST) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute"
+            found.add(str(node.module))
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_each_room_imports_only_those_before_it(path: Path) -> None:
+    allowed = ROOMS[: ROOMS.index(path.relative_to(ROOT).parts[0]) + 1]
+    rooms = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))} & {
+        *ROOMS,
+        "tests",
+    }
+    assert rooms <= set(allowed), f"{path.name} imports {sorted(rooms - set(allowed))}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_is_unpickled_and_no_shell_runs(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert not imported(tree) & {"pickle", "dill", "shelve", "marshal", "joblib", "cloudpickle"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            keywords = {k.arg: k.value for k in node.keywords}
+            for name in ("shell", "allow_pickle"):
+                value = keywords.get(name)
+                assert not (isinstance(value, ast.Constant) and value.value), f"line {node.lineno}"
+            if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+                assert (node.func.value.id, node.func.attr) not in LOADERS, f"line {node.lineno}"
+            if isinstance(node.func, ast.Name):
+                assert node.func.id not in {"eval", "exec"}, f"line {node.lineno}"
+
+
+def test_no_module_shadows_the_standard_library() -> None:
+    assert not {path.stem for path in FILES} - {"__init__"} & sys.stdlib_module_names
+
+
+def test_packing_imports_no_torch() -> None:
+    for path in (ROOT / "shards").rglob("*.py"):
+        heavy = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
+        assert not heavy & {"torch", "torchvision", "kornia"}, path.name
