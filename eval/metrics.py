@@ -4,7 +4,7 @@ Shapes: B batch, images (B, 3, 32, 32) uint8 or float in [0, 1], codes mu (B, 24
 latent dimensions. PSNR in dB, KL in nats.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -107,8 +107,9 @@ def elements_of(group: str, fibres: str) -> range:
 
 
 def equivariance_errors(
-    encode: Encode, images: Tensor, group: str = "D4", fibres: str = "trivial", batch: int = CHUNK
-) -> dict[int, float]:
+    encode: Encode, images: Tensor, group: str = "D4", fibres: str = "trivial",
+    elements: Iterable[int] = (), batch: int = CHUNK,
+) -> dict[int, float]:  # fmt: skip
     """The relative error of every element g other than the identity:
 
         eps_g = sqrt(E ||mu(g x) - rho(g) mu(x)||^2 / (2 E ||mu - E mu||^2))
@@ -117,9 +118,10 @@ def equivariance_errors(
 
     Args:
         encode: float images to codes; images: uint8 (n, 3, 32, 32), the first 2048 are used.
+        elements: which; by default all that are defined (`elements_of`).
     """
     images = images[:EQUIVARIANCE_IMAGES]
-    elements = elements_of(group, fibres)
+    elements = tuple(elements) or elements_of(group, fibres)
     squared = dict.fromkeys(elements, 0.0)
     codes = []
     for part in images.split(batch):
@@ -208,8 +210,9 @@ def validate(
             scores += torch.stack([psnr(x_hat, x).double().sum(), ssim(x_hat, x).double().sum()])
             kl.append(kl_per_dimension(q.mean, q.log_var) * len(x))
         errors = equivariance_errors(
-            lambda x: model.encoder(x).mean, images_u8, group, fibres, batch
-        )
+            lambda x: model.encoder(x).mean, images_u8, group, fibres,
+            range(1, d4.ORDER[group]), batch,
+        )  # fmt: skip
     kl_D = torch.stack(kl).sum(0) / len(images_u8)
     means = (scores / len(images_u8)).tolist()
     return {
@@ -223,4 +226,4 @@ def validate(
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 to float32 in [0, 1], in channels-last memory."""
-    return images.float().div_(255).contiguous(memory_format=torch.channels_last)
+    return (images.float() / 255).contiguous(memory_format=torch.channels_last)

@@ -8,6 +8,7 @@ across epochs, so every batch has one shape and each epoch has each sample exact
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -125,10 +126,7 @@ class Loader:
         positions = iter(range(start, stop, self.batch_size))
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
             try:
-                pending.extend(
-                    thread.submit(self._read, p)
-                    for p, _ in zip(positions, range(PREFETCH), strict=False)
-                )
+                pending.extend(thread.submit(self._read, p) for p in islice(positions, PREFETCH))
                 while pending:
                     images, indices = pending.popleft().result()
                     if (position := next(positions, None)) is not None:

@@ -65,7 +65,7 @@ class _Shard:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.labels = {label: i for i, label in enumerate(job.classes)}
+        self.labels: dict[str | None, int] = {label: i for i, label in enumerate(job.classes)}
         self.rows: dict[str, list[Any]] = {name: [] for name in SIDECAR.names}
         self.sums = np.zeros(CHANNELS, np.int64)
         self.bad: list[list[str]] = []
@@ -186,6 +186,6 @@ def _parquet(rows: dict[str, list[Any]]) -> memoryview:
     table = pa.table(rows, schema=SIDECAR)
     pq.write_table(
         table, sink, row_group_size=1 << 16, compression="zstd", compression_level=3,
-        version="2.6", data_page_version="1.0", use_dictionary=["source", "slide", "patient", "site"],
+        version="2.6", use_dictionary=["source", "slide", "patient", "site"],
     )  # fmt: skip
     return memoryview(sink.getvalue())

@@ -7,49 +7,59 @@ the order of the directory, the machine or the time.
 import os
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import tyro
+
 from shards.build import MAX_LISTED, Job, Record
 from shards.crew import build_all
-from shards.output import finish, locked, prepare, publish, read_record, refuse_occupied, sweep
-from shards.output import sync_folder as sync
-from shards.plan import PackOptions, Plan, make_plan
-from shards.png import PATCH_VALUES
+from shards.output import (
+    finish,
+    locked,
+    prepare,
+    publish,
+    read_record,
+    refuse_occupied,
+    sweep,
+    sync_folder,
+)
+from shards.plan import PackOptions, Plan, ShardPlan, make_plan
 from shards.progress import progress
 from shards.schema import (
     CARD_NAME,
-    DatasetCard,
+    CHANNELS,
+    PATCH,
     DataError,
+    DatasetCard,
     Shard,
     SplitCard,
     dumps_card,
 )
 from shards.sources import Survey, listing, survey
-from shards.split import leaks
+from shards.summary import print_summary, print_survey
 
-_FEW = 20_000  # patches packed in the time that starting processes takes
+_FEW = 20_000  # patches packed in about the time that starting processes takes
 _SHOWN_BAD = 20
 
 
-def pack(source: Path, out: Path, options: PackOptions = PackOptions()) -> DatasetCard:
+def pack(source: Path, out: Path, options: PackOptions | None = None) -> DatasetCard:
     """Pack `source` into `out` and return the card written there.
 
     Raises:
         DataError: the source or the output folder cannot be used, more bad patches than
             `options.skip_bad`, a source file that changed, a full disk. `out` then holds no
-            `dataset.json`; after an interruption or a full disk, the same call continues.
+            `dataset.json`; after an interruption or a full disk the same call continues.
     """
-    source, out = Path(source), Path(out)
+    source, out, options = Path(source), Path(out), options or PackOptions()
     _refuse_nested(source, out)
     start = time.monotonic()
     with locked(out):
         refuse_occupied(out, options.overwrite)
         found = survey(source, options.group_regex)
-        _tell(found, options.skip_bad)
+        print_survey(source, found)
+        if len(found.refused) > options.skip_bad:
+            _refuse_bad(source, found.refused, len(found.refused))
         plan = make_plan(found.patches, options)
         prepare(out, plan, options.overwrite)
         try:
@@ -59,7 +69,120 @@ def pack(source: Path, out: Path, options: PackOptions = PackOptions()) -> Datas
         card = _card(source, plan, found, records, options)
         with publish(out / CARD_NAME) as file:
             file.write(dumps_card(card))
-        sync(out)
+        sync_folder(out)
         finish(out)
-    _summarise(card, plan, time.monotonic() - start)
+    print_summary(card, plan, time.monotonic() - start)
     return card
+
+
+def _refuse_nested(source: Path, out: Path) -> None:
+    if out.resolve().is_relative_to(source.resolve()):
+        raise DataError(f"{out} lies inside {source}: its shards would be scanned as patches")
+
+
+def _build(source: Path, out: Path, plan: Plan, options: PackOptions) -> list[Record]:
+    """The records of all shards in the order of the plan; finished ones are not built again."""
+    records: dict[str, Record] = {}
+    missing: list[ShardPlan] = []
+    for shard in plan.shards:
+        saved = read_record(out, shard.name, plan.digest)
+        if saved is None:
+            missing.append(shard)
+        else:
+            records[shard.name] = Record(**saved)
+    if records:
+        print(f"continuing: {len(records)} of {len(plan.shards)} shards are finished")
+    job = Job(str(source), str(out), options.png, plan.classes, plan.digest)
+    total = sum(len(shard.patches) for shard in missing)
+    workers = min(options.workers or _default_workers(total), len(missing))
+    with progress("packing", total, "patches") as advance:
+        for record in build_all(job, missing, workers):
+            records[record.name] = record
+            advance(record.count + record.bad)
+    return [records[shard.name] for shard in plan.shards]
+
+
+def _default_workers(patches: int) -> int:
+    if patches <= _FEW:
+        return 1
+    # macOS has no affinity to ask for.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _card(
+    source: Path, plan: Plan, found: Survey, records: list[Record], options: PackOptions
+) -> DatasetCard:
+    """The card of a finished pack, if the bad patches are few enough."""
+    bad = [*found.refused, *((path, why) for record in records for path, why in record.bad_first)]
+    total_bad = len(found.refused) + sum(record.bad for record in records)
+    if total_bad > options.skip_bad:
+        _refuse_bad(source, bad, total_bad)
+    for record in records:
+        if not record.count:
+            raise DataError(f"{source}: no usable patch is left for {record.name}")
+    splits = {split: _split_card(plan, split, records) for split in plan.key_ranges}
+    provenance: dict[str, Any] = {
+        "source": source.resolve().name,
+        "patches": sum(len(shard.patches) for shard in plan.shards),
+        "seed": options.seed,
+        "shard_size": options.shard_size,
+        "group_regex": options.group_regex,
+        "order": "within each split by the stable argsort of the raw PCG64 stream of the seed",
+        "key_ranges": {split: list(keys) for split, keys in plan.key_ranges.items()},
+        "skipped": {"count": total_bad, "first": [list(pair) for pair in bad[:MAX_LISTED]]},
+    }
+    mean = _channel_mean(records)
+    return DatasetCard(options.png, plan.classes, splits, mean, provenance)
+
+
+def _refuse_bad(source: Path, bad: list[tuple[str, str]], total: int) -> None:
+    raise DataError(
+        f"{source}: {listing(bad, total, _SHOWN_BAD)}\n"
+        f"Mend or remove them (if shards were already written, pack again with --overwrite), "
+        f"or go on without them: --skip-bad {total}"
+    )
+
+
+def _split_card(plan: Plan, split: str, records: list[Record]) -> SplitCard:
+    mine = [record for record in records if record.split == split]
+    shards = [Shard(r.name, r.count, r.size, r.xxh3, r.sidecar_size, r.sidecar_xxh3) for r in mine]
+    counts = [sum(record.class_counts[i] for record in mine) for i in range(len(plan.classes))]
+    return SplitCard(sum(record.count for record in mine), counts, shards)
+
+
+def _channel_mean(records: list[Record]) -> list[float]:
+    """RGB in [0, 1] over the train split, or over everything when there is none."""
+    used = [record for record in records if record.split == "train"] or records
+    values = 255 * PATCH * PATCH * sum(record.count for record in used)
+    return [sum(record.channel_sums[c] for record in used) / values for c in range(CHANNELS)]
+
+
+_Source = Annotated[Path, tyro.conf.arg(metavar="SOURCE", help="folder of class folders")]
+_Out = Annotated[Path, tyro.conf.arg(metavar="OUT", help="new folder for the data set")]
+_Options = Annotated[PackOptions, tyro.conf.arg(name="")]
+
+
+def _command(
+    source: tyro.conf.Positional[_Source],
+    out: tyro.conf.Positional[_Out],
+    options: _Options = PackOptions(),  # noqa: B008 - tyro reads the defaults here
+) -> None:
+    """Pack a folder of 32x32 RGB PNG patches into WebDataset shards."""
+    pack(source, out, options)
+
+
+def main() -> int:
+    """Exit status: 0 done, 1 unusable data or output, 2 unusable arguments, 130 interrupted."""
+    try:
+        tyro.cli(_command, prog="python -m shards.pack", config=(tyro.conf.FlagCreatePairsOff,))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues where this one stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

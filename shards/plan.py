@@ -101,8 +101,8 @@ def _permutation(count: int, seed: int, split: str) -> list[int]:
 
 def _digest(shards: list[ShardPlan], options: PackOptions) -> str:
     deciding = asdict(options) | {"workers": None, "skip_bad": None, "overwrite": None}
-    digest = xxhash.xxh3_64(json.dumps([VERSION, deciding], sort_keys=True))
+    digest = xxhash.xxh3_64(json.dumps([VERSION, deciding], sort_keys=True).encode())
     for shard in shards:
         rows = [(patch.path, patch.size, patch.mtime_ns) for patch in shard.patches]
-        digest.update(json.dumps([shard.name, rows]))
+        digest.update(json.dumps([shard.name, rows]).encode())
     return digest.hexdigest()

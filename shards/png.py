@@ -29,7 +29,7 @@ STORED_PNG_BYTES = STORED_PIXELS + RAW_BYTES + 4 + 4 + 12
 
 # No compressor doubles its input: a longer IDAT is a bomb or padding.
 _MAX_IDAT = 2 * RAW_BYTES
-_MAX_BLOCK = 0xFFFF  # of uncompressed deflate
+_PER_BLOCK = 0xFFFF // (RAW_BYTES + STORED_ROW)  # patches in a block of uncompressed deflate
 _COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}
 _FORMATS = {
     b"\xff\xd8\xff": "a JPEG",
@@ -60,8 +60,23 @@ def _header(width: int, height: int) -> bytes:
     return SIGNATURE + _chunk(b"IHDR", size + bytes([8, 2, 0, 0, 0]))
 
 
-_HEADER = _header(PATCH, PATCH)
+def _png(width: int, height: int, blocks: Sequence[bytes]) -> bytes:
+    """A PNG whose filtered rows lie in uncompressed deflate blocks of at most 65535 bytes."""
+    parts, adler = [b"IDAT\x78\x01"], 1
+    for i, block in enumerate(blocks):
+        size = len(block)
+        lengths = size.to_bytes(2, "little") + (size ^ 0xFFFF).to_bytes(2, "little")
+        parts += (bytes([i + 1 == len(blocks)]) + lengths, block)
+        adler = zlib.adler32(block, adler)
+    parts.append(adler.to_bytes(4, "big"))
+    idat = b"".join(parts)
+    length, crc = (len(idat) - 4).to_bytes(4, "big"), zlib.crc32(idat).to_bytes(4, "big")
+    return b"".join((_header(width, height), length, idat, crc, _END))
+
+
 _END = _chunk(b"IEND", b"")
+_HEADER = _header(PATCH, PATCH)
+_TEMPLATE = _png(PATCH, PATCH, [bytes(RAW_BYTES)])
 
 
 def check(data: bytes) -> None:
@@ -81,8 +96,8 @@ def inflate(data: bytes) -> bytes:
         PngError: as `check`, or a zlib stream that is corrupt or of another length.
     """
     try:
-        # A larger first buffer than the rows need lets zlib finish in one call.
-        raw = zlib.decompress(_idat(data), zlib.MAX_WBITS, RAW_BYTES + 64)
+        # One byte more than the rows need, so that zlib sees the end in its first call.
+        raw = zlib.decompress(_idat(data), zlib.MAX_WBITS, RAW_BYTES + 1)
     except zlib.error as error:
         raise PngError(f"corrupt pixels: {error}") from None
     if len(raw) != RAW_BYTES:
@@ -101,25 +116,15 @@ def unfilter(raws: Sequence[bytes]) -> Pixels:
     count = len(raws)
     if not count:
         return np.empty((0, PATCH, PATCH, CHANNELS), np.uint8)
-    rows = bytes(STORED_ROW).join(raws)
     height = count * (PATCH + 1) - 1
-    tall = _header(PATCH, height) + _chunk(b"IDAT", _uncompressed(rows)) + _END
+    gap = bytes(STORED_ROW)
+    blocks = [gap.join(raws[i : i + _PER_BLOCK]) for i in range(0, count, _PER_BLOCK)]
+    blocks[:-1] = [block + gap for block in blocks[:-1]]
+    tall = _png(PATCH, height, blocks)
     pixels = kornia_rs.io.decode_image_png_u8(tall, (height, PATCH), "rgb")
     out = np.empty((count, PATCH + 1, PATCH, CHANNELS), np.uint8)
     out.reshape(-1, PATCH, CHANNELS)[:height] = pixels
     return out[:, :PATCH]
-
-
-def _uncompressed(rows: bytes) -> bytes:
-    """A zlib stream of uncompressed blocks."""
-    parts = [b"\x78\x01"]
-    for start in range(0, len(rows), _MAX_BLOCK):
-        block = rows[start : start + _MAX_BLOCK]
-        size = len(block)
-        parts.append(bytes([start + size == len(rows)]))
-        parts.append(size.to_bytes(2, "little") + (size ^ 0xFFFF).to_bytes(2, "little"))
-        parts.append(block)
-    return b"".join(parts) + zlib.adler32(rows).to_bytes(4, "big")
 
 
 def decode(data: bytes) -> Pixels:
@@ -128,7 +133,8 @@ def decode(data: bytes) -> Pixels:
     Raises:
         PngError: as `inflate`.
     """
-    return unfilter([inflate(data)])[0]
+    pixels: Pixels = unfilter([inflate(data)])[0]
+    return pixels
 
 
 def decode_trusted(data: bytes) -> Pixels:
@@ -163,9 +169,6 @@ def store(pixels: Pixels) -> Pixels:
     return out
 
 
-_TEMPLATE = _HEADER + _chunk(b"IDAT", _uncompressed(bytes(RAW_BYTES))) + _END
-
-
 def stored_pixels(samples: Pixels) -> Pixels:
     """A view of the pixels, (n, 32, 32, 3): no bytes are decoded, checked or copied.
 
@@ -182,7 +185,8 @@ def _idat(data: bytes) -> bytes:
     """The zlib stream, after every check that needs no decompression."""
     if data[:33] != _HEADER:
         _refuse_header(data)
-    parts, size, at, kind = [], 0, 33, b""
+    parts: list[bytes] = []
+    size, at, kind = 0, 33, b""
     while kind != b"IEND":
         before, kind = kind, data[at + 4 : at + 8]
         length = int.from_bytes(data[at : at + 4], "big")

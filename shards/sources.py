@@ -156,7 +156,8 @@ class _Walk:
         """Folders and files, sorted; hidden ones are counted, links may not leave the root."""
         with os.scandir(self.root / folder) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
-        folders, files = [], []
+        folders: list[os.DirEntry[str]] = []
+        files: list[os.DirEntry[str]] = []
         for entry in listed:
             if entry.name.startswith("."):
                 self.hidden += 1
@@ -190,7 +191,7 @@ class _Walk:
                 self.ignored += 1
                 continue
             path = f"{folder}/{entry.name}"
-            stem, suffix = os.path.splitext(entry.name)
+            stem, _, suffix = entry.name.rpartition(".")
             status = _stat(entry)
             reason = _refusal(suffix, status)
             if reason or status is None:
@@ -223,8 +224,8 @@ def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
 
 def _refusal(suffix: str, status: os.stat_result | None) -> str:
     """Why a file is not a patch, or nothing."""
-    if suffix.lower() != ".png":
-        return f"not a PNG file ({suffix or 'no suffix'})"
+    if suffix.lower() != "png":
+        return f"not a PNG file (.{suffix})"
     if status is None:
         return "a link to nothing"
     if not stat.S_ISREG(status.st_mode):

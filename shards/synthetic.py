@@ -1,138 +1,217 @@
 """Makes a small set of H&E-like patches from nothing: `python -m shards.synthetic OUT`.
 
-Structure (`shards.tissue`) -> stain -> scanner. Stain is the law of Beer and Lambert (Ruifrok and
-Johnston 2001): RGB = gain * exp(-(c_H * od_H + c_E * od_E)), where the vectors od belong to the
-site, jittered by patient, and c are concentrations. Every tile is scaled to mean concentrations
-drawn independently of its class, so that colour says little about it.
+Structure (`shards.tissue`), then stain, then scanner. Stain is the law of Beer and Lambert
+(Ruifrok and Johnston 2001): RGB = 255 exp(-(c_H od_H + c_E od_E)), where the vectors od belong to
+the site, jittered by patient, and c are concentrations. Every tile is scaled to mean
+concentrations drawn independently of its class: colour and coarse layout say little about the
+label, so a set this small still tells representations apart.
 
-The layout is that of `shards.pack`'s class folders, OUT/{train,val,test}/<class>/
-<site>-<patient>-<image>__y0000_x0000.png: patches of one source image are neighbours in it, and
-no patient is in two splits. Everything derives from (seed, split, patient, class, image): a
-larger set contains the smaller one of the same seed, byte for byte.
+The layout is one class folder a label, OUT/{train,val,test}/<class>/<source>__y0000_x0000.png with
+<source> = <site>-<patient>-<image>. Patches of one source are neighbours in one tile; no patient
+is in two splits. A patch depends on (seed, split, patient, class, image) only: a larger set holds
+the smaller one of the same seed. The PNG bytes also depend on the zlib that Pillow carries.
 """
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import tyro
 from PIL import Image
+from rich.progress import Progress
 from scipy.ndimage import gaussian_filter
 
 from shards.schema import PATCH, DataError
-from shards.tissue import TISSUES, Structure, edge, smooth
+from shards.tissue import TISSUES, Array, Structure, edge, smooth
 
 SPLITS = ("train", "val", "test")
-TILE = 2 * PATCH  # side of a source image
-PATCHES = tuple((y, x) for y in range(0, TILE, PATCH) for x in range(0, TILE, PATCH))
+TILE = 2 * PATCH  # side of a source image in pixels
+CORNERS = tuple((y, x) for y in range(0, TILE, PATCH) for x in range(0, TILE, PATCH))
+
+MEAN_CONCENTRATION = (0.42, 0.40)  # haematoxylin, eosin: median over tiles
+TILE_SPREAD = 0.30  # log standard deviation of the mean concentrations, by tile
+PATIENT_SPREAD = 0.12  # the same, by patient
+STAIN_SPREAD = 0.06  # log standard deviation of a patient's stain vectors
+MAX_GUEST = 0.4  # of a tile's area taken by another tissue
 
 
 @dataclass(frozen=True)
 class Site:
-    """A laboratory with its scanner."""
+    """A laboratory and its scanner."""
 
     name: str
-    haematoxylin: tuple[float, float, float]  # optical density of R, G, B a unit of stain
-    eosin: tuple[float, float, float]
-    gain: tuple[float, float, float]  # of the background, 1 = white
+    stains: tuple[tuple[float, float, float], ...]  # optical density of R, G, B a unit of H, of E
+    white: tuple[float, float, float]  # RGB of the empty slide in [0, 1]
     gamma: float
-    blur: float  # standard deviation in pixels
-    noise: float  # standard deviation, 1 = white
+    blur: float  # standard deviation of the optics in pixels
+    noise: float  # standard deviation of the sensor, 1 = white
 
 
 SITES = (
-    Site("siteA", (0.66, 0.69, 0.30), (0.14, 0.90, 0.41), (0.97, 0.96, 0.97), 1.0, 0.40, 0.010),
-    Site("siteB", (0.62, 0.70, 0.34), (0.12, 0.84, 0.53), (0.96, 0.95, 0.93), 1.2, 1.0, 0.035),
+    Site("siteA", ((0.66, 0.69, 0.30), (0.14, 0.90, 0.41)), (0.97, 0.96, 0.97), 1.0, 0.4, 0.01),
+    Site("siteB", ((0.62, 0.70, 0.34), (0.12, 0.84, 0.53)), (0.96, 0.95, 0.93), 1.2, 1.0, 0.03),
 )
 
 
 @dataclass(frozen=True)
-class Patient:
-    name: str
-    site: Site
-    stains: npt.NDArray[np.float32]  # (2, 3) optical density of R, G, B: haematoxylin, eosin
-    strength: npt.NDArray[np.float32]  # (2,) factor of the concentrations
-
-
-@dataclass(frozen=True)
 class SyntheticConfig:
-    """How many patches, all classes together, and how many patients they come from."""
+    """The size of the set. Counts are patches of all classes together, spread evenly."""
 
     seed: int = 0
     train: int = 6400
     val: int = 1280
     test: int = 1280
-    patients: int = 24  # in each split; sites alternate
+    patients: int = 24
+    """Patients in each split, sites taking turns; each has every class if counts allow."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0 or self.patients < 1 or min(self.train, self.val, self.test) < 0:
-            raise ValueError(
-                f"{self} has a negative seed or count, or no patient; use seed >= 0, "
-                "counts >= 0 and patients >= 1"
-            )
+        counts = (self.train, self.val, self.test)
+        if self.seed < 0 or min(counts) < 0 or sum(counts) == 0:
+            raise ValueError(f"{self}: expected seed and counts >= 0 and at least one patch")
+        if not 1 <= self.patients <= 1000:
+            raise ValueError(f"patients is {self.patients}; expected 1 to 1000")
+
+
+class Patient(NamedTuple):
+    name: str
+    site: Site
+    stains: Array  # (2, 3) optical density of R, G, B a unit of H, of E
+    strength: Array  # (2,) factor of the H and E concentrations
+
+
+class Patch(NamedTuple):
+    path: Path  # relative to the set
+    pixels: npt.NDArray[np.uint8]  # (32, 32, 3) RGB
+
+
+def generate(
+    out: Path, config: SyntheticConfig, report: Callable[[int], None] | None = None
+) -> None:
+    """Write the whole set into the new folder `out`, which appears complete or not at all.
+
+    Args:
+        report: called with the number of patches written so far.
+
+    Raises:
+        DataError: `out` exists and is not an empty folder.
+    """
+    out = Path(out).resolve()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise DataError(f"{out} exists and is not an empty folder; remove it or name another")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as partial:
+        root = Path(partial, "set")  # not the temporary folder itself: only its owner may read that
+        for done, patch in enumerate(patches(config), start=1):
+            path = root / patch.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(patch.pixels).save(path, compress_level=1)
+            if report is not None:
+                report(done)
+        root.rename(out)
+
+
+def patches(config: SyntheticConfig) -> Iterator[Patch]:
+    """All patches of the set, source image by source image."""
+    for split in SPLITS:
+        total = getattr(config, split)
+        for label, tissue in enumerate(TISSUES):
+            count = _share(total, len(TISSUES), label)
+            for index in range(config.patients):
+                quota = _share(count, config.patients, index)
+                yield from _patient_patches(config.seed, split, index, tissue, quota)
 
 
 def patient(seed: int, split: str, index: int) -> Patient:
-    """The `index`-th patient of a split: a site (they alternate) and how tissue stains there."""
-    rng = _generator(seed, 0, split, index)
+    """Patient `index` of a split: the site, and how tissue stains there."""
+    rng = _generator(seed, 0, SPLITS.index(split), index)
     site = SITES[index % len(SITES)]
-    stains = np.array([site.haematoxylin, site.eosin]) * rng.lognormal(0, 0.06, (2, 3))
-    return Patient(
-        name=f"P{SPLITS.index(split)}{index:03d}",
-        site=site,
-        stains=stains.astype(np.float32),
-        strength=rng.lognormal(0, 0.12, 2).astype(np.float32),
-    )
+    stains = np.array(site.stains) * rng.lognormal(0, STAIN_SPREAD, (2, 3))
+    strength = rng.lognormal(0, PATIENT_SPREAD, 2)
+    return Patient(f"P{SPLITS.index(split)}{index:03d}", site, stains, strength)
 
 
 def render_tile(
     seed: int, split: str, index: int, tissue: str, image: int
 ) -> npt.NDArray[np.uint8]:
-    """One source image of patient `index`: (TILE, TILE, 3) uint8 RGB."""
-    rng = _generator(seed, 1, split, index, list(TISSUES).index(tissue), image)
+    """Source image `image` of one tissue of patient `index`: (TILE, TILE, 3) RGB."""
+    label = list(TISSUES).index(tissue)
+    rng = _generator(seed, 1, SPLITS.index(split), index, label, image)
     owner = patient(seed, split, index)
-    structure = _invaded(rng, TISSUES[tissue](rng, TILE))
+    structure = _invade(rng, TISSUES[tissue](rng, TILE))
     return _scan(rng, _stain(rng, structure, owner), owner.site)
 
 
-def _invaded(rng: np.random.Generator, tissue: Structure) -> Structure:
-    """Half of the tiles hold up to 40 % of some other tissue: no label is pure in a laboratory."""
-    share, other = rng.uniform(-0.4, 0.4), list(TISSUES)[rng.integers(len(TISSUES))]
+def _patient_patches(
+    seed: int, split: str, index: int, tissue: str, quota: int
+) -> Iterator[Patch]:
+    """The first `quota` patches of one tissue of one patient; the last tile may be cut in part."""
+    owner = patient(seed, split, index)
+    for image in range(-(-quota // len(CORNERS))):
+        tile = render_tile(seed, split, index, tissue, image)
+        number = image * len(TISSUES) + list(TISSUES).index(tissue)  # unique within the patient
+        for y, x in CORNERS[: quota - image * len(CORNERS)]:
+            name = f"{owner.site.name}-{owner.name}-{number:04d}__y{y:04d}_x{x:04d}.png"
+            yield Patch(Path(split, tissue, name), tile[y : y + PATCH, x : x + PATCH])
+
+
+def _share(total: int, parts: int, index: int) -> int:
+    """The size of part `index` when a total is spread evenly, the first parts taking the rest."""
+    return total // parts + (index < total % parts)
+
+
+def _invade(rng: np.random.Generator, host: Structure) -> Structure:
+    """Half of the tiles hold up to 40 % of another tissue: in a laboratory no label is pure."""
+    share = rng.uniform(-MAX_GUEST, MAX_GUEST)
     if share <= 0:
-        return tissue
+        return host
+    guest = list(TISSUES.values())[rng.integers(len(TISSUES))](rng, TILE)
     field = smooth(rng, TILE, 9.0)
     mask = edge(np.quantile(field, 1 - share) - field, 0.08)
-    guest = TISSUES[other](rng, TILE)
-    return Structure(*(a + mask * (b * a.mean() / b.mean() - a) for a, b in zip(tissue, guest)))
+    mixed = (a + mask * (b * a.mean() / b.mean() - a) for a, b in zip(host, guest, strict=True))
+    return Structure(*mixed)
 
 
-def _stain(
-    rng: np.random.Generator, structure: Structure, owner: Patient
-) -> npt.NDArray[np.float32]:
-    """Transmitted light (S, S, 3) in (0, 1] at mean concentrations that ignore the class."""
-    mean = np.array([0.42, 0.40]) * rng.lognormal(0, 0.30, 2) * owner.strength
-    maps = np.stack(structure, axis=-1)
-    maps = maps * (mean / maps.mean(axis=(0, 1))).astype(np.float32)
-    light: npt.NDArray[np.float32] = np.exp(-maps @ owner.stains)
-    return light
+def _stain(rng: np.random.Generator, structure: Structure, owner: Patient) -> Array:
+    """Transmitted light (S, S, 3) in (0, 1], at mean concentrations that ignore the class."""
+    wanted = MEAN_CONCENTRATION * rng.lognormal(0, TILE_SPREAD, 2) * owner.strength
+    density = np.zeros((*structure.eosin.shape, 3))
+    for relative, mean, stain in zip(structure, wanted, owner.stains, strict=True):
+        density += (relative * (mean / relative.mean()))[:, :, None] * stain
+    return np.exp(-density)
 
 
-def _scan(
-    rng: np.random.Generator, light: npt.NDArray[np.float32], site: Site
-) -> npt.NDArray[np.uint8]:
-    """Optics, sensor and file: blur, gain, gamma, noise, 8 bits."""
+def _scan(rng: np.random.Generator, light: Array, site: Site) -> npt.NDArray[np.uint8]:
+    """What the scanner stores: optics, white point, gamma, sensor noise, 8 bits."""
     blur = site.blur * rng.uniform(0.8, 1.3)
     image = gaussian_filter(light, (blur, blur, 0), mode="nearest")
-    image = (image * np.array(site.gain, np.float32)) ** np.float32(site.gamma)
-    image = image + site.noise * rng.standard_normal(image.shape, np.float32)
+    image = (image * site.white) ** site.gamma + rng.normal(0, site.noise, image.shape)
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
-def _generator(seed: int, *position: int | str) -> np.random.Generator:
-    """Random numbers of one place in the data set, whatever was drawn elsewhere."""
-    path = tuple(SPLITS.index(p) if isinstance(p, str) else p for p in position)
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=path))
+def _generator(seed: int, *position: int) -> np.random.Generator:
+    """Random numbers of one place in the set, whatever was drawn elsewhere."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=position))
+
+
+def main(
+    out: tyro.conf.Positional[Path],
+    config: tyro.conf.OmitArgPrefixes[SyntheticConfig] = SyntheticConfig(),  # noqa: B008
+) -> None:
+    """Make a small synthetic H&E patch set in the new folder OUT."""
+    total = config.train + config.val + config.test
+    try:
+        with Progress(disable=not sys.stdout.isatty()) as bar:
+            task = bar.add_task("patches", total=total)
+            generate(out, config, lambda done: bar.update(task, completed=done))
+    except DataError as error:
+        sys.exit(str(error))
+    print(f"{out}: {total} patches, {len(TISSUES)} classes, {config.patients} patients a split")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

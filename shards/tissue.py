@@ -1,8 +1,9 @@
-"""Procedural tissue: per class, maps of relative haematoxylin and eosin concentration.
+"""Procedural tissue: for each class, where haematoxylin and eosin bind.
 
-A structure says where the stain is, not how much: `shards.synthetic` scales every tile to a mean
-concentration that does not depend on the class, so that shape and texture carry the label, as
-colour does in no laboratory but one's own. Lengths are pixels, at about half a micron each.
+A structure says where the stain is, not how much: `shards.synthetic` scales every tile to mean
+concentrations that do not depend on the class, so that shape and texture carry the label.
+Lengths are pixels, at about half a micron each. Float64 throughout, so that a pixel rounds to
+the same grey level whichever vector instructions numpy finds.
 """
 
 from collections.abc import Callable
@@ -12,90 +13,90 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-Field = npt.NDArray[np.float32]  # (S, S), or (N, 2) for a list of points in (y, x)
+Array = npt.NDArray[np.float64]
+NOISE_PERIOD = 64  # of the lattice that streaks are cut from
 
 
 class Structure(NamedTuple):
-    haematoxylin: Field  # (S, S), relative, not negative
-    eosin: Field  # (S, S), relative, not negative
+    haematoxylin: Array  # (S, S), relative concentration, not negative
+    eosin: Array  # (S, S), likewise
 
 
 class Nuclei(NamedTuple):
-    distance: Field  # (S, S) signed distance to the nearest outline in pixels, negative inside
+    distance: Array  # (S, S) signed distance to the outline of a nucleus, negative inside
     which: npt.NDArray[np.intp]  # (S, S) index of that nucleus
 
 
-def tumor(rng: np.random.Generator, size: int) -> Structure:
-    """Large crowded vesicular nuclei: a dark rim, coarse chromatin, nucleoli."""
-    centres = scatter(rng, size, spacing=rng.uniform(11.0, 14.0), jitter=0.30)
-    nuclei = _oval_nuclei(rng, size, centres, uniform(rng, 3.6, 5.2, len(centres)), slender=1.6)
-    distance = nuclei.distance + 0.6 * smooth(rng, size, 2.5)
-    inside = edge(distance, 0.5)
-    rim = np.exp(-((distance + 0.6) ** 2) / 0.8)
-    chromatin = np.clip(0.50 + 0.40 * smooth(rng, size, 1.0), 0, None)
-    strength = uniform(rng, 0.75, 1.25, len(centres))[nuclei.which]
-    cytoplasm = np.clip(
-        1 + 0.18 * smooth(rng, size, 1.0) + 0.12 * smooth(rng, size, 4.0), 0.1, None
-    )
-    haematoxylin = 0.16 * cytoplasm + strength * (inside * chromatin + 0.55 * rim)
-    return Structure(haematoxylin, cytoplasm * (1 - 0.35 * inside))
-
-
-def stroma(rng: np.random.Generator, size: int) -> Structure:
-    """Wavy collagen in bundles of one direction, with a few spindle nuclei along it."""
-    angle = rng.uniform(0, np.pi)
-    fibres = streaks(rng, size, angle, width=rng.uniform(1.3, 2.0), length=14.0, waviness=2.5)
-    bundles = streaks(rng, size, angle, width=5.0, length=25.0, waviness=2.5)
-    collagen = np.clip(0.8 + 0.28 * fibres + 0.18 * bundles, 0.08, None)
-    spindle = _aligned_nuclei(rng, size, angle, spacing=rng.uniform(17.0, 26.0), small=1.5)
-    return Structure(0.35 * collagen + 1.2 * spindle, collagen * (1 - 0.5 * spindle))
-
-
-def muscle(rng: np.random.Generator, size: int) -> Structure:
-    """Smooth muscle: broad straight fibres with thin clefts, blunt cigar-shaped nuclei."""
-    angle = rng.uniform(0, np.pi)
-    fibres = streaks(rng, size, angle, width=rng.uniform(3.2, 4.4), length=60.0, waviness=0.8)
-    clefts = lines(fibres, 0.8)
-    grain = smooth(rng, size, 0.9)
-    sarcoplasm = np.clip(1 + 0.10 * fibres + 0.10 * grain - 0.5 * clefts, 0.05, None)
-    cigar = _aligned_nuclei(rng, size, angle, spacing=rng.uniform(16.0, 24.0), small=1.9)
-    return Structure(0.35 * sarcoplasm + 1.1 * cigar, sarcoplasm * (1 - 0.5 * cigar))
+def fat(rng: np.random.Generator, size: int) -> Structure:
+    """Large empty vacuoles between thin membranes, now and then a flat nucleus in a corner."""
+    centres = scatter(rng, size, spacing=rng.uniform(17.0, 25.0), jitter=0.22)
+    first, second, third = np.partition(np.hypot(*_offsets(size, centres)), (0, 1, 2), axis=0)[:3]
+    thickness = rng.uniform(1.6, 2.6) * (1 + 0.2 * smooth(rng, size, 4.0))
+    wall = np.exp(-(((second - first) / thickness) ** 2))
+    corner = np.exp(-(((third - first) / (2.2 * thickness)) ** 2))
+    membrane = np.minimum(wall + corner, 1)
+    nuclei = edge(1.1 - smooth(rng, size, 2.5), 0.15) * membrane
+    lumen = np.maximum(0.22 + 0.03 * smooth(rng, size, 6.0), 0)
+    return Structure(lumen + 0.4 * membrane + 0.8 * nuclei, lumen + membrane)
 
 
 def lymphocytes(rng: np.random.Generator, size: int) -> Structure:
     """Small round dense nuclei, closely packed, with hardly any cytoplasm."""
     centres = scatter(rng, size, spacing=rng.uniform(7.5, 9.5), jitter=0.2)
-    nuclei = _oval_nuclei(rng, size, centres, uniform(rng, 2.7, 3.5, len(centres)), slender=1.2)
+    nuclei = _oval_nuclei(rng, size, centres, small=(2.7, 3.5), slender=1.2)
     inside = edge(nuclei.distance, 0.45)
-    strength = uniform(rng, 0.8, 1.15, len(centres))[nuclei.which]
-    matrix = np.clip(0.8 + 0.16 * smooth(rng, size, 2.0), 0.05, None)
-    haematoxylin = 0.12 * matrix + strength * inside * (1 + 0.12 * smooth(rng, size, 0.9))
-    return Structure(haematoxylin, matrix * (1 - 0.3 * inside))
-
-
-def fat(rng: np.random.Generator, size: int) -> Structure:
-    """Large empty vacuoles between thin membranes; now and then a flat nucleus at one."""
-    seeds = scatter(rng, size, spacing=rng.uniform(17.0, 25.0), jitter=0.22)
-    near = np.partition(np.hypot(*_displacement(size, seeds)), (1, 2), axis=0)[:3]
-    thickness = rng.uniform(1.6, 2.6) * (1 + 0.2 * smooth(rng, size, 4.0))
-    wall = np.exp(-(((near[1] - near[0]) / thickness) ** 2))
-    corner = np.exp(-(((near[2] - near[0]) / (2.2 * thickness)) ** 2))
-    membrane = np.minimum(wall + corner, 1)
-    nuclei = edge(1.1 - smooth(rng, size, 2.5), 0.15) * membrane
-    lumen = np.clip(0.22 + 0.03 * smooth(rng, size, 6.0), 0, None)
-    return Structure(lumen + 0.4 * membrane + 0.8 * nuclei, lumen + membrane)
+    strength = rng.uniform(0.8, 1.15, len(centres))[nuclei.which]
+    matrix = np.maximum(0.8 + 0.16 * smooth(rng, size, 2.0), 0.05)
+    chromatin = np.maximum(1 + 0.12 * smooth(rng, size, 0.9), 0)
+    return Structure(0.12 * matrix + strength * inside * chromatin, matrix * (1 - 0.3 * inside))
 
 
 def mucus(rng: np.random.Generator, size: int) -> Structure:
-    """Pale swirling streaks without a common direction, thin threads, a few ghosts of cells."""
+    """Pools of pale streaks without a common direction, thin threads, a few ghosts of cells."""
     angle = rng.uniform(0, np.pi)
     swirl = streaks(rng, size, angle, width=2.4, length=5.0, waviness=7.0)
     threads = lines(streaks(rng, size, angle, width=7.0, length=14.0, waviness=7.0), 0.7)
-    pool = np.clip(0.7 + 0.15 * swirl + 0.14 * smooth(rng, size, 5.0), 0.05, None)
+    pool = np.maximum(0.7 + 0.15 * swirl + 0.14 * smooth(rng, size, 5.0), 0.05)
     ghosts = edge(1.75 - smooth(rng, size, 1.8), 0.2)
     return Structure(0.6 * pool + 0.25 * threads + 0.5 * ghosts, pool + 0.25 * threads)
 
 
+def muscle(rng: np.random.Generator, size: int) -> Structure:
+    """Broad straight fibres with thin clefts, blunt cigar-shaped nuclei along them."""
+    angle = rng.uniform(0, np.pi)
+    fibres = streaks(rng, size, angle, rng.uniform(3.2, 4.4), length=60.0, waviness=0.8)
+    grain = 0.10 * smooth(rng, size, 0.9)
+    sarcoplasm = np.maximum(1 + 0.10 * fibres + grain - 0.5 * lines(fibres, 0.8), 0.05)
+    nuclei = _slender_nuclei(rng, size, angle, spacing=rng.uniform(16.0, 24.0), small=1.9)
+    return Structure(0.35 * sarcoplasm + 1.1 * nuclei, sarcoplasm * (1 - 0.5 * nuclei))
+
+
+def stroma(rng: np.random.Generator, size: int) -> Structure:
+    """Wavy collagen in bundles of one direction, with a few spindle nuclei along it."""
+    angle = rng.uniform(0, np.pi)
+    fibres = streaks(rng, size, angle, rng.uniform(1.3, 2.0), length=14.0, waviness=2.5)
+    bundles = streaks(rng, size, angle, width=5.0, length=25.0, waviness=2.5)
+    collagen = np.maximum(0.8 + 0.28 * fibres + 0.18 * bundles, 0.08)
+    nuclei = _slender_nuclei(rng, size, angle, spacing=rng.uniform(17.0, 26.0), small=1.5)
+    return Structure(0.35 * collagen + 1.2 * nuclei, collagen * (1 - 0.5 * nuclei))
+
+
+def tumor(rng: np.random.Generator, size: int) -> Structure:
+    """Large crowded vesicular nuclei of uneven size: a dark rim, coarse chromatin."""
+    centres = scatter(rng, size, spacing=rng.uniform(11.0, 14.0), jitter=0.3)
+    nuclei = _oval_nuclei(rng, size, centres, small=(3.6, 5.2), slender=1.6)
+    distance = nuclei.distance + 0.6 * smooth(rng, size, 2.5)
+    inside = edge(distance, 0.5)
+    rim = np.exp(-((distance + 0.6) ** 2) / 0.8)
+    chromatin = np.maximum(0.5 + 0.4 * smooth(rng, size, 1.0), 0)
+    strength = rng.uniform(0.75, 1.25, len(centres))[nuclei.which]
+    clumps = 0.18 * smooth(rng, size, 1.0) + 0.12 * smooth(rng, size, 4.0)
+    cytoplasm = np.maximum(1 + clumps, 0.1)
+    haematoxylin = 0.16 * cytoplasm + strength * (inside * chromatin + 0.55 * rim)
+    return Structure(haematoxylin, cytoplasm * (1 - 0.35 * inside))
+
+
+# The order is part of the random numbers of a tile: add new classes at the end.
 TISSUES: dict[str, Callable[[np.random.Generator, int], Structure]] = {
     "fat": fat,
     "lymphocytes": lymphocytes,
@@ -106,91 +107,88 @@ TISSUES: dict[str, Callable[[np.random.Generator, int], Structure]] = {
 }
 
 
-def smooth(rng: np.random.Generator, size: int, sigma: float) -> Field:
-    """A Gaussian random field (S, S) on the torus, zero mean, unit standard deviation."""
-    field = gaussian_filter(rng.standard_normal((size, size), np.float32), sigma, mode="wrap")
-    field -= field.mean()
-    return field / max(float(field.std()), 1e-6)
+def smooth(rng: np.random.Generator, size: int, sigma: float) -> Array:
+    """A Gaussian random field (S, S) on the torus: zero mean, unit standard deviation."""
+    field: Array = gaussian_filter(rng.standard_normal((size, size)), sigma, mode="wrap")
+    return (field - field.mean()) / field.std()
 
 
 def streaks(
     rng: np.random.Generator, size: int, angle: float, width: float, length: float, waviness: float
-) -> Field:
-    """Noise (S, S) stretched along `angle` (radians) and bent sideways by `waviness` pixels."""
-    y, x = _grid(size)
+) -> Array:
+    """Noise (S, S) drawn out along `angle` (radians) and bent sideways by `waviness` pixels."""
+    y, x = np.mgrid[:size, :size]
+    bent = y * np.cos(angle) - x * np.sin(angle) + waviness * smooth(rng, size, 9.0)
     along = x * np.cos(angle) + y * np.sin(angle)
-    across = y * np.cos(angle) - x * np.sin(angle) + waviness * smooth(rng, size, 9.0)
-    noise = rng.standard_normal((64, 64), np.float32)
-    points = np.stack([across / width + rng.uniform(0, 64), along / length + rng.uniform(0, 64)])
-    field = map_coordinates(noise, points, order=1, mode="grid-wrap")
-    return field / max(float(field.std()), 1e-6)
+    origin = rng.uniform(0, NOISE_PERIOD, 2)
+    points = np.stack([bent / width + origin[0], along / length + origin[1]])
+    lattice = rng.standard_normal((NOISE_PERIOD, NOISE_PERIOD))
+    field: Array = map_coordinates(lattice, points, order=1, mode="grid-wrap")
+    return field / field.std()
 
 
-def lines(field: Field, width: float) -> Field:
-    """The zero level of a field (S, S) drawn with a half-width of `width` pixels, in [0, 1]."""
-    dy, dx = np.gradient(field)
-    drawn: Field = np.exp(-((field / (width * np.hypot(dy, dx) + 1e-3)) ** 2))
+def lines(field: Array, width: float) -> Array:
+    """The zero level of a field (S, S), drawn about `width` pixels to each side, in [0, 1]."""
+    slope = np.hypot(*np.gradient(field))
+    drawn: Array = np.exp(-((field / (width * slope + 1e-3)) ** 2))
     return drawn
 
 
-def scatter(rng: np.random.Generator, size: int, spacing: float, jitter: float) -> Field:
-    """Points (N, 2) on a shifted staggered lattice of about `spacing`, moved by `jitter` of it."""
-    n = max(2, round(size / spacing))
-    row, column = np.mgrid[:n, :n].reshape(2, -1)
-    lattice = np.stack([row, column + 0.5 * (row % 2)], axis=1) + rng.uniform(0, 1, 2)
-    moved = lattice + rng.normal(0, jitter, lattice.shape)
-    return (moved * (size / n) % size).astype(np.float32)
-
-
-def ellipses(size: int, centres: Field, radii: Field, angles: Field) -> Nuclei:
-    """The union of ellipses on the torus: semi-axes `radii` (N, 2), `angles` (N) of the first."""
-    dy, dx = _displacement(size, centres)
-    cos, sin = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
-    first, second = radii[:, 0, None, None], radii[:, 1, None, None]
-    scaled = np.hypot((dx * cos + dy * sin) / first, (dy * cos - dx * sin) / second)
-    distance = (scaled - 1) * second
-    which = distance.argmin(axis=0)
-    return Nuclei(np.take_along_axis(distance, which[None], axis=0)[0], which)
-
-
-def edge(distance: Field, softness: float) -> Field:
+def edge(distance: Array, softness: float) -> Array:
     """1 inside (negative distance), 0 outside, over about `softness` pixels."""
-    inside: Field = 1 / (1 + np.exp(np.clip(distance / softness, -30, 30)))
+    inside: Array = 1 / (1 + np.exp(np.clip(distance / softness, -30, 30)))
     return inside
 
 
+def scatter(rng: np.random.Generator, size: int, spacing: float, jitter: float) -> Array:
+    """Points (N, 2) = (y, x) on a staggered lattice of about `spacing`, moved by `jitter` of it."""
+    n = max(2, round(size / spacing))
+    row, column = np.mgrid[:n, :n].reshape(2, -1)
+    lattice = np.stack([row, column + 0.5 * (row % 2)], axis=1) + rng.uniform(0, 1, 2)
+    moved: Array = (lattice + rng.normal(0, jitter, lattice.shape)) * (size / n) % size
+    return moved
+
+
+def ellipses(size: int, centres: Array, radii: Array, angles: Array) -> Nuclei:
+    """The union of ellipses on the torus: semi-axes `radii` (N, 2), `angles` (N) of the first."""
+    dy, dx = _offsets(size, centres)
+    cos, sin = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
+    first, second = radii[:, 0, None, None], radii[:, 1, None, None]
+    u = dx * (cos / first) + dy * (sin / first)
+    v = dy * (cos / second) - dx * (sin / second)
+    squared = np.square(u, out=u) + np.square(v, out=v)
+    which = squared.argmin(axis=0)
+    scaled = np.sqrt(np.take_along_axis(squared, which[None], axis=0)[0])
+    return Nuclei((scaled - 1) * radii[:, 1][which], which)
+
+
 def _oval_nuclei(
-    rng: np.random.Generator, size: int, centres: Field, small: Field, slender: float
+    rng: np.random.Generator,
+    size: int,
+    centres: Array,
+    small: tuple[float, float],
+    slender: float,
 ) -> Nuclei:
-    """Nuclei of any direction, semi-axis `small` (N) and up to `slender` times that."""
-    long = small * uniform(rng, 1.0, slender, len(centres))
-    angles = uniform(rng, 0, np.pi, len(centres))
-    return ellipses(size, centres, np.stack([long, small], axis=1), angles)
+    """One nucleus a centre: minor semi-axis in the range `small`, the major up to `slender` of it."""
+    minor = rng.uniform(*small, len(centres))
+    major = minor * rng.uniform(1, slender, len(centres))
+    angles = rng.uniform(0, np.pi, len(centres))
+    return ellipses(size, centres, np.stack([major, minor], axis=1), angles)
 
 
-def _aligned_nuclei(
+def _slender_nuclei(
     rng: np.random.Generator, size: int, angle: float, spacing: float, small: float
-) -> Field:
-    """Slender nuclei along `angle`, as a mask (S, S) in [0, 1]."""
+) -> Array:
+    """Nuclei along `angle` of minor semi-axis about `small`, as a mask (S, S) in [0, 1]."""
     centres = scatter(rng, size, spacing, jitter=0.4)
     count = len(centres)
-    radii = np.stack([uniform(rng, 5.0, 8.5, count), small * uniform(rng, 0.8, 1.2, count)], axis=1)
-    angles = np.float32(angle) + 0.12 * rng.standard_normal(count, np.float32)
-    return edge(ellipses(size, centres, radii, angles).distance, 0.35)
+    major, minor = rng.uniform(5.0, 8.5, count), small * rng.uniform(0.8, 1.2, count)
+    angles = angle + rng.normal(0, 0.12, count)
+    return edge(ellipses(size, centres, np.stack([major, minor], axis=1), angles).distance, 0.35)
 
 
-def uniform(rng: np.random.Generator, low: float, high: float, count: int) -> Field:
-    return rng.uniform(low, high, count).astype(np.float32)
-
-
-def _grid(size: int) -> tuple[Field, Field]:
-    y, x = np.mgrid[:size, :size].astype(np.float32)
-    return y, x
-
-
-def _displacement(size: int, centres: Field) -> tuple[Field, Field]:
+def _offsets(size: int, centres: Array) -> tuple[Array, Array]:
     """From every centre to every pixel, the short way round: dy (N, S, 1), dx (N, 1, S)."""
-    pixels = np.arange(size, dtype=np.float32)
     half = size / 2
-    dy, dx = ((pixels - centres[:, i, None] + half) % size - half for i in (0, 1))
-    return dy[:, :, None], dx[:, None, :]
+    offsets = (np.arange(size) - centres[:, :, None] + half) % size - half
+    return offsets[:, 0, :, None], offsets[:, 1, None, :]

@@ -60,7 +60,7 @@ def kept_members(keys: Ints, pngs: Sequence[bytes], labels: Ints | None) -> byte
     """Whole samples of PNGs of any size, one after the other."""
     heads = headers(keys, b".png", np.array([len(png) for png in pngs])).tobytes()
     tails = b"" if labels is None else _class_members(keys, labels).tobytes()
-    parts = []
+    parts: list[bytes] = []
     for i, png in enumerate(pngs):
         parts += (heads[BLOCK * i : BLOCK * (i + 1)], png, bytes(-len(png) % BLOCK))
         parts.append(tails[2 * BLOCK * i : 2 * BLOCK * (i + 1)])

@@ -10,6 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from shards.pack import PackOptions, pack
+
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -23,3 +25,26 @@ def real_patches(count: int, archive: str = "colon_7class.tar") -> NDArray[np.ui
         chosen = members[:: max(1, len(members) // count)][:count]
         blobs = [tar.extractfile(m).read() for m in chosen]  # type: ignore[union-attr]
     return np.stack([np.asarray(Image.open(io.BytesIO(b), formats=["PNG"])) for b in blobs])
+
+
+def write_patches(root: Path, counts: dict[str, int], classes: tuple[str, ...], seed: int) -> None:
+    """Class folders under split folders: smooth random patches, two source images a class."""
+    rng = np.random.default_rng(seed)
+    for split, count in counts.items():
+        for label, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                coarse = rng.uniform(60, 200, (4, 4, 3)) + [40 * label, 0, -20 * label]
+                pixels = np.kron(coarse, np.ones((8, 8, 1))) + rng.normal(0, 8, (32, 32, 3))
+                image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+                image.save(folder / f"{split}-{name}-{i % 2}__y{32 * i:04d}_x0000.png")
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed data set of two classes: 24 train, 8 val and 8 test patches a class."""
+    folder = tmp_path_factory.mktemp("small")
+    write_patches(folder / "raw", {"train": 24, "val": 8, "test": 8}, ("normal", "tumor"), seed=0)
+    pack(folder / "raw", folder / "shards", PackOptions(shard_size=20, workers=1))
+    return folder / "shards"

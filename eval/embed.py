@@ -1,0 +1,222 @@
+"""Images to features: readouts of a model, baselines without one, and embeddings as Parquet.
+
+Shapes: n images, d features, G = |group| elements, codes mu (n, 24, 4, 4). Features are float32.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from eval.metrics import CHUNK, Encode, evaluating, rho, to_float
+from eval.run import whole_file
+from models.vae import VAE, build
+from pipeline import d4
+from pipeline.index import Split
+from pipeline.reader import Reader
+from shards.schema import CHANNELS, PATCH, PATCH_BYTES
+
+Pixels = NDArray[np.uint8]  # (n, 32, 32, 3)
+Features = NDArray[np.float32]  # (n, d)
+Transform = Callable[[Pixels], Features]
+
+ROW_GROUP = 16_384
+PCA_COMPONENTS = 384
+GRID = 4  # cells a side of the colour grid, those of the latent
+RANDOM_INIT_SEED = 0
+KEPT_COLUMNS = ("key", "label", "source", "site", "path")
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """The group of the orbit readouts and how it acts on codes."""
+
+    group: str = "D4"
+    fibres: str = "trivial"
+
+
+@dataclass(frozen=True)
+class Readout:
+    """A feature of the codes mu(g x) of an orbit (|G|, b, 24, 4, 4), element 0 the identity."""
+
+    orbit: bool  # False: the codes of x alone are enough, shaped (1, b, 24, 4, 4)
+    of: Callable[[Tensor, Symmetry], Tensor]
+
+
+def _orbit_aligned(mu_GBCNN: Tensor, symmetry: Symmetry) -> Tensor:
+    """(1/|G|) sum over g of rho(g)^-1 mu(g x): the mean itself for an equivariant encoder."""
+    back = [
+        rho(mu, d4.inverse(g), symmetry.group, symmetry.fibres) for g, mu in enumerate(mu_GBCNN)
+    ]
+    return torch.stack(back).mean(0).flatten(1)
+
+
+def _channel_stats(mu_GBCNN: Tensor, symmetry: Symmetry) -> Tensor:
+    """Spatial mean and (biased) standard deviation of every channel."""
+    cells = mu_GBCNN[0].flatten(2)
+    return torch.cat([cells.mean(2), cells.std(2, correction=0)], 1)
+
+
+READOUTS: dict[str, Readout] = {
+    "mean": Readout(False, lambda mu, _: mu[0].flatten(1)),  # the primary one
+    "orbit_aligned": Readout(True, _orbit_aligned),
+    "orbit_invariant": Readout(True, lambda mu, _: mu.mean(0).flatten(1)),
+    "channel_stats": Readout(False, _channel_stats),
+}
+
+
+def readouts_of(
+    encode: Encode, x: Tensor, readouts: Iterable[str], symmetry: Symmetry = Symmetry()
+) -> dict[str, Tensor]:
+    """Features of float images (b, 3, 32, 32) by several readouts; the orbit is encoded once."""
+    chosen = {name: READOUTS[name] for name in readouts}
+    order = d4.ORDER[symmetry.group] if any(r.orbit for r in chosen.values()) else 1
+    codes = torch.stack([encode(d4.act_one(x, g)) for g in range(order)])
+    return {name: readout.of(codes, symmetry) for name, readout in chosen.items()}
+
+
+def image_batches(split: Split, rows: NDArray[np.int64] | None = None) -> Iterator[Pixels]:
+    """The images of a split (or of some of its rows) in order, CHUNK at a time."""
+    rows = np.arange(len(split)) if rows is None else rows
+    reader = Reader(split)
+    try:
+        for first in range(0, len(rows), CHUNK):
+            yield reader.read(rows[first : first + CHUNK])
+    finally:
+        reader.close()
+
+
+def images_of(split: Split, rows: NDArray[np.int64] | None = None) -> Pixels:
+    """The same, in memory: (n, 32, 32, 3)."""
+    empty = np.empty((0, PATCH, PATCH, CHANNELS), np.uint8)
+    return np.concatenate([empty, *image_batches(split, rows)])
+
+
+def to_device(pixels: Pixels, device: torch.device) -> Tensor:
+    """(n, 32, 32, 3) to uint8 (n, 3, 32, 32) on the device, in channels-last memory."""
+    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+
+
+def embed_batches(
+    model: VAE, batches: Iterable[Pixels], readouts: Iterable[str], symmetry: Symmetry = Symmetry()
+) -> Iterator[dict[str, Features]]:
+    """Features of batches of images by several readouts, a dictionary a batch."""
+    device = next(model.parameters()).device
+    readouts = tuple(readouts)
+    for pixels in batches:
+        with evaluating(model):
+            x = to_float(to_device(pixels, device))
+            found = readouts_of(lambda v: model.encoder(v).mean, x, readouts, symmetry)
+        yield {name: features.cpu().numpy() for name, features in found.items()}
+
+
+def embed_split(
+    model: VAE, split: Split, readout: str = "mean", symmetry: Symmetry = Symmetry()
+) -> Features:
+    """(n, d) features of a whole split in sample order; `readout` is a key of READOUTS."""
+    batches = embed_batches(model, image_batches(split), [readout], symmetry)
+    return np.concatenate([batch[readout] for batch in batches])
+
+
+def write_embeddings(
+    path: Path, split: Split, batches: Iterable[Features], about: Mapping[str, str]
+) -> None:
+    """Stream the embeddings of a split, in sample order, to a Parquet file.
+
+    Columns: key, label, source, site, path of the sidecar and `embedding`, a fixed-size list of
+    float32. `about` becomes metadata of the file. Rows are written in groups: memory does not
+    grow with the split.
+    """
+    rows = split.table.select(KEPT_COLUMNS)
+    with whole_file(path) as temp:
+        writer, done = None, 0
+        for group in _groups(batches):
+            table = _with_embeddings(rows.slice(done, len(group)), group)
+            if writer is None:
+                schema = table.schema.with_metadata(dict(about))
+                writer = pq.ParquetWriter(temp, schema, compression="zstd")
+            writer.write_table(table.replace_schema_metadata(dict(about)), ROW_GROUP)
+            done += len(group)
+        if writer is None or done != len(split):
+            raise ValueError(f"{done} embeddings for the {len(split)} samples of {split.name}")
+        writer.close()
+
+
+def read_embeddings(path: Path) -> tuple[Features, pa.Table]:
+    """The embeddings (n, d) of a file of `write_embeddings`, and its other columns."""
+    table = pq.read_table(path)
+    column = table["embedding"].combine_chunks()
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), -1), table.drop_columns(["embedding"])
+
+
+def _groups(batches: Iterable[Features]) -> Iterator[Features]:
+    held: list[Features] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(map(len, held)) >= ROW_GROUP:
+            yield np.concatenate(held)
+            held = []
+    if held:
+        yield np.concatenate(held)
+
+
+def _with_embeddings(rows: pa.Table, features: Features) -> pa.Table:
+    values = pa.array(np.ascontiguousarray(features, np.float32).reshape(-1))
+    column = pa.FixedSizeListArray.from_arrays(values, features.shape[1])
+    return rows.append_column("embedding", column)
+
+
+# Baselines: fitted on the train images (with the model's architecture and device), then images to
+# features.
+
+
+def _mean_rgb(train: Pixels, model: VAE) -> Transform:
+    """3: the mean colour."""
+    return lambda pixels: _unit(pixels).mean((1, 2), dtype=np.float32)
+
+
+def _colour_grid(train: Pixels, model: VAE) -> Transform:
+    """48: the mean colours of 4x4 cells."""
+    side = PATCH // GRID
+    shape = (-1, GRID, side, GRID, side, CHANNELS)
+    return lambda pixels: _unit(pixels).reshape(shape).mean((2, 4)).reshape(len(pixels), -1)
+
+
+def _pca(train: Pixels, model: VAE) -> Transform:
+    """384 (or as many as there are train images): principal components of the raw pixels."""
+    components = min(PCA_COMPONENTS, len(train))
+    pca = PCA(components, svd_solver="randomized", random_state=0)
+    pca.fit(_unit(train).reshape(-1, PATCH_BYTES))
+    return lambda pixels: pca.transform(_unit(pixels).reshape(-1, PATCH_BYTES))
+
+
+def _random_init(train: Pixels, model: VAE) -> Transform:
+    """384: the mean of an untrained encoder of the model's architecture."""
+    device = next(model.parameters()).device
+    untrained = build(model.config, RANDOM_INIT_SEED).to(device)
+
+    def transform(pixels: Pixels) -> Features:
+        parts = [pixels[i : i + CHUNK] for i in range(0, len(pixels), CHUNK)]
+        return np.concatenate([f["mean"] for f in embed_batches(untrained, parts, ["mean"])])
+
+    return transform
+
+
+BASELINES: dict[str, Callable[[Pixels, VAE], Transform]] = {
+    "mean_rgb": _mean_rgb,
+    "colour_grid": _colour_grid,
+    "pca384": _pca,
+    "random_init": _random_init,
+}
+
+
+def _unit(pixels: Pixels) -> Features:
+    return pixels.astype(np.float32) / np.float32(255)

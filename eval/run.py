@@ -1,0 +1,177 @@
+"""A run folder as evaluation sees it: what training left there, and whole files written beside it.
+
+    RUN/snapshot/        the model and, in config.json, what it is (`about`)
+    RUN/config.json      the resolved configuration and where the data are
+    RUN/metrics.jsonl    one line a logging step
+    RUN/results.json     written by eval.main, read by eval.report
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from models import snapshot
+from pipeline.corrupt import CorruptionConfig
+from shards.schema import DataError
+
+MAX_JSON_BYTES = 64 << 20
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class About:
+    """What a snapshot says of itself."""
+
+    preset: str
+    seed: int
+    images_seen: int
+    noise_var: float
+    beta: float
+    equivariance: float  # lambda
+    group: str  # D4 or C4
+    fibres: str  # trivial or regular
+    stochastic: bool  # False: an autoencoder
+    dataset_hash: str
+
+
+def load_about(run: Path) -> About:
+    """The `about` of RUN/snapshot/config.json.
+
+    Raises:
+        DataError: the run has no snapshot, or a field is missing or not what it should be.
+    """
+    path = run / "snapshot" / snapshot.CONFIG
+    if not path.is_file():
+        raise DataError(
+            f"{path} does not exist: {run} is not the folder of a finished run. "
+            f"Train one with: python train/main.py --out {run}"
+        )
+    raw = _section(read_json(path), "about", path)
+    try:
+        about = About(**{f.name: _typed(f.name, f.type, raw[f.name]) for f in fields(About)})
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: about: {error!r}; save the snapshot again") from None
+    if about.group not in ("D4", "C4") or about.fibres not in ("trivial", "regular"):
+        raise DataError(f"{path}: about: group {about.group!r}, fibres {about.fibres!r}")
+    return about
+
+
+def _typed(name: str, kind: Any, value: Any) -> Any:
+    if kind is bool and not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}, expected true or false")
+    return kind(value)
+
+
+def load_corruption(run: Path) -> CorruptionConfig:
+    """The corruption that the run trained with, from RUN/config.json.
+
+    Raises:
+        DataError: the file is missing or the section is not a corruption.
+    """
+    path = run / "config.json"
+    raw = _section(_section(read_json(path), "config", path), "corruption", path)
+    try:
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()
+        }
+        return CorruptionConfig(**values)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: config.corruption: {error}") from None
+
+
+def data_root(run: Path) -> Path:
+    """The data set that the run trained on, from RUN/config.json."""
+    path = run / "config.json"
+    root = _section(read_json(path), "data", path).get("root")
+    if not isinstance(root, str):
+        raise DataError(f"{path} names no data set: pass one with --data DIR")
+    return Path(root)
+
+
+def load_results(run: Path) -> dict[str, Any]:
+    """RUN/results.json.
+
+    Raises:
+        DataError: the run was not evaluated; the message names the command.
+    """
+    path = run / RESULTS
+    if not path.is_file():
+        raise DataError(f"{path} does not exist: evaluate with: python -m eval.main {run}")
+    return read_json(path)
+
+
+def load_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of RUN/metrics.jsonl; none without the file, a line cut by a crash is left out."""
+    path = run / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("images"), int):
+            rows.append(row)
+    return rows
+
+
+def snapshot_hash(run: Path) -> str:
+    """xxh3-64 of the weights: it names the model in embeddings and results."""
+    return xxhash.xxh3_64_hexdigest((run / "snapshot" / snapshot.WEIGHTS).read_bytes())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file.
+
+    Raises:
+        DataError: missing, too large, not JSON, or not an object.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist: {path.parent} is not the folder of a run")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise DataError(f"{path} is larger than {MAX_JSON_BYTES} bytes: not a file of a run")
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON ({error}); make it again") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path} holds a {type(found).__name__}, expected an object")
+    return found
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A hidden name to write to; renamed to `path` once it is on the disk, else removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temp
+        with temp.open("rb") as file:
+            os.fsync(file.fileno())
+        temp.rename(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def command(main: Callable[[], None]) -> None:
+    """Run a command; input that cannot be used ends it with one message and exit status 1."""
+    try:
+        main()
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _section(raw: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    section = raw.get(name)
+    if not isinstance(section, dict):
+        raise DataError(f"{path} has no section {name!r}; it was not written by this version")
+    return section

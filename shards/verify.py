@@ -1,0 +1,143 @@
+"""Check a packed data set completely: `python -m shards.verify OUT`.
+
+Hashes and sizes against `dataset.json`, every member of every tar against its sidecar row, every
+PNG decoded, keys unique, classes and channel means recounted, groups that cross splits. The tars
+are parsed by other code than the one that wrote them.
+"""
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from shards.progress import progress
+from shards.recount import Findings, Problem, check_shard
+from shards.schema import PATCH, DataError, DatasetCard, load_card
+from shards.split import leaks
+from shards.summary import leak_warning, table
+
+_SHARD_FILE = re.compile(r"([a-z][a-z0-9_]{0,31}-\d{6})\.(tar|parquet)")
+_SHOWN = 50
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found: the data set is sound when `problem_count` is 0. Warnings do not count."""
+
+    card: DatasetCard
+    problems: list[Problem]  # the first ones of every file
+    problem_count: int
+    warnings: list[str]
+
+
+def verify(root: Path) -> Report:
+    """Check the data set in `root`; problems are collected, not raised.
+
+    Raises:
+        DataError: there is no card to check against, or it is not one of ours.
+    """
+    root = Path(root)
+    card = load_card(root)
+    findings = Findings()
+    total = sum(split.count for split in card.splits.values())
+    with progress("verifying", total, "samples") as advance:
+        for name, split in card.splits.items():
+            for shard in split.shards:
+                check_shard(root, card, name, shard, findings)
+                advance(shard.count)
+    _check_keys(card, findings)
+    _check_counts(card, findings)
+    _check_strays(root, card, findings)
+    warnings = [
+        leak_warning(name, crossing)
+        for name, members in findings.groups.items()
+        if (crossing := leaks(members))
+    ]
+    return Report(card, findings.problems, findings.counts.total(), warnings)
+
+
+def _check_keys(card: DatasetCard, findings: Findings) -> None:
+    """Every key occurs once in the whole set, and in the range of its split."""
+    ranges = card.provenance.get("key_ranges", {})
+    names = list(findings.keys)
+    if not names:
+        return
+    keys = np.concatenate([np.array(findings.keys[name], np.int64) for name in names])
+    shard = np.repeat(np.arange(len(names)), [len(findings.keys[name]) for name in names])
+    order = np.argsort(keys, kind="stable")
+    for i in np.flatnonzero(np.diff(keys[order]) == 0):
+        first, second = names[shard[order[i]]], names[shard[order[i + 1]]]
+        what = f"key s{keys[order[i]]:09d} is also in {first}"
+        findings.add(f"{second}.tar", None, what)
+    for split, bounds in ranges.items():
+        for name in [name for name in names if name.rpartition("-")[0] == split]:
+            low, high = min(findings.keys[name], default=0), max(findings.keys[name], default=0)
+            if findings.keys[name] and not bounds[0] <= low <= high < bounds[1]:
+                what = f"keys {low} to {high}, those of {split} are {bounds[0]} to {bounds[1] - 1}"
+                findings.add(f"{name}.tar", None, what)
+
+
+def _check_counts(card: DatasetCard, findings: Findings) -> None:
+    """The class counts and channel means of the card follow from the samples."""
+    if findings.counts:
+        return  # samples were lost: the differences say nothing more
+    for name, split in card.splits.items():
+        counts = [findings.labels[name, label] for label in range(len(card.classes))]
+        if counts != split.class_counts:
+            findings.add("dataset.json", None, f"{name} counts {split.class_counts}, not {counts}")
+    used = ["train"] if "train" in card.splits else list(card.splits)
+    values = 255 * PATCH * PATCH * sum(card.splits[name].count for name in used)
+    mean = [int(total) / values for total in sum(findings.sums[name] for name in used)]
+    if not np.allclose(mean, card.channel_mean, rtol=0, atol=1e-12):
+        findings.add("dataset.json", None, f"channel_mean is {card.channel_mean}, not {mean}")
+
+
+def _check_strays(root: Path, card: DatasetCard, findings: Findings) -> None:
+    """Shards that the card does not list: a reader that takes `*.tar` would mix them in."""
+    listed = {shard.name for split in card.splits.values() for shard in split.shards}
+    for path in sorted(root.iterdir()):
+        match = _SHARD_FILE.fullmatch(path.name)
+        if match and match[1] not in listed:
+            findings.add(path.name, None, "not part of the data set; move it away")
+
+
+def _print_report(root: Path, report: Report) -> None:
+    rows = [("split", "shards", "samples", "bytes", "problems")]
+    for name, split in report.card.splits.items():
+        size = sum(shard.size + shard.sidecar_size for shard in split.shards)
+        bad = sum(problem.file.rpartition("-")[0] == name for problem in report.problems)
+        rows.append((name, f"{len(split.shards):,}", f"{split.count:,}", f"{size:,}", f"{bad:,}"))
+    print(table(rows))
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    for problem in report.problems[:_SHOWN]:
+        print(f"problem: {problem}", file=sys.stderr)
+    verdict = f"{report.problem_count} problems" if report.problem_count else "sound"
+    print(f"{root}: {verdict}")
+
+
+_Root = Annotated[Path, tyro.conf.arg(metavar="OUT", help="packed data set")]
+
+
+def _command(root: tyro.conf.Positional[_Root]) -> int:
+    """Check a packed data set: hashes, members, pixels, keys, counts, leakage."""
+    report = verify(root)
+    _print_report(root, report)
+    return 1 if report.problem_count else 0
+
+
+def main() -> int:
+    """Exit status: 0 sound, 1 problems or no data set, 2 unusable arguments."""
+    try:
+        return tyro.cli(_command, prog="python -m shards.verify")
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

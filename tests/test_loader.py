@@ -1,0 +1,135 @@
+"""The loader: pixels equal to the packed ones, accounting over ranks, storage and epochs."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.index import Dataset, open_dataset
+from pipeline.loader import STORES, Loader, load_pixels
+from pipeline.reader import MAX_OPEN_FILES, Reader
+from shards.pack import PackOptions, pack
+from shards.schema import DataError
+from tests.conftest import write_patches
+
+CPU = torch.device("cpu")
+STORAGES = sorted(STORES.keys() - {"device"})
+
+
+@pytest.fixture(scope="module")
+def dataset(small_dataset: Path) -> Dataset:
+    return open_dataset(small_dataset)
+
+
+@pytest.mark.parametrize("mode", ["stored", "keep"])
+def test_pixels_and_labels_are_those_of_the_files(mode: str, tmp_path: Path) -> None:
+    write_patches(tmp_path / "raw", {"train": 30, "val": 3}, ("a", "b"), seed=4)
+    pack(tmp_path / "raw", tmp_path / "out", PackOptions(png=mode, shard_size=17, workers=1))  # type: ignore[arg-type]
+    opened = open_dataset(tmp_path / "out")
+    for split in opened.splits.values():
+        pixels = load_pixels(split)
+        paths = split.table["path"].to_pylist()
+        for i, path in enumerate(paths):
+            assert np.array_equal(pixels[i], np.asarray(Image.open(tmp_path / "raw" / path)))
+            assert opened.card.classes[split.labels[i]] == Path(path).parent.name
+        shuffled = np.random.default_rng(0).permutation(len(split))
+        assert np.array_equal(Reader(split).read(shuffled), pixels[shuffled])
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_each_sample_exactly_once_an_epoch(storage: str, world: int, dataset: Dataset) -> None:
+    split, epochs = dataset.split("train"), 3
+    ranks = [Loader(split, 12, 0, CPU, storage, rank, world) for rank in range(world)]
+    stop = epochs * len(split)
+    batches = [list(loader.batches(0, stop)) for loader in ranks]
+    assert {len(b) for b in batches} == {stop // 12}
+    merged = [np.concatenate([b.indices for b in step]) for step in zip(*batches, strict=True)]
+    counts = np.bincount(np.concatenate(merged), minlength=len(split))
+    assert (counts == epochs).all()
+    for batch in batches[0]:
+        assert batch.images.shape == (12 // world, 3, 32, 32) and batch.images.dtype == torch.uint8
+        assert np.array_equal(batch.labels.numpy(), split.labels[batch.indices])
+        read = Reader(split).read(batch.indices)
+        assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), read)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_resuming_continues_the_order(storage: str, dataset: Dataset) -> None:
+    split = dataset.split("train")
+    whole = [b.indices for b in Loader(split, 7, 1, CPU, storage).batches(0, 20 * 7)]
+    rest = [b.indices for b in Loader(split, 7, 1, CPU, storage).batches(9 * 7, 20 * 7)]
+    assert len(whole) == 20 and all(map(np.array_equal, whole[9:], rest))
+
+
+def test_batches_must_divide_among_ranks(dataset: Dataset) -> None:
+    with pytest.raises(ValueError, match="not divisible by 3"):
+        Loader(dataset.split("train"), 10, 0, CPU, "host", 0, 3)
+
+
+def test_twenty_epochs_leak_nothing(dataset: Dataset) -> None:
+    loader = Loader(dataset.split("train"), 16, 0, CPU, "stream")
+    epoch = len(dataset.split("train"))
+    me, warm = psutil.Process(), list(loader.batches(0, 2 * epoch))
+    del warm
+    files, memory = me.num_fds(), me.memory_info().rss
+    for _ in loader.batches(0, 20 * epoch):
+        pass
+    assert me.num_fds() == files and me.memory_info().rss - memory < 5 << 20
+
+
+def test_open_files_are_bounded(tmp_path: Path) -> None:
+    write_patches(tmp_path / "raw", {"train": 40}, ("a", "b"), seed=4)
+    pack(tmp_path / "raw", tmp_path / "out", PackOptions(shard_size=1, workers=1))
+    split, before = open_dataset(tmp_path / "out").split("train"), psutil.Process().num_fds()
+    Reader(split).read(np.arange(len(split)))
+    assert len(split.card.shards) == 80 > MAX_OPEN_FILES
+    assert psutil.Process().num_fds() - before <= MAX_OPEN_FILES
+
+
+def damaged(root: Path, how: str) -> None:
+    tar, other = root / "train-000000.tar", root / "val-000000.tar"
+    content = tar.read_bytes()
+    if how == "missing":
+        tar.unlink()
+    elif how == "truncated":
+        os.truncate(tar, len(content) - 512)
+    elif how == "swapped":
+        tar.rename(root / "x")
+        other.rename(tar)
+        (root / "x").rename(other)
+    elif how == "sidecar":
+        blob = bytearray((root / "train-000000.parquet").read_bytes())
+        blob[len(blob) // 2] ^= 1
+        (root / "train-000000.parquet").write_bytes(blob)
+    elif how == "no sidecar":
+        (root / "train-000000.parquet").unlink()
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "swapped", "sidecar", "no sidecar"])
+def test_damage_is_found_before_the_first_step(how: str, tmp_path: Path) -> None:
+    write_patches(tmp_path / "raw", {"train": 10, "val": 10}, ("a", "b"), seed=4)
+    pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1))
+    damaged(tmp_path / "out", how)
+    with pytest.raises(DataError, match="train-000000"):
+        open_dataset(tmp_path / "out")
+
+
+@pytest.mark.parametrize("mode", ["stored", "keep"])
+def test_every_bit_flip_in_a_payload_is_detected(mode: str, tmp_path: Path) -> None:
+    write_patches(tmp_path / "raw", {"train": 4}, ("a",), seed=4)
+    pack(tmp_path / "raw", tmp_path / "out", PackOptions(png=mode, workers=1))  # type: ignore[arg-type]
+    split, tar = open_dataset(tmp_path / "out").split("train"), tmp_path / "out/train-000000.tar"
+    clean, rng = tar.read_bytes(), np.random.default_rng(0)
+    for _ in range(400):
+        sample = int(rng.integers(len(split)))
+        row = split.table.slice(sample, 1).to_pylist()[0]
+        flipped = bytearray(clean)
+        flipped[row["offset"] + int(rng.integers(row["size"]))] ^= 1 << int(rng.integers(8))
+        tar.write_bytes(flipped)
+        with pytest.raises(DataError, match=rf"train-000000.tar: sample {row['key']} at byte"):
+            Reader(split).read(np.arange(len(split)))
