@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval.metrics import ELEMENTS, corrupt_as, evaluating, psnr, rho, to_float
+from eval.metrics import ELEMENTS, corrupt_as, elements_of, evaluating, psnr, rho, to_float
 from eval.run import whole_file
 from models.vae import VAE
 from pipeline import corrupt, d4
@@ -85,31 +85,34 @@ def reconstructions(
 def orbit(
     model: VAE, image: Tensor, path: Path, group: str = "D4", fibres: str = "trivial"
 ) -> Path:
-    """What the code does when the patch (3, 32, 32) is moved: for every element g of the group,
-    g x, D(mu(g x)), D(rho(g) mu(x)), and the difference of these two in grey levels."""
+    """What the code does when the patch (3, 32, 32) is moved: for every element g of D4 (of C4
+    with its regular fibres), g x, D(mu(g x)), D(rho(g) mu(x)), and the difference of these two
+    in grey levels."""
     x = to_float(image[None])
-    elements = range(d4.ORDER[group])
+    elements = (0, *elements_of(group, fibres))
     moved = torch.cat([d4.act_one(x, g) for g in elements])
     with evaluating(model):
         mu = model.encoder(x).mean
         own = model(moved)
         carried = model.decoder(torch.cat([rho(mu, g, group, fibres) for g in elements]))
     difference = 255 * (own - carried).abs().mean(1).cpu()
-    figure = Figure((1.25 * len(elements) + 2.0, 5.6), layout="constrained")
-    axes = figure.subplots(4, len(elements), squeeze=False)
+    figure = Figure((1.25 * len(elements) + 1.2, 5.8), layout="constrained")
+    ratios = [1.0] * len(elements) + [0.08]  # the last column holds the colour scale
+    axes = figure.subplots(4, len(ratios), squeeze=False, width_ratios=ratios)
     rows = [(r"$g\,x$", moved), (r"$D(\mu(g\,x))$", own), (r"$D(\rho(g)\,\mu(x))$", carried)]
     for row, (name, batch) in enumerate(rows):
         axes[row][0].set_ylabel(name, fontsize=10)
-        for ax, picture in zip(axes[row], batch, strict=True):
+        axes[row][-1].axis("off")
+        for ax, picture in zip(axes[row], batch, strict=False):
             show(ax, picture)
     top = max(1.0, float(difference.max()))
-    for g, ax in enumerate(axes[3]):
+    for g, ax in enumerate(axes[3][:-1]):
         heat = ax.imshow(difference[g].numpy(), vmin=0, vmax=top, cmap="viridis")
         bare(ax)
         ax.set_xlabel(f"mean {difference[g].mean():.1f}", fontsize=8)
         axes[0][g].set_title(ELEMENTS[g].replace(" ", "\n", 1), fontsize=9)
     axes[3][0].set_ylabel("difference", fontsize=10)
-    figure.colorbar(heat, ax=axes[3], label="grey levels of 255", pad=0.01)
+    figure.colorbar(heat, cax=axes[3][-1], label="grey levels of 255")
     figure.suptitle("Orbit of a patch: encoding the moved patch, and moving its code", fontsize=11)
     return save(figure, path)
 
@@ -155,8 +158,8 @@ def embedding(
     ax = figure.subplots()
     groups = [(-1, "no label"), *enumerate(classes)] if (labels < 0).any() else enumerate(classes)
     for i, (label, name) in enumerate(groups):
-        chosen = xy[labels == label]
-        ax.scatter(chosen[:, 0], chosen[:, 1], s=9, alpha=0.6, linewidths=0, label=plain(name), **style(i))
+        x, y = xy[labels == label].T
+        ax.scatter(x, y, s=9, alpha=0.6, linewidths=0, label=plain(name), **style(i))
     ax.set_xlabel(f"component 1 ({share[0]:.1f} % of the variance)")
     ax.set_ylabel(f"component 2 ({share[1]:.1f} %)")
     ax.set_title(f"Principal components of the code, {len(xy):,} patches", fontsize=11)

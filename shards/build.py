@@ -12,12 +12,11 @@ import pyarrow.parquet as pq
 
 from shards.output import publish, shard_files, sync_folder, write_record
 from shards.plan import ShardPlan
-from shards.png import PngError, inflate, store, unfilter
+from shards.png import MAX_PNG_BYTES, PngError, inflate, store, unfilter
 from shards.schema import CHANNELS, NO_LABEL, SIDECAR, DataError
 from shards.sources import Patch
 from shards.ustar import BLOCK, ending, kept_members, padded, stored_members
 
-MAX_KEPT_BYTES = 1 << 16  # of a PNG that is kept: readers allocate for this
 MAX_LISTED = 100  # bad patches a record lists; all are counted
 _BATCH = 256  # sums of so many bytes fit 16 bits
 
@@ -152,8 +151,8 @@ def _read_batch(shard: _Shard, plan: ShardPlan, start: int) -> _Batch:
     for i, patch in enumerate(plan.patches[start : start + _BATCH], start):
         data = _read(f"{shard.job.root}/{patch.path}", patch)
         try:
-            if shard.job.png == "keep" and len(data) > MAX_KEPT_BYTES:
-                raise PngError(f"{len(data)} bytes, at most {MAX_KEPT_BYTES} are kept: use stored")
+            if shard.job.png == "keep" and len(data) > MAX_PNG_BYTES:
+                raise PngError(f"{len(data)} bytes, at most {MAX_PNG_BYTES} are kept: use stored")
             batch.raws.append(inflate(data))
         except PngError as error:
             shard.refuse(patch.path, str(error))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.build import MAX_KEPT_BYTES
+from shards.png import MAX_PNG_BYTES
 from shards.ustar import BLOCK, padded
 
 ALLOWED = (".png", ".cls")
@@ -67,6 +67,6 @@ def _parse(header: bytes, offset: int) -> tarfile.TarInfo:
         raise TarError(offset, f"{info.name!r} is of type {info.type!r}, expected a regular file")
     if not info.name.endswith(ALLOWED):
         raise TarError(offset, f"{info.name!r} is refused: expected members {ALLOWED}")
-    if info.size > MAX_KEPT_BYTES:
-        raise TarError(offset, f"{info.name!r} has {info.size} bytes, at most {MAX_KEPT_BYTES}")
+    if info.size > MAX_PNG_BYTES:
+        raise TarError(offset, f"{info.name!r} has {info.size} bytes, at most {MAX_PNG_BYTES}")
     return info

@@ -20,7 +20,8 @@ from shards.schema import CHANNELS, PATCH
 
 Pixels = npt.NDArray[np.uint8]
 
-MAX_PNG_BYTES = 4 << 20  # a slide's colour profile travels in some patches; more is no patch
+MAX_PNG_BYTES = 1 << 16  # in a shard: readers allocate for this
+MAX_SOURCE_BYTES = 4 << 20  # before packing: some tools save a slide's colour profile in each patch
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 STORED_ROW = 1 + PATCH * CHANNELS
 STORED_PIXELS = 48

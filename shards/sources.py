@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.names import group_pattern, position, source_image
-from shards.png import MAX_PNG_BYTES
+from shards.png import MAX_SOURCE_BYTES
 from shards.schema import DataError
 from shards.split import class_warnings, split_folders
 
@@ -230,6 +230,6 @@ def _refusal(suffix: str, status: os.stat_result | None) -> str:
         return "a link to nothing"
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"
-    if status.st_size > MAX_PNG_BYTES:
-        return f"{status.st_size} bytes, expected at most {MAX_PNG_BYTES}"
+    if status.st_size > MAX_SOURCE_BYTES:
+        return f"{status.st_size} bytes, expected at most {MAX_SOURCE_BYTES}"
     return ""

@@ -9,7 +9,7 @@ label, so a set this small still tells representations apart.
 The layout is one class folder a label, OUT/{train,val,test}/<class>/<source>__y0000_x0000.png with
 <source> = <site>-<patient>-<image>. Patches of one source are neighbours in one tile; no patient
 is in two splits. A patch depends on (seed, split, patient, class, image) only: a larger set holds
-the smaller one of the same seed. The PNG bytes also depend on the zlib that Pillow carries.
+the smaller one of the same seed, byte for byte: pixels lie uncompressed in the PNG.
 """
 
 import sys
@@ -17,15 +17,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import tyro
-from PIL import Image
-from rich.progress import Progress
 from scipy.ndimage import gaussian_filter
 
+from shards.png import Pixels, store
+from shards.progress import progress
 from shards.schema import PATCH, DataError
 from shards.tissue import TISSUES, Array, Structure, edge, smooth
 
@@ -84,18 +83,20 @@ class Patient(NamedTuple):
     strength: Array  # (2,) factor of the H and E concentrations
 
 
-class Patch(NamedTuple):
-    path: Path  # relative to the set
-    pixels: npt.NDArray[np.uint8]  # (32, 32, 3) RGB
+class Source(NamedTuple):
+    """A source image, as far as it is used."""
+
+    stem: Path  # <split>/<class>/<source>, relative to the set
+    patches: Pixels  # (n, 32, 32, 3) RGB, n <= len(CORNERS), in the order of CORNERS
 
 
 def generate(
-    out: Path, config: SyntheticConfig, report: Callable[[int], None] | None = None
+    out: Path, config: SyntheticConfig, advance: Callable[[int], None] | None = None
 ) -> None:
     """Write the whole set into the new folder `out`, which appears complete or not at all.
 
     Args:
-        report: called with the number of patches written so far.
+        advance: called with the number of patches written since the last call.
 
     Raises:
         DataError: `out` exists and is not an empty folder.
@@ -106,24 +107,22 @@ def generate(
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as partial:
         root = Path(partial, "set")  # not the temporary folder itself: only its owner may read that
-        for done, patch in enumerate(patches(config), start=1):
-            path = root / patch.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(patch.pixels).save(path, compress_level=1)
-            if report is not None:
-                report(done)
+        for source in sources(config):
+            _write(root / source.stem, source.patches)
+            if advance is not None:
+                advance(len(source.patches))
         root.rename(out)
 
 
-def patches(config: SyntheticConfig) -> Iterator[Patch]:
-    """All patches of the set, source image by source image."""
+def sources(config: SyntheticConfig) -> Iterator[Source]:
+    """Every source image of the set, by split, class and patient."""
     for split in SPLITS:
         total = getattr(config, split)
         for label, tissue in enumerate(TISSUES):
             count = _share(total, len(TISSUES), label)
             for index in range(config.patients):
                 quota = _share(count, config.patients, index)
-                yield from _patient_patches(config.seed, split, index, tissue, quota)
+                yield from _patient_sources(config.seed, split, index, tissue, quota)
 
 
 def patient(seed: int, split: str, index: int) -> Patient:
@@ -135,9 +134,7 @@ def patient(seed: int, split: str, index: int) -> Patient:
     return Patient(f"P{SPLITS.index(split)}{index:03d}", site, stains, strength)
 
 
-def render_tile(
-    seed: int, split: str, index: int, tissue: str, image: int
-) -> npt.NDArray[np.uint8]:
+def render_tile(seed: int, split: str, index: int, tissue: str, image: int) -> Pixels:
     """Source image `image` of one tissue of patient `index`: (TILE, TILE, 3) RGB."""
     label = list(TISSUES).index(tissue)
     rng = _generator(seed, 1, SPLITS.index(split), index, label, image)
@@ -146,17 +143,24 @@ def render_tile(
     return _scan(rng, _stain(rng, structure, owner), owner.site)
 
 
-def _patient_patches(
+def _patient_sources(
     seed: int, split: str, index: int, tissue: str, quota: int
-) -> Iterator[Patch]:
-    """The first `quota` patches of one tissue of one patient; the last tile may be cut in part."""
+) -> Iterator[Source]:
+    """The source images that hold the first `quota` patches of one tissue of one patient."""
     owner = patient(seed, split, index)
     for image in range(-(-quota // len(CORNERS))):
         tile = render_tile(seed, split, index, tissue, image)
+        used = CORNERS[: quota - image * len(CORNERS)]
+        patches = np.stack([tile[y : y + PATCH, x : x + PATCH] for y, x in used])
         number = image * len(TISSUES) + list(TISSUES).index(tissue)  # unique within the patient
-        for y, x in CORNERS[: quota - image * len(CORNERS)]:
-            name = f"{owner.site.name}-{owner.name}-{number:04d}__y{y:04d}_x{x:04d}.png"
-            yield Patch(Path(split, tissue, name), tile[y : y + PATCH, x : x + PATCH])
+        name = f"{owner.site.name}-{owner.name}-{number:04d}"
+        yield Source(Path(split, tissue, name), patches)
+
+
+def _write(stem: Path, patches: Pixels) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for (y, x), data in zip(CORNERS, store(patches), strict=False):
+        stem.with_name(f"{stem.name}__y{y:04d}_x{x:04d}.png").write_bytes(data)
 
 
 def _share(total: int, parts: int, index: int) -> int:
@@ -185,7 +189,7 @@ def _stain(rng: np.random.Generator, structure: Structure, owner: Patient) -> Ar
     return np.exp(-density)
 
 
-def _scan(rng: np.random.Generator, light: Array, site: Site) -> npt.NDArray[np.uint8]:
+def _scan(rng: np.random.Generator, light: Array, site: Site) -> Pixels:
     """What the scanner stores: optics, white point, gamma, sensor noise, 8 bits."""
     blur = site.blur * rng.uniform(0.8, 1.3)
     image = gaussian_filter(light, (blur, blur, 0), mode="nearest")
@@ -198,20 +202,36 @@ def _generator(seed: int, *position: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=position))
 
 
-def main(
-    out: tyro.conf.Positional[Path],
-    config: tyro.conf.OmitArgPrefixes[SyntheticConfig] = SyntheticConfig(),  # noqa: B008
+_Out = Annotated[Path, tyro.conf.arg(metavar="OUT", help="new folder for the patches")]
+_Config = Annotated[SyntheticConfig, tyro.conf.arg(name="")]
+
+
+def _command(
+    out: tyro.conf.Positional[_Out],
+    config: _Config = SyntheticConfig(),
 ) -> None:
-    """Make a small synthetic H&E patch set in the new folder OUT."""
+    """Make a small set of synthetic H&E patches, in class folders."""
     total = config.train + config.val + config.test
+    with progress("rendering", total, "patches") as advance:
+        generate(out, config, advance)
+    print(f"{out}: {total:,} patches, {len(TISSUES)} classes, {config.patients} patients a split")
+
+
+def main() -> int:
+    """Exit status: 0 done, 1 unusable output, 2 unusable arguments, 130 interrupted."""
     try:
-        with Progress(disable=not sys.stdout.isatty()) as bar:
-            task = bar.add_task("patches", total=total)
-            generate(out, config, lambda done: bar.update(task, completed=done))
+        tyro.cli(_command, prog="python -m shards.synthetic")
     except DataError as error:
-        sys.exit(str(error))
-    print(f"{out}: {total} patches, {len(TISSUES)} classes, {config.patients} patients a split")
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(main())
