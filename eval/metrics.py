@@ -142,9 +142,7 @@ def mean_error(errors: dict[int, float], group: str = "D4") -> float:
     return float((sum(squares) / len(squares)) ** 0.5)
 
 
-def corrupt_as(
-    kind: str, x: Tensor, config: corrupt.CorruptionConfig, first: int = 0
-) -> Tensor:
+def corrupt_as(kind: str, x: Tensor, config: corrupt.CorruptionConfig, first: int = 0) -> Tensor:
     """All of a batch corrupted by one kind, in the ranges of `config`.
 
     Drawn on the host from (kind, `first`), the index of the first image: every model and device

@@ -1,15 +1,14 @@
 """A run folder as evaluation sees it: what training left there, and whole files written beside it.
 
-    RUN/snapshot/        the model and, in config.json, what it is (`about`)
-    RUN/config.json      the resolved configuration and where the data are
-    RUN/metrics.jsonl    one line a logging step
-    RUN/results.json     written by eval.main, read by eval.report
+RUN/snapshot/        the model and, in config.json, what it is (`about`)
+RUN/config.json      the resolved configuration and where the data are
+RUN/metrics.jsonl    one line a logging step
+RUN/results.json     written by eval.main, read by eval.report
 """
 
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -78,9 +77,7 @@ def load_corruption(run: Path) -> CorruptionConfig:
     path = run / "config.json"
     raw = _section(_section(read_json(path), "config", path), "corruption", path)
     try:
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()
-        }
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
         return CorruptionConfig(**values)
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: config.corruption: {error}") from None
@@ -159,15 +156,6 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise DataError(f"{path} cannot be written: {error.strerror}") from error
     finally:
         temp.unlink(missing_ok=True)
-
-
-def command(main: Callable[[], None]) -> None:
-    """Run a command; input that cannot be used ends it with one message and exit status 1."""
-    try:
-        main()
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 def _section(raw: dict[str, Any], name: str, path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from shards.output import publish, shard_files, sync_folder, write_record
 from shards.plan import ShardPlan
 from shards.png import MAX_PNG_BYTES, PngError, inflate, store, unfilter
-from shards.schema import CHANNELS, NO_LABEL, SIDECAR, DataError
+from shards.schema import CHANNELS, NO_LABEL, SIDECAR, DataError, key
 from shards.sources import Patch
 from shards.ustar import BLOCK, ending, kept_members, padded, stored_members
 
@@ -99,7 +99,7 @@ class _Shard:
         starts = offset + BLOCK + np.cumsum([0, *strides[:-1]])
         none = [NO_LABEL] * len(pngs)
         columns = {
-            "key": [f"s{key:09d}" for key in batch.keys],
+            "key": [key(i) for i in batch.keys],
             "label": none if labels is None else labels.tolist(),
             "offset": starts.tolist(),
             "size": sizes,

@@ -159,16 +159,16 @@ def _channel_mean(records: list[Record]) -> list[float]:
 
 _Source = Annotated[Path, tyro.conf.arg(metavar="SOURCE", help="folder of class folders")]
 _Out = Annotated[Path, tyro.conf.arg(metavar="OUT", help="new folder for the data set")]
-_Options = Annotated[PackOptions, tyro.conf.arg(name="")]
+_Options = tyro.conf.OmitArgPrefixes[PackOptions]
 
 
 def _command(
     source: tyro.conf.Positional[_Source],
     out: tyro.conf.Positional[_Out],
-    options: _Options = PackOptions(),  # noqa: B008 - tyro reads the defaults here
+    packing: _Options = PackOptions(),  # noqa: B008 - tyro reads the defaults here
 ) -> None:
     """Pack a folder of 32x32 RGB PNG patches into WebDataset shards."""
-    pack(source, out, options)
+    pack(source, out, packing)
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ import xxhash
 from shards.members import Member, TarError, read_members
 from shards.output import shard_files
 from shards.png import PngError, inflate, store, unfilter
-from shards.schema import CHANNELS, NO_LABEL, SIDECAR, DatasetCard, Shard
+from shards.schema import CHANNELS, NO_LABEL, SIDECAR, DatasetCard, Shard, key
 
 GROUPS = ("source", "slide", "patient")
 _KEY = re.compile(r"s(\d{9})")
@@ -163,7 +163,7 @@ def _label(png: Member, member: Member | None, card: DatasetCard) -> int:
 
 def _compare(file: str, sample: _Sample, row: dict[str, Any], findings: Findings) -> None:
     found = {
-        "key": f"s{sample.key:09d}",
+        "key": key(sample.key),
         "label": sample.label,
         "offset": sample.png.data_offset,
         "size": len(sample.png.body),

@@ -88,7 +88,11 @@ class DatasetCard:
 
 
 def key(index: int) -> str:
-    """The sample key: `s` and nine digits, unique across the splits of a data set."""
+    """The sample key: `s` and nine digits, unique across the splits of a data set.
+
+    Keys number the patches in the order of packing, split after split; a patch that packing left
+    out leaves a gap.
+    """
     return f"s{index:09d}"
 
 

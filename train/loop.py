@@ -217,7 +217,7 @@ class Trainer:
         objective = self.config.objective
         facts = {
             "images_seen": self.images_seen,
-            "noise_var": float(self.step.objective.noise_var()),
+            "noise_var": self.step.objective.noise_var().item(),
             "beta": objective.beta,
             "equivariance": objective.equivariance,
             "group": objective.group,

@@ -1,0 +1,128 @@
+"""What an evaluation works on: its configuration, the run, the model and the data, opened."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eval import run as runs
+from eval.embed import READOUTS, Symmetry
+from models import snapshot
+from models.vae import VAE
+from pipeline import corrupt
+from pipeline.index import Dataset, Split, open_dataset
+from shards.schema import DataError
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What to evaluate, and on how much."""
+
+    baselines: bool = True
+    """Probe features that need no training beside the model's."""
+    figures: bool = True
+    """Draw RUN/figures."""
+    readouts: tuple[str, ...] = tuple(READOUTS)
+    """Probed features of the model; an orbit costs eight encodings of every image (C4: four)."""
+    probe_images: int = 50_000
+    """Of a split, at most, in the probes: a seeded random subset."""
+    test_images: int = 20_000
+    """At most, in reconstruction and latent metrics: a seeded random subset."""
+    device: str = "auto"
+    """auto: a GPU where torch can use one."""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.readouts) - set(READOUTS):
+            raise ValueError(f"unknown readout {sorted(unknown)}; there are {list(READOUTS)}")
+        if min(self.probe_images, self.test_images) < 2:
+            raise ValueError("probe_images and test_images are at least 2")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run and its data, opened; `notices` gathers what a reader must know."""
+
+    run: Path
+    config: EvalConfig
+    about: runs.About
+    model: VAE
+    corruption: corrupt.CorruptionConfig
+    data: Dataset
+    say: Say
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def symmetry(self) -> Symmetry:
+        return Symmetry(self.about.group, self.about.fibres)
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits that hold samples."""
+        return {name: split for name, split in self.data.splits.items() if len(split)}
+
+    @property
+    def metrics_split(self) -> Split:
+        """Test, or without one val, or whatever there is."""
+        return next(self.splits[n] for n in ("test", "val", *self.splits) if n in self.splits)
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+        self.say(f"notice: {text}")
+
+    def probe_rows(self, split: Split) -> NDArray[np.int64]:
+        return subset(len(split), self.config.probe_images)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.say(f"{what}: {time.monotonic() - start:.1f} s")
+
+
+def open_job(run: Path, data: Path | None, config: EvalConfig, say: Say) -> Job:
+    """Open RUN and its data set, or the one in `data`.
+
+    Raises:
+        DataError: the run or the data set cannot be used.
+    """
+    about = runs.load_about(run)
+    model = snapshot.load(run / "snapshot").to(_device(config.device))
+    corruption = runs.load_corruption(run)
+    dataset = open_dataset(data or runs.data_root(run))
+    job = Job(run, config, about, model, corruption, dataset, say)
+    if not job.splits:
+        raise DataError(f"{dataset.root} holds no samples: there is nothing to evaluate on")
+    counts = ", ".join(f"{name} {len(split):,}" for name, split in job.splits.items())
+    say(f"evaluating {run} on {dataset.root} ({counts}), on {job.device}")
+    if dataset.hash != about.dataset_hash:
+        job.notice(
+            f"the run trained on data set {about.dataset_hash}, and is evaluated on another, "
+            f"{dataset.hash}"
+        )
+    if job.metrics_split.name != "test":
+        job.notice(f"there is no test split: metrics are of {job.metrics_split.name}")
+    return job
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def subset(count: int, limit: int) -> NDArray[np.int64]:
+    """All rows, or a seeded random subset of `limit`, in order."""
+    if count <= limit:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, limit, replace=False))

@@ -1,0 +1,208 @@
+"""Evaluate a run: `python -m eval.main RUN [--data DIR]` writes RUN/results.json, embeddings and
+figures. Deterministic on CPU at an equal thread count, but for the field `seconds`.
+"""
+
+import json
+import math
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow.compute as pc
+import torch
+import tyro
+
+from eval import embed, figures, metrics
+from eval import run as runs
+from eval.embed import Features
+from eval.environment import environment
+from eval.job import EvalConfig, Job, Say, open_job, subset
+from eval.probe import C_GRID
+from eval.suite import probe_all, write_all_embeddings
+from pipeline import d4
+from pipeline.index import Dataset, Split
+from shards.schema import NO_LABEL, DataError
+
+VERSION = 1
+
+
+def evaluate(
+    run: Path,
+    data: Path | None = None,
+    config: EvalConfig = EvalConfig(),  # noqa: B008 - frozen
+    say: Say | None = None,
+) -> dict[str, Any]:
+    """Evaluate a finished run and return what was written to RUN/results.json.
+
+    Args:
+        data: the packed data set; by default the one the run trained on.
+        say: takes lines for people; by default they are printed.
+
+    Raises:
+        DataError: the run or the data set cannot be used.
+    """
+    start = time.monotonic()
+    job = open_job(Path(run), data, config, say or _print)
+    rows = subset(len(job.metrics_split), config.test_images)
+    pixels = embed.images_of(job.metrics_split, rows)
+    images = embed.to_device(pixels, job.device)
+    results: dict[str, Any] = {
+        "version": VERSION,
+        "run": asdict(job.about),
+        "data": {"hash": job.data.hash, "root": str(job.data.root)},
+        "model": _describe(job),
+        "protocol": _protocol(job, len(images)),
+        **_metrics(job, images),
+    }
+    embedded = write_all_embeddings(job)
+    results["probe"] = probe_all(job, embedded)
+    if config.figures:
+        with job.timed("figures"):
+            _draw(job, images, embedded)
+    results["notices"] = job.notices
+    results["environment"] = environment()
+    results["seconds"] = round(time.monotonic() - start, 1)
+    results = finite(results)
+    write_json(job.run / runs.RESULTS, results)
+    job.say(f"{job.run / runs.RESULTS} written after {results['seconds']} s")
+    return results
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
+    with runs.whole_file(path) as temp:
+        temp.write_text(text + "\n", encoding="utf-8")
+
+
+def finite(value: Any) -> Any:
+    """The same JSON with null for every number that is not finite."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _describe(job: Job) -> dict[str, Any]:
+    def count(part: torch.nn.Module) -> int:
+        return sum(p.numel() for p in part.parameters())
+
+    model = job.model
+    return {
+        **asdict(model.config),
+        "parameters": {
+            "encoder": count(model.encoder),
+            "decoder": count(model.decoder),
+            "total": count(model),
+        },
+        "snapshot": runs.snapshot_hash(job.run),
+    }
+
+
+def _protocol(job: Job, images: int) -> dict[str, Any]:
+    return {
+        "metrics_split": job.metrics_split.name,
+        "metrics_images": images,
+        "equivariance_images": min(images, metrics.EQUIVARIANCE_IMAGES),
+        "corruption": asdict(job.corruption),
+        "corruption_seed": metrics.CORRUPTION_SEED,
+        "active_units_above_nats": metrics.ACTIVE_NATS,
+        "probe": "standardised logistic regression with an L2 penalty, fitted on train; C selected "
+        "on val by macro one-vs-rest AUROC; test scored once with the selected probe",
+        "probe_C_grid": list(C_GRID),
+        "probe_images": job.config.probe_images,
+        "classes": job.data.card.classes,
+        "splits": {name: _composition(split, job.data) for name, split in job.splits.items()},
+    }
+
+
+def _composition(split: Split, data: Dataset) -> dict[str, Any]:
+    """Patches and source images (groups) of a split, by class."""
+    by_label = split.table.group_by("label").aggregate(
+        [("source", "count"), ("source", "count_distinct")]
+    )
+    counts = {row["label"]: row for row in by_label.to_pylist()}
+    classes = {
+        name: {
+            "patches": counts.get(i, {}).get("source_count", 0),
+            "groups": counts.get(i, {}).get("source_count_distinct", 0),
+        }
+        for i, name in enumerate(data.card.classes)
+    }
+    return {
+        "patches": len(split),
+        "groups": pc.count_distinct(split.table["source"]).as_py(),
+        "unlabelled": counts.get(NO_LABEL, {}).get("source_count", 0),
+        "classes": classes,
+    }
+
+
+def _metrics(job: Job, images: torch.Tensor) -> dict[str, Any]:
+    about, model, n = job.about, job.model, len(images)
+    with job.timed(f"reconstruction of {n:,} images, four inputs each"):
+        kinds = metrics.denoising(model, images, job.corruption)
+    with job.timed(f"latent of {n:,} images"):
+        latent = metrics.latent_summary(*metrics.posterior(model, images))
+    if not about.stochastic:
+        latent |= {"kl": None, "active_units": None, "posterior_std": None}
+        latent["kl_per_dimension"] = None
+        job.notice("an autoencoder has no posterior variance: no KL and no active units")
+    with job.timed("equivariance"), metrics.evaluating(model):
+        errors = metrics.equivariance_errors(
+            lambda x: model.encoder(x).mean, images, about.group, about.fibres
+        )
+    groups = [name for name, order in d4.ORDER.items() if order <= len(errors) + 1]
+    return {
+        "reconstruction": {**kinds["identity"], "by_kind": kinds},
+        "latent": latent,
+        "equivariance": {
+            "error": metrics.mean_error(errors, about.group),
+            "by_group": {name: metrics.mean_error(errors, name) for name in groups},
+            "by_element": {metrics.ELEMENTS[g]: error for g, error in errors.items()},
+        },
+    }
+
+
+def _draw(job: Job, images: torch.Tensor, embedded: dict[str, Features]) -> None:
+    folder, about, split = job.run / "figures", job.about, job.metrics_split
+    figures.reconstructions(job.model, images, job.corruption, folder / "reconstructions.png")
+    figures.orbit(job.model, images[0], folder / "orbit.png", about.group, about.fibres)
+    if log := runs.load_metrics(job.run):
+        figures.curves({about.preset: log}, folder / "curves.png")
+    if len(embedded[split.name]) > 2:
+        labels, classes = split.labels[job.probe_rows(split)], job.data.card.classes
+        figures.embedding(embedded[split.name], labels, classes, folder / "embedding.png")
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+_Run = Annotated[Path, tyro.conf.arg(metavar="RUN", help="folder of a finished run")]
+_Config = Annotated[EvalConfig, tyro.conf.arg(name="")]
+
+
+def _command(
+    run: tyro.conf.Positional[_Run],
+    data: Path | None = None,
+    config: _Config = EvalConfig(),  # noqa: B008 - tyro reads the defaults here
+) -> None:
+    """Evaluate a run: RUN/results.json, RUN/embeddings, RUN/figures."""
+    evaluate(run, data, config)
+
+
+def main() -> int:
+    """Exit status: 0 done, 1 unusable run or data, 2 unusable arguments."""
+    try:
+        tyro.cli(_command, prog="python -m eval.main")
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

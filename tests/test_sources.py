@@ -1,0 +1,173 @@
+"""Finding patches: which layouts are read, and what is said about the others."""
+
+import os
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from shards.names import position
+from shards.schema import DataError
+from shards.sources import Patch, scan, survey
+from shards.split import leaks
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return root
+
+
+def key(patch: Patch) -> tuple[str, str | None, str]:
+    return patch.split, patch.label, patch.source
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["train/A/s__y1_x2.png", "val/A/t.png"], {("train", "A", "s"), ("val", "A", "t")}),
+        (["Train/A/s.png", "VALID/A/t.PNG"], {("train", "A", "s"), ("val", "A", "t")}),
+        (["train/A/s.png", "validation/A/t.png"], {("train", "A", "s"), ("val", "A", "t")}),
+        (["A/s.png", "B/t.png"], {("train", "A", "s"), ("train", "B", "t")}),
+        (["train/s.png", "test/t.png"], {("train", None, "s"), ("test", None, "t")}),
+        (["test/A/s.png"], {("test", "A", "s")}),
+        (["raw/s.png"], {("train", "raw", "s")}),
+        (["A/__y1_x2.png"], {("train", "A", "__y1_x2")}),
+    ],
+)
+def test_layouts(names: list[str], expected: set[object], tmp_path: Path) -> None:
+    assert {key(patch) for patch in scan(touch(tmp_path, *names))} == expected
+
+
+def test_the_order_of_the_directory_does_not_matter(tmp_path: Path) -> None:
+    names = [f"train/{label}/{i}.png" for label in "AB" for i in range(30)]
+    lists = []
+    for i in range(2):
+        random.Random(i).shuffle(names)
+        lists.append([patch.path for patch in scan(touch(tmp_path / str(i), *names))])
+    assert lists[0] == lists[1] == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("stem", "expected"),
+    [
+        ("a__y0032_x0064", (32, 64)),
+        ("a_x0064_y0032", (32, 64)),
+        ("8863_idx5_x51_y1251_class0", (1251, 51)),
+        ("a__y0_x999999999", (0, 999_999_999)),
+        ("a__y0_x9999999999", (None, None)),
+        ("a_y1", (None, None)),
+        ("xy", (None, None)),
+    ],
+)
+def test_positions(stem: str, expected: tuple[int | None, int | None]) -> None:
+    assert position(stem) == expected
+
+
+def test_what_is_not_a_patch_is_counted_or_refused(tmp_path: Path) -> None:
+    names = ["train/A/s.png", "val/A/t.png", "train/A/.hidden.png", ".git/config", "train/A/n.txt"]
+    found = survey(touch(tmp_path, *names, "Thumbs.db", "train/meta.json"))
+    assert (len(found.patches), found.hidden, found.ignored, found.refused) == (2, 2, 3, [])
+    os.mkfifo(tmp_path / "train" / "A" / "pipe.png")
+    (tmp_path / "train" / "A" / "huge.png").touch()
+    os.truncate(tmp_path / "train" / "A" / "huge.png", 5 << 20)
+    (tmp_path / "train" / "A" / "dangling.png").symlink_to("nothing.png")
+    touch(tmp_path, "train/A/u.jpg", "train/A/v", "train/stray.png", "stray.tif")
+    assert [path for path, _ in survey(tmp_path).refused] == [
+        "stray.tif", "train/A/dangling.png", "train/A/huge.png", "train/A/pipe.png",
+        "train/A/u.jpg", "train/A/v", "train/stray.png",
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="7 files cannot be used") as error:
+        scan(tmp_path)
+    assert "'train/A/u.jpg': not a PNG file (.jpg)" in str(error.value)
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "missing": ([], "is not a folder"),
+    "only notes": (["A/readme.txt"], "holds no PNG file"),
+    "no class folders": (["s.png", "t.png"], "2 files but no class folders"),
+    "mixture": (["train/A/s.png", "tumor/s.png"], r"mixes split folders \['train'\].*'tumor'"),
+    "two names for val": (["val/A/s.png", "valid/A/s.png"], "two folders for one split"),
+    "one level too deep": (["raw/train/A/s.png"], r"raw holds folders \['train'\]"),
+    "folder in a class": (["train/A/slide/s.png"], r"A holds folders \['slide'\]"),
+    "class that train lacks": (["train/A/s.png", "val/B/t.png"], r"val has the classes \['B'\]"),
+    "labels in part": (["train/A/s.png", "val/t.png"], "with and without a class folder"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_layouts_that_are_refused(name: str, tmp_path: Path) -> None:
+    names, reason = REFUSED[name]
+    with pytest.raises(DataError, match=reason):
+        scan(touch(tmp_path / "root", *names))
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is empty"):
+        scan(tmp_path)
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "A/s.png")
+    with open(os.fsencode(tmp_path) + b"/A/\xff.png", "wb"):
+        pass
+    with pytest.raises(DataError, match=r"A/\\xff.png'.*not UTF-8"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "allowed"),
+    [
+        ("A/link.png", "../B/t.png", True),
+        ("A/link.png", "../../outside/s.png", False),
+        ("C", "../outside", False),
+        ("A/link.png", "/etc/hostname", False),
+        ("C", "B", True),
+    ],
+)
+def test_links_may_not_leave_the_root(
+    link: str, target: str, allowed: bool, tmp_path: Path
+) -> None:
+    touch(tmp_path, "root/A/s.png", "root/B/t.png", "outside/s.png")
+    (tmp_path / "root" / link).symlink_to(target)
+    if allowed:
+        assert len(scan(tmp_path / "root")) == 3
+        return
+    with pytest.raises(DataError, match="is a link to"):
+        scan(tmp_path / "root")
+
+
+@pytest.mark.parametrize(
+    ("names", "warning"),
+    [
+        (["train/A/s.png"], "no val split: a probe has no data to select on"),
+        (["val/A/s.png"], "no train split"),
+        (["train/A/s.png", "train/B/s.png", "val/A/t.png"], r"val lacks the classes \['B'\]"),
+        (["train/A/s.png", "train/B/x.txt", "val/A/t.png"], "'train/B' holds no patches"),
+    ],
+)
+def test_warnings(names: list[str], warning: str, tmp_path: Path) -> None:
+    (found,) = survey(touch(tmp_path, *names)).warnings
+    assert re.search(warning, found)
+
+
+def test_group_regex(tmp_path: Path) -> None:
+    touch(tmp_path, "train/A/case-1_a.png", "train/A/case-1_b.png", "val/A/case-2_a.png")
+    found = scan(tmp_path, r"(case-\d)")
+    assert [patch.source for patch in found] == ["case-1", "case-1", "case-2"]
+    for regex, reason in (
+        (r"(case-1)", "does not match 'val/A/case-2_a.png'"),
+        (r"case-\d()", "captures nothing in 'train/A/case-1_a.png'"),
+        (r"case", "has no group"),
+        (r"(", "is not valid"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            scan(tmp_path, regex)
+
+
+def test_groups_that_cross_splits() -> None:
+    pairs = [("train", "a"), ("train", "a"), ("val", "b"), ("test", "c"), ("val", "c")]
+    assert leaks(pairs) == ["c"]
