@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from eval.metrics import CHUNK, Encode, evaluating, rho, to_float
+from eval.metrics import Encode, batch_for, evaluating, rho, to_float
 from eval.run import whole_file
 from models.vae import VAE, build
 from pipeline import d4
@@ -27,6 +27,7 @@ Pixels = NDArray[np.uint8]  # (n, 32, 32, 3)
 Features = NDArray[np.float32]  # (n, d)
 Transform = Callable[[Pixels], Features]
 
+READ = 1024  # images a read
 ROW_GROUP = 16_384
 PCA_COMPONENTS = 384
 GRID = 4  # cells a side of the colour grid, those of the latent
@@ -83,12 +84,12 @@ def readouts_of(
 
 
 def image_batches(split: Split, rows: NDArray[np.int64] | None = None) -> Iterator[Pixels]:
-    """The images of a split (or of some of its rows) in order, CHUNK at a time."""
+    """The images of a split (or of some of its rows) in order, READ at a time."""
     rows = np.arange(len(split)) if rows is None else rows
     reader = Reader(split)
     try:
-        for first in range(0, len(rows), CHUNK):
-            yield reader.read(rows[first : first + CHUNK])
+        for first in range(0, len(rows), READ):
+            yield reader.read(rows[first : first + READ])
     finally:
         reader.close()
 
@@ -111,10 +112,22 @@ def embed_batches(
     device = next(model.parameters()).device
     readouts = tuple(readouts)
     for pixels in batches:
+        images = to_device(pixels, device)
         with evaluating(model):
-            x = to_float(to_device(pixels, device))
-            found = readouts_of(lambda v: model.encoder(v).mean, x, readouts, symmetry)
-        yield {name: features.cpu().numpy() for name, features in found.items()}
+            found = [
+                readouts_of(lambda v: model.encoder(v).mean, to_float(part), readouts, symmetry)
+                for part in images.split(batch_for(device))
+            ]
+        yield {name: torch.cat([f[name] for f in found]).cpu().numpy() for name in readouts}
+
+
+def embed_pixels(
+    model: VAE, pixels: Pixels, readouts: Iterable[str], symmetry: Symmetry = Symmetry()
+) -> dict[str, Features]:
+    """Features of images in memory by several readouts."""
+    parts = (pixels[i : i + READ] for i in range(0, len(pixels), READ))
+    found = list(embed_batches(model, parts, readouts := tuple(readouts), symmetry))
+    return {name: np.concatenate([batch[name] for batch in found]) for name in readouts}
 
 
 def embed_split(
@@ -203,11 +216,7 @@ def _random_init(train: Pixels, model: VAE) -> Transform:
     device = next(model.parameters()).device
     untrained = build(model.config, RANDOM_INIT_SEED).to(device)
 
-    def transform(pixels: Pixels) -> Features:
-        parts = [pixels[i : i + CHUNK] for i in range(0, len(pixels), CHUNK)]
-        return np.concatenate([f["mean"] for f in embed_batches(untrained, parts, ["mean"])])
-
-    return transform
+    return lambda pixels: embed_pixels(untrained, pixels, ["mean"])["mean"]
 
 
 BASELINES: dict[str, Callable[[Pixels, VAE], Transform]] = {

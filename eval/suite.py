@@ -12,7 +12,6 @@ from eval import embed
 from eval import run as runs
 from eval.embed import BASELINES, Features, Pixels
 from eval.job import Job
-from eval.metrics import CHUNK
 from eval.probe import Labelled, ProbeResult, probe
 from shards.schema import DataError
 
@@ -91,7 +90,10 @@ def _feature_sets(
     others = [name for name in job.config.readouts if name != PRIMARY]
     if others:
         with job.timed(f"other readouts ({', '.join(others)})"):
-            codes = {s: _embed_pixels(job, pixels[s], others) for s in PROBE_SPLITS}
+            codes = {
+                s: embed.embed_pixels(job.model, pixels[s], others, job.symmetry)
+                for s in PROBE_SPLITS
+            }
         for name in others:
             yield name, "readout", {s: codes[s][name] for s in PROBE_SPLITS}
     for name in BASELINES if job.config.baselines else ():
@@ -99,13 +101,6 @@ def _feature_sets(
             transform = BASELINES[name](pixels["train"], job.model)
             made = {s: transform(pixels[s]) for s in PROBE_SPLITS}
         yield name, "baseline", made
-
-
-def _embed_pixels(job: Job, pixels: Pixels, readouts: list[str]) -> dict[str, Features]:
-    starts = range(0, len(pixels), CHUNK)
-    parts = (pixels[i : i + CHUNK] for i in starts)
-    found = list(embed.embed_batches(job.model, parts, readouts, job.symmetry))
-    return {name: np.concatenate([batch[name] for batch in found]) for name in readouts}
 
 
 def _tell(job: Job, name: str, result: ProbeResult, seconds: float) -> None:

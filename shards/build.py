@@ -18,7 +18,7 @@ from shards.sources import Patch
 from shards.ustar import BLOCK, ending, kept_members, padded, stored_members
 
 MAX_LISTED = 100  # bad patches a record lists; all are counted
-_BATCH = 256  # sums of so many bytes fit 16 bits
+_BATCH = 64  # sums of up to 257 bytes fit 16 bits
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
 
 
 def _lines(what: str, total: int, unit: str) -> Callable[[int], None]:
-    done, start, last = 0, time.monotonic(), time.monotonic()
+    done, start = 0, time.monotonic()
+    last = start
 
     def advance(count: int) -> None:
         nonlocal done, last

@@ -105,8 +105,11 @@ def _read_rows(path: Path, count: int, findings: Findings) -> dict[str, list[Any
                 findings.add(path.name, None, "the columns are not those of the format")
                 return None
             columns: dict[str, list[Any]] = file.read().to_pydict()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # a string may not be UTF-8
         findings.add(path.name, None, f"not readable as Parquet: {error}")
+        return None
+    if any(len(column) != count for column in columns.values()):
+        findings.add(path.name, None, f"a column has not {count} values")
         return None
     return columns
 

@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from shards.pack import PackOptions, pack
+from shards.pack import pack
+from shards.plan import PackOptions
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 

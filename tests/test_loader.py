@@ -12,7 +12,8 @@ from PIL import Image
 from pipeline.index import Dataset, open_dataset
 from pipeline.loader import STORES, Loader, load_pixels
 from pipeline.reader import MAX_OPEN_FILES, Reader
-from shards.pack import PackOptions, pack
+from shards.pack import pack
+from shards.plan import PackOptions
 from shards.schema import DataError
 from tests.conftest import write_patches
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from shards import png
 from shards.pack import PackOptions, main, pack
+from shards.progress import progress
 from shards.schema import SIDECAR, DataError, load_card
 from shards.ustar import STORED_STRIDE_LABELLED, STORED_STRIDE_UNLABELLED
 from tests.conftest import REAL, write_patches
@@ -263,6 +264,22 @@ def test_exit_status(
     errors = capsys.readouterr().err
     assert "Traceback" not in errors and bool(errors.strip()) == bool(status)
     assert (tmp_path / "out").exists() == (status == 0)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_says_rate_and_time_left(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(float(i) for i in range(0, 1000, 2))
+    monkeypatch.setattr("shards.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    with progress("packing", 1000, "patches") as advance:
+        for _ in range(4):
+            advance(100)
+    errors = capsys.readouterr().err
+    if not terminal:
+        assert errors == "packing: 300 of 1,000 patches, 50/s, 14 s left\n"
+    assert ("400/1000" in errors) == terminal
 
 
 @pytest.mark.realdata

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from shards.pack import PackOptions, pack
+from shards.pack import pack
+from shards.progress import progress
 from shards.schema import CARD_NAME, DataError
 from shards.synthetic import SyntheticConfig, generate
 
@@ -18,17 +19,20 @@ def find_data(named: Path | None) -> tuple[Path, str]:
     """
     if named is not None:
         return _packed(named), f"data: {named}"
-    if SHARDS.exists():
+    if (SHARDS / CARD_NAME).exists() or (SHARDS.exists() and not RAW.exists()):
         return _packed(SHARDS), f"data: {SHARDS}"
-    if RAW.exists():
-        pack(RAW, SHARDS, PackOptions())
+    if RAW.exists():  # an interrupted packing continues
+        pack(RAW, SHARDS)
         return SHARDS, f"data: {SHARDS}, packed from {RAW}"
     shards = SYNTHETIC / "shards"
     if not (shards / CARD_NAME).exists():
         raw = SYNTHETIC / "raw"
         if not raw.exists():
-            generate(raw, SyntheticConfig())
-        pack(raw, shards, PackOptions())
+            config = SyntheticConfig()
+            total = config.train + config.val + config.test
+            with progress("drawing a synthetic set", total, "patches") as advance:
+                generate(raw, config, advance)
+        pack(raw, shards)
     return shards, (
         f"data: {shards}, SYNTHETIC patches, since neither {SHARDS} nor {RAW} exists; "
         "pack your own with: python -m shards.pack SOURCE data/shards"

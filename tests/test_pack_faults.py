@@ -1,0 +1,261 @@
+"""Packing under faults: locks, kills, full disks, changing sources, folders of others."""
+
+import hashlib
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shards import crew
+from shards import pack as command
+from shards.build import Job, Record, build
+from shards.output import locked
+from shards.pack import PackOptions, pack
+from shards.plan import ShardPlan, make_plan
+from shards.schema import DataError, load_card
+from shards.sources import scan
+from tests.conftest import write_patches
+
+OPTIONS = PackOptions(shard_size=5, workers=1)
+SHARDS = 2 * (5 + 2 + 2)  # files of 24, 8 and 8 patches
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    write_patches(tmp_path / "raw", {"train": 12, "val": 4, "test": 4}, ("a", "b"), seed=1)
+    return tmp_path / "raw"
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+def test_a_second_packer_exits_at_once_and_names_the_lock(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with locked(out), pytest.raises(DataError, match=r"out/\.lock is locked: another packer"):
+        pack(source, out, OPTIONS)
+    assert not out.exists()
+    pack(source, out, OPTIONS)
+
+
+def test_a_lock_on_a_removed_file_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_open = os.open
+
+    def open_then_lose(path: Path, *args: int) -> int:
+        handle = real_open(path, *args)
+        Path(path).unlink()  # as the packer that held the lock does when it ends
+        return handle
+
+    monkeypatch.setattr(os, "open", open_then_lose)
+    with pytest.raises(DataError, match="is locked"), locked(tmp_path / "out"):
+        pytest.fail("entered")
+
+
+def test_a_data_set_is_replaced_only_when_asked_and_no_shard_of_it_stays(
+    source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    pack(source, out, OPTIONS)
+    before = content(out)
+    with pytest.raises(DataError, match="already holds a data set; replace it with --overwrite"):
+        pack(source, out, OPTIONS)
+    assert content(out) == before and len(before) == SHARDS + 1
+    for name in ("notes.txt", "extra-000000.tar", ".keep"):
+        (out / name).write_text("mine")
+    pack(source, out, PackOptions(shard_size=100, workers=1, overwrite=True))
+    fresh = tmp_path / "fresh"
+    pack(source, fresh, PackOptions(shard_size=100, workers=1))
+    left = content(out)
+    mine = {left.pop(name) for name in ("notes.txt", "extra-000000.tar", ".keep")}
+    assert mine == {hashlib.sha256(b"mine").hexdigest()}
+    assert left == content(fresh)
+
+
+def test_a_bad_source_costs_no_data_set(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pack(source, out, OPTIONS)
+    before = content(out)
+    (source / "train" / "a" / "x.jpg").touch()
+    for root in (source, tmp_path / "absent"):
+        with pytest.raises(DataError):
+            pack(root, out, PackOptions(overwrite=True))
+    assert content(out) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_of_others_are_never_replaced(overwrite: bool, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "train-000000.tar").write_text("mine")
+    with pytest.raises(DataError, match=r"holds no data set of this tool \(\['train-000000.tar'\]"):
+        pack(source, out, PackOptions(overwrite=overwrite))
+    assert content(out) == {"train-000000.tar": hashlib.sha256(b"mine").hexdigest()}
+
+
+def test_a_new_shard_does_not_replace_a_file_of_others(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pack(source, out, PackOptions(shard_size=100, workers=1))
+    (out / "train-000001.tar").write_text("mine")
+    before = content(out)
+    with pytest.raises(DataError, match=r"train-000001\.tar is not part of a data set"):
+        pack(source, out, PackOptions(shard_size=5, workers=1, overwrite=True))
+    assert content(out) == before
+
+
+def stop_after(count: int) -> object:
+    """`build_all` that is interrupted after `count` shards."""
+
+    def build_some(job: Job, plans: list[ShardPlan], workers: int) -> Iterator[Record]:
+        for plan in plans[:count]:
+            yield build(job, plan)
+        raise KeyboardInterrupt
+
+    return build_some
+
+
+def test_an_interrupted_pack_continues_where_it_stopped(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(command, "build_all", stop_after(3))
+        pack(source, out, OPTIONS)
+    (out / ".train-000004.tar.123.tmp").write_text("half")
+    done = {p.name: p.stat().st_ino for p in out.glob("train-00000[0-2].*")}
+    (out / "train-000002.tar").write_bytes(b"cut")  # its size is not the recorded one
+    with pytest.raises(DataError, match="unfinished pack of another source, or of other options"):
+        pack(source, out, PackOptions(shard_size=6))
+    pack(source, out, OPTIONS)
+    kept = {name: (out / name).stat().st_ino == inode for name, inode in done.items()}
+    assert [name for name, same in sorted(kept.items()) if same] == [
+        "train-000000.parquet", "train-000000.tar", "train-000001.parquet", "train-000001.tar",
+    ]  # fmt: skip
+    pack(source, tmp_path / "fresh", OPTIONS)
+    assert content(out) == content(tmp_path / "fresh")
+
+
+def test_an_interrupted_overwrite_leaves_no_stale_shard(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    pack(source, out, OPTIONS)
+    other = PackOptions(shard_size=12, workers=1, overwrite=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(command, "build_all", stop_after(1))
+        pack(source, out, other)
+    assert not (out / "dataset.json").exists()
+    pack(source, out, PackOptions(shard_size=12, workers=1))
+    pack(source, tmp_path / "fresh", PackOptions(shard_size=12, workers=1))
+    assert content(out) == content(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(
+    ("change", "workers"),
+    [("same size", 1), ("grown", 1), ("removed", 1), ("touched", 1), ("grown", 2)],
+)
+def test_a_source_that_changes_is_detected(
+    change: str, workers: int, source: Path, tmp_path: Path
+) -> None:
+    plan = make_plan(scan(source), OPTIONS)
+    victim = source / plan.shards[1].patches[2].path
+    data = victim.read_bytes()
+    if change == "removed":
+        victim.unlink()
+    elif change == "touched":
+        os.utime(victim, ns=(0, 0))
+    else:
+        victim.write_bytes(data[:-1] + b"?" + b"?" * (change == "grown"))
+    out = tmp_path / "out"
+    out.mkdir()
+    job = Job(str(source), str(out), "stored", plan.classes, plan.digest)
+    reason = "cannot be read: No such file" if change == "removed" else "changed while"
+    with pytest.raises(DataError, match=f"{victim.name} {reason}"):
+        list(crew.build_all(job, plan.shards, workers))
+    assert not list(out.glob("train-000001*")) and not list(out.glob(".train-000001*"))
+
+
+def test_a_dead_worker_is_named(source: Path, tmp_path: Path) -> None:
+    plan = make_plan(scan(source), OPTIONS)
+    worker = crew._Worker(Job(str(source), str(tmp_path), "keep", plan.classes, plan.digest))
+    worker.kill()
+    with pytest.raises(DataError, match="ended with code -9 while it built train-000000"):
+        worker.build(plan.shards[0])
+    worker.close()
+
+
+def run(
+    source: Path, out: Path, *options: str, limit: int | None = None, group: bool = False
+) -> subprocess.Popen[str]:
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit or 0, limit or 0))
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "shards.pack", str(source), str(out), *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=limit_files if limit else None, start_new_session=group,
+    )  # fmt: skip
+
+
+def test_a_full_disk_is_named_and_packing_continues_after_it(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    packer = run(source, out, "--shard-size", "16", "--workers", "1", limit=70_000)
+    _, errors = packer.communicate(timeout=60)
+    assert packer.returncode == 1 and "Traceback" not in errors
+    assert "out/train-000000.tar cannot be written: File too large" in errors
+    assert {path.name for path in out.iterdir()} == {".packing.json"}
+    pack(source, out, PackOptions(shard_size=16, workers=1))
+    pack(source, tmp_path / "fresh", PackOptions(shard_size=16, workers=1))
+    assert content(out) == content(tmp_path / "fresh")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_killed_at_random_points_and_run_again(workers: str, tmp_path: Path) -> None:
+    source, out = tmp_path / "raw", tmp_path / "out"
+    write_patches(source, {"train": 600, "val": 100}, ("a", "b"), seed=2)
+    options = ("--shard-size", "40", "--workers", workers)
+    rng = random.Random(workers)
+    for _ in range(5):
+        packer = run(source, out, *options)
+        while packer.poll() is None and not (out / ".packing.json").exists():
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.3))
+        packer.send_signal(signal.SIGKILL)
+        packer.communicate()
+        for path in out.glob("*.tar"):  # a shard has its name only when it is whole
+            assert path.stat().st_size == 40 * 5120 // 10240 * 10240 + 10240
+        if (out / "dataset.json").exists():
+            shutil.rmtree(out)
+    packer = run(source, out, *options)
+    assert packer.wait(60) == 0, packer.stderr.read() if packer.stderr else ""
+    packer.communicate()
+    pack(source, tmp_path / "fresh", PackOptions(shard_size=40, workers=1))
+    assert content(out) == content(tmp_path / "fresh")
+    assert load_card(out).splits["train"].count == 1200
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_whole_shards_and_no_process(tmp_path: Path) -> None:
+    source, out = tmp_path / "raw", tmp_path / "out"
+    write_patches(source, {"train": 1500}, ("a", "b"), seed=2)
+    packer = run(source, out, "--shard-size", "20", "--workers", "2", group=True)
+    while packer.poll() is None and not list(out.glob("*.tar")):
+        time.sleep(0.002)
+    os.killpg(packer.pid, signal.SIGINT)
+    _, errors = packer.communicate(timeout=30)
+    assert packer.returncode == 130 and "the same command continues" in errors
+    assert "Traceback" not in errors
+    with pytest.raises(ProcessLookupError):
+        os.killpg(packer.pid, 0)
+    assert not list(out.glob(".*.tmp")) and not (out / ".lock").exists()
+    pack(source, out, PackOptions(shard_size=20, workers=1))
+    pack(source, tmp_path / "fresh", PackOptions(shard_size=20, workers=1))
+    assert content(out) == content(tmp_path / "fresh")
