@@ -159,7 +159,7 @@ def _ready(work: Work, compiled: bool, steps: int, device: torch.device) -> Call
 def report(records: list[Record], settings: Settings) -> str:
     """The sizes, then a table of speeds for each architecture."""
     sizes = [record for record in records if record["kind"] == "size"]
-    notes = f"MACs: {counts.MACS_UNIT}\nFLOPs: {counts.FLOPS_UNIT}"
+    notes = f"  MACs: {counts.MACS_UNIT}\n  FLOPs: {counts.FLOPS_UNIT}"
     parts = [f"size\n{table([SIZE_HEADER, *map(_size_row, sizes)])}\n{notes}"]
     for name in (size["architecture"] for size in sizes):
         cells = {

@@ -21,6 +21,6 @@ class Settings:
 
 # Two minutes a mode on two cores; on a GPU most of the time goes into compiling.
 DEFAULTS = {
-    "cpu": Settings(CPU_BATCH, repeats=5, steps=2, compiled=False),
+    "cpu": Settings(CPU_BATCH, repeats=7, steps=2, compiled=False),
     "cuda": Settings(GPU_BATCH, repeats=9, steps=30, compiled=True),
 }

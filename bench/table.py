@@ -13,12 +13,12 @@ CELL = "median (low..high)"
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as their widest cell, the first to the left; the first row is the header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = [
-        [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]  #
-        for row in rows
+    lines = [
+        "  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])])
+        for first, *rest in rows
     ]
-    header, *body = ["  ".join(row).rstrip() for row in aligned]
-    return "\n".join(f"  {line}" for line in (header, "-" * len("  ".join(aligned[0])), *body))
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def spread(values: Sequence[float]) -> Record:

@@ -9,7 +9,7 @@ import time
 
 print("importing torch ...", file=sys.stderr, flush=True)
 
-import argparse  # noqa: E402 - not tyro: on a borrowed GPU machine little is installed
+import argparse  # noqa: E402 - not tyro: needs only what training imports
 import json  # noqa: E402
 import os  # noqa: E402
 from collections.abc import Callable  # noqa: E402
@@ -17,6 +17,7 @@ from dataclasses import asdict, replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import NamedTuple  # noqa: E402
 
+import torch  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
 
 from bench import model, training  # noqa: E402
@@ -72,10 +73,12 @@ def run(mode: str, settings: Settings, accelerator: Accelerator, target: Path | 
         say(warning)
     if settings.data is not None:
         load_card(Path(settings.data))  # a wrong folder is refused before minutes of work
-    facts = {**environment(), "load_average": os.getloadavg()[0]}
+    tf32 = torch.cuda.is_available() and torch.backends.cudnn.allow_tf32
+    load = os.getloadavg()[0]
+    facts = {**environment(), "load_average": load, "tf32_convolutions": tf32}
     print(
         f"{facts['device']}, torch {facts['packages']['torch']}, {facts['threads']} threads; "
-        f"load average before: {facts['load_average']:.1f}"
+        f"load average before: {load:.1f}{'; fp32 convolutions by TF32' if tf32 else ''}"
     )
     results: list[Record] = []
     for name in MODES if mode == "all" else [mode]:

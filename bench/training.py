@@ -20,6 +20,7 @@ from bench.timing import Say, Spans, rounds, timed
 from pipeline import corrupt
 from pipeline.index import Dataset, open_dataset
 from pipeline.loader import PREFETCH, STORES, Batch, Loader, choose_storage
+from shards.schema import DataError
 from train import launch
 from train.config import PRESETS
 from train.loop import Trainer
@@ -40,7 +41,7 @@ def measure(settings: Settings, accelerator: Accelerator, say: Say) -> list[Reco
         dataset = open_dataset(root)
         records = []
         for preset in PRESETS_TIMED:
-            say(f"train: {preset}: making the trainer{settings.compiled * ', compiling'}")
+            say(f"train: {preset}: making the trainer")
             trainer = make_trainer(preset, settings, accelerator, dataset, Path(folder))
             about = {
                 "preset": preset,
@@ -74,7 +75,9 @@ def sources(trainer: Trainer) -> dict[str, Source]:
     """Where batches come from: one fixed batch, and every storage that the split fits in."""
     device, split = trainer.device, trainer.split
     with closing(_endless(trainer.loader)) as batches:
-        fixed = next(batches)
+        first = next(batches)
+    dense = first.images.contiguous(memory_format=torch.channels_last)
+    fixed = first._replace(images=dense)
     found: dict[str, Source] = {FIXED: partial(_again, fixed)}
     fits = {"stream", choose_storage(split, torch.device("cpu")), choose_storage(split, device)}
     for storage in sorted(fits, key=list(STORES).index):
@@ -96,7 +99,8 @@ def _again(batch: Batch) -> Generator[Batch, None, None]:
 def _speeds(
     trainer: Trainer, found: dict[str, Source], settings: Settings, say: Say
 ) -> list[Record]:
-    trainer._update(next(found[FIXED]()))  # compiles
+    say(f"train: {'compiling the step' if trainer.config.compile else 'the first step'}")
+    trainer._update(next(found[FIXED]()))
     say(f"train: timing {', '.join(found)}: {settings.steps} steps each in a round")
     blocks = {name: partial(_block, trainer, found[name], settings.steps) for name in found}
     seconds = rounds(blocks, settings.repeats, say)
@@ -162,11 +166,19 @@ def _watched(trainer: Trainer, spans: Spans) -> Iterator[None]:
 
 
 def _synthetic(folder: Path, say: Say) -> Path:
-    """A packed synthetic set; imported here, since it needs more than training does."""
-    from shards.pack import pack
-    from shards.plan import PackOptions
-    from shards.synthetic import SyntheticConfig, generate
+    """A packed synthetic set; imported here, since it needs more than training does.
 
+    Raises:
+        DataError: a package for making it is not installed.
+    """
+    try:
+        from shards.pack import pack
+        from shards.plan import PackOptions
+        from shards.synthetic import SyntheticConfig, generate
+    except ImportError as error:
+        raise DataError(
+            f"synthetic patches cannot be made ({error}); name a packed folder with --data"
+        ) from error
     say(f"train: making {PATCHES:,} synthetic patches")
     generate(folder / "raw", SyntheticConfig(train=PATCHES, val=0, test=0))
     with redirect_stdout(sys.stderr):

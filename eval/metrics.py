@@ -65,7 +65,7 @@ def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
 
 
 def ssim(x_hat: Tensor, x: Tensor) -> Tensor:
-    """(B,) structural similarity, Gaussian window 11x11 of sigma 1.5, data range 1.0."""
+    """(B,) structural similarity, Gaussian window 11x11 of sigma 1.5, borders reflected."""
     each = structural_similarity_index_measure(x_hat, x, data_range=1.0, reduction="none")
     return torch.as_tensor(each)
 

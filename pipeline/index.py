@@ -105,7 +105,11 @@ def _open_shard(root: Path, split: SplitCard, i: int, classes: int) -> pa.Table:
     blob = sidecar.read_bytes()
     if xxhash.xxh3_64_hexdigest(blob) != shard.sidecar_xxh3:
         raise DataError(f"{sidecar} was altered: its hash is not the one in {CARD_NAME}")
-    table = pq.read_table(pa.BufferReader(blob))
+    try:
+        table = pq.read_table(pa.BufferReader(blob))
+        table.validate(full=True)
+    except (pa.ArrowException, ValueError) as error:
+        raise DataError(f"{sidecar} is not a sidecar of this format: {error}") from None
     _check_rows(tar, table, shard.count, classes)
     with open(tar, "rb") as file:
         name = file.read(100).split(b"\0")[0].decode("ascii", "replace")

@@ -69,7 +69,10 @@ class Reader:
         for row, i in enumerate(indices):
             data = scratch.data[: self.sizes[i]]
             self._fetch(int(i), data)
-            out[row] = png.decode_trusted(bytes(data))
+            try:
+                out[row] = png.decode_trusted(bytes(data))
+            except png.PngError as error:
+                raise self._refusal(int(i), str(error)) from None
         return out
 
     def _read_stored(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -84,14 +87,19 @@ class Reader:
         shard = int(np.searchsorted(self.starts, i, side="right")) - 1
         offset = int(self.offsets[i])
         got = os.preadv(self.files.descriptor(shard), [data], offset)
-        if got != len(data) or zlib.crc32(data) != self.crcs[i]:
-            key = self.split.keys(np.array([i]))[0]
-            why = f"{got} of {len(data)} bytes" if got != len(data) else "its checksum differs"
-            raise DataError(
-                f"{self.files.paths[shard]}: sample {key} at byte {offset} was truncated or "
-                f"altered ({why}); find all such samples with: "
-                f"python -m shards.verify {self.split.root}"
-            )
+        if got != len(data):
+            raise self._refusal(i, f"{got} of {len(data)} bytes")
+        if zlib.crc32(data) != self.crcs[i]:
+            raise self._refusal(i, "its checksum differs")
+
+    def _refusal(self, i: int, why: str) -> DataError:
+        shard = int(np.searchsorted(self.starts, i, side="right")) - 1
+        key = self.split.keys(np.array([i]))[0]
+        return DataError(
+            f"{self.files.paths[shard]}: sample {key} at byte {self.offsets[i]} was truncated or "
+            f"altered ({why}); find all such samples with: "
+            f"python -m shards.verify {self.split.root}"
+        )
 
     def close(self) -> None:
         self.files.close()

@@ -2,7 +2,9 @@
 
 import os
 import zlib
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shards.convert import Rule, convert
 from shards.output import publish, shard_files, sync_folder, write_record
 from shards.plan import ShardPlan
 from shards.png import MAX_PNG_BYTES, PngError, inflate, store, unfilter
-from shards.schema import CHANNELS, NO_LABEL, SIDECAR, DataError, key
-from shards.sources import Patch
+from shards.schema import CHANNELS, NO_LABEL, SIDECAR, key
+from shards.sources import Patch, read_source
+from shards.tiles import staged
 from shards.ustar import BLOCK, ending, kept_members, padded, stored_members
 
 MAX_LISTED = 100  # bad patches a record lists; all are counted
@@ -30,6 +34,8 @@ class Job:
     png: str
     classes: list[str]
     digest: str
+    convert: Rule = "none"
+    tiles: str | None = None  # file that `tiles.stage` wrote
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class _Batch:
 
     keys: list[int]
     patches: list[Patch]
-    pngs: list[bytes]  # source bytes
+    pngs: list[bytes]  # source bytes, where they are kept
     raws: list[bytes]  # filtered rows
 
 
@@ -122,9 +128,9 @@ def build(job: Job, plan: ShardPlan) -> Record:
     """
     tar_path, sidecar_path = shard_files(Path(job.out), plan.name)
     shard = _Shard(job)
-    with publish(tar_path) as tar:
+    with publish(tar_path) as tar, _opened(job.tiles) as tiles:
         for start in range(0, len(plan.patches), _BATCH):
-            batch = _read_batch(shard, plan, start)
+            batch = _read_batch(shard, plan, start, tiles)
             if batch.keys:
                 tar.write(shard.members(batch, tar.size))
         tar.write(ending(tar.size))
@@ -146,37 +152,58 @@ def build(job: Job, plan: ShardPlan) -> Record:
     return record
 
 
-def _read_batch(shard: _Shard, plan: ShardPlan, start: int) -> _Batch:
+@contextmanager
+def _opened(path: str | None) -> Iterator[int | None]:
+    """A handle of the file of tiles, if there is one."""
+    if path is None:
+        yield None
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _read_batch(shard: _Shard, plan: ShardPlan, start: int, tiles: int | None) -> _Batch:
     batch = _Batch([], [], [], [])
     for i, patch in enumerate(plan.patches[start : start + _BATCH], start):
-        data = _read(f"{shard.job.root}/{patch.path}", patch)
+        number = plan.first_key + i
         try:
-            if shard.job.png == "keep" and len(data) > MAX_PNG_BYTES:
-                raise PngError(f"{len(data)} bytes, at most {MAX_PNG_BYTES} are kept: use stored")
-            batch.raws.append(inflate(data))
+            if tiles is not None:
+                patch, data, raw = patch, b"", staged(tiles, number)
+            elif shard.job.convert == "none":
+                data, raw = _plain(shard.job, patch)
+            else:
+                patch, data, raw = _converted(shard.job, patch)
         except PngError as error:
             shard.refuse(patch.path, str(error))
             continue
-        batch.keys.append(plan.first_key + i)
+        batch.keys.append(number)
         batch.patches.append(patch)
         batch.pngs.append(data)
+        batch.raws.append(raw)
     return batch
 
 
-def _read(path: str, patch: Patch) -> bytes:
-    """The bytes of a file that is still the one the scan saw."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            data = os.read(handle, patch.size + 1)
-            status = os.fstat(handle)  # after reading: a change before or during it shows
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    if (len(data), status.st_size, status.st_mtime_ns) != (patch.size, patch.size, patch.mtime_ns):
-        raise DataError(f"{path} changed while it was packed: pack again when nothing writes to it")
-    return data
+def _plain(job: Job, patch: Patch) -> tuple[bytes, bytes]:
+    """The file as it is, and its rows."""
+    data = read_source(Path(job.root), patch)
+    if job.png == "keep" and len(data) > MAX_PNG_BYTES:
+        raise PngError(f"{len(data)} bytes, at most {MAX_PNG_BYTES} are kept: use stored")
+    return data, inflate(data)
+
+
+def _converted(job: Job, patch: Patch) -> tuple[Patch, bytes, bytes]:
+    """The patch where it now lies, no bytes to keep, and its rows."""
+    done = convert(read_source(Path(job.root), patch), job.convert)
+    moved = replace(
+        patch,
+        y=None if patch.y is None else patch.y + done.y,
+        x=None if patch.x is None else patch.x + done.x,
+        mpp=None if patch.mpp is None else patch.mpp * done.scale,
+    )
+    return moved, b"", done.raw
 
 
 def _parquet(rows: dict[str, list[Any]]) -> memoryview:

@@ -1,13 +1,15 @@
-"""What the path of a patch says: the source image it was cut from, and the place in it."""
+"""What names say of a patch: its source image, its place in it, its slide, patient and site."""
 
 import re
 
 from shards.schema import DataError
 
 _POSITIONS = (
-    re.compile(r"_y(?P<y>\d{1,9})_x(?P<x>\d{1,9})(?!\d)"),
-    re.compile(r"_x(?P<x>\d{1,9})_y(?P<y>\d{1,9})(?!\d)"),
+    re.compile(r"(?:^|_)y(?P<y>\d{1,9})_x(?P<x>\d{1,9})(?!\d)"),
+    re.compile(r"(?:^|_)x(?P<x>\d{1,9})_y(?P<y>\d{1,9})(?!\d)"),
 )
+_ONLY_POSITION = re.compile(r"(?:\d+_)?x\d{1,9}_y\d{1,9}")
+_TCGA = re.compile(r"(?<![A-Za-z0-9])TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}(?![A-Za-z0-9])")
 
 
 def position(stem: str) -> tuple[int | None, int | None]:
@@ -17,6 +19,19 @@ def position(stem: str) -> tuple[int | None, int | None]:
         if match is not None:
             return int(match["y"]), int(match["x"])
     return None, None
+
+
+def only_position(stem: str) -> bool:
+    """Whether a name says nothing but a place, as in a folder of one slide: `000123_x1234_y5678`
+    (what TRIDENT-like tools write) or `x1234_y5678`."""
+    return _ONLY_POSITION.fullmatch(stem) is not None
+
+
+def tcga(name: str) -> tuple[str, str] | None:
+    """Patient and site in a name that holds a TCGA barcode (`TCGA-A6-2671-01Z-00-DX1...`): its
+    first 12 characters, and the tissue source site code at characters 6 and 7."""
+    match = _TCGA.search(name)
+    return None if match is None else (match[0], match[1])
 
 
 def group_pattern(regex: str | None) -> re.Pattern[str] | None:
@@ -36,15 +51,15 @@ def group_pattern(regex: str | None) -> re.Pattern[str] | None:
     return pattern
 
 
-def source_image(path: str, stem: str, pattern: re.Pattern[str] | None) -> str:
+def source_image(path: str, stem: str, slide: str | None, pattern: re.Pattern[str] | None) -> str:
     """The source image of a patch: the first group of `pattern`, searched in the relative path;
-    without a pattern the file name before `__`, or the whole stem.
+    without a pattern the slide, where it is known, or the file name before `__`, or all of it.
 
     Raises:
         DataError: the pattern does not match, or its group is empty.
     """
     if pattern is None:
-        return stem.split("__", 1)[0] or stem
+        return slide or stem.split("__", 1)[0] or stem
     match = pattern.search(path)
     if match is None or not match.group(1):
         what = "does not match" if match is None else "captures nothing in"

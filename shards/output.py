@@ -25,7 +25,7 @@ _SHARD = r"[a-z][a-z0-9_]{0,31}-\d{6}"
 _NAME = re.compile(_SHARD)
 _RECORD = re.compile(rf"\.{_SHARD}\.json")
 _TEMP = re.compile(
-    rf"\.({_SHARD}\.tar|{_SHARD}\.parquet|\.{_SHARD}\.json|\.packing\.json|dataset\.json)\.\d+\.tmp"
+    rf"\.({_SHARD}\.tar|{_SHARD}\.parquet|\.{_SHARD}\.json|\.packing\.json|dataset\.json|tiles)\.\d+\.tmp"
 )
 
 
@@ -188,6 +188,11 @@ def sweep(out: Path) -> None:
 def shard_files(out: Path, name: str) -> tuple[Path, Path]:
     """The tar and the sidecar of a shard."""
     return out / f"{name}.tar", out / f"{name}.parquet"
+
+
+def tiles_file(out: Path) -> Path:
+    """Where tiles wait; `sweep` removes it."""
+    return out / f".tiles.{os.getpid()}.tmp"
 
 
 def write_record(out: Path, digest: str, record: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Pack a folder of patches into WebDataset shards: `python -m shards.pack SOURCE OUT`.
+"""Pack patches into WebDataset shards: `python -m shards.pack SOURCE OUT`.
 
 The bytes written depend on the files and on the options alone: not on the number of processes,
 the order of the directory, the machine or the time.
@@ -7,6 +7,7 @@ the order of the directory, the machine or the time.
 import os
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ import tyro
 
 from shards.build import MAX_LISTED, Job, Record
 from shards.crew import build_all
+from shards.intake import gather
 from shards.output import (
     finish,
     locked,
@@ -23,6 +25,7 @@ from shards.output import (
     refuse_occupied,
     sweep,
     sync_folder,
+    tiles_file,
 )
 from shards.plan import PackOptions, Plan, ShardPlan, make_plan
 from shards.progress import progress
@@ -36,8 +39,9 @@ from shards.schema import (
     SplitCard,
     dumps_card,
 )
-from shards.sources import Survey, listing, survey
+from shards.sources import Survey, listing
 from shards.summary import print_summary, print_survey
+from shards.tiles import stage
 
 _FEW = 20_000  # patches packed in about the time that starting processes takes
 _SHOWN_BAD = 20
@@ -56,7 +60,7 @@ def pack(source: Path, out: Path, options: PackOptions | None = None) -> Dataset
     start = time.monotonic()
     with locked(out):
         refuse_occupied(out, options.overwrite)
-        found = survey(source, options.group_regex)
+        found, said = gather(source, options)
         print_survey(source, found)
         if len(found.refused) > options.skip_bad:
             _refuse_bad(source, found.refused, len(found.refused))
@@ -66,7 +70,7 @@ def pack(source: Path, out: Path, options: PackOptions | None = None) -> Dataset
             records = _build(source, out, plan, options)
         finally:
             sweep(out)
-        card = _card(source, plan, found, records, options)
+        card = _card(source, plan, found, records, options, said)
         with publish(out / CARD_NAME) as file:
             file.write(dumps_card(card))
         sync_folder(out)
@@ -92,9 +96,14 @@ def _build(source: Path, out: Path, plan: Plan, options: PackOptions) -> list[Re
             records[shard.name] = Record(**saved)
     if records:
         print(f"continuing: {len(records)} of {len(plan.shards)} shards are finished")
-    job = Job(str(source), str(out), options.png, plan.classes, plan.digest)
     total = sum(len(shard.patches) for shard in missing)
-    workers = min(options.workers or _default_workers(total), len(missing))
+    workers = options.workers or _default_workers(total)
+    tiles = None
+    if options.convert == "tile":
+        tiles = str(tiles_file(out))
+        stage(source, missing, tiles_file(out), workers)
+    job = Job(str(source), str(out), options.png, plan.classes, plan.digest, options.convert, tiles)
+    workers = min(workers, len(missing))
     with progress("packing", total, "patches") as advance:
         for record in build_all(job, missing, workers):
             records[record.name] = record
@@ -110,7 +119,12 @@ def _default_workers(patches: int) -> int:
 
 
 def _card(
-    source: Path, plan: Plan, found: Survey, records: list[Record], options: PackOptions
+    source: Path,
+    plan: Plan,
+    found: Survey,
+    records: list[Record],
+    options: PackOptions,
+    said: dict[str, Any],
 ) -> DatasetCard:
     """The card of a finished pack, if the bad patches are few enough."""
     bad = [*found.refused, *((path, why) for record in records for path, why in record.bad_first)]
@@ -129,6 +143,7 @@ def _card(
         "group_regex": options.group_regex,
         "order": "within each split by the stable argsort of the raw PCG64 stream of the seed",
         "key_ranges": {split: list(keys) for split, keys in plan.key_ranges.items()},
+        **said,
         "skipped": {"count": total_bad, "first": [list(pair) for pair in bad[:MAX_LISTED]]},
     }
     mean = _channel_mean(records)
@@ -157,24 +172,30 @@ def _channel_mean(records: list[Record]) -> list[float]:
     return [sum(record.channel_sums[c] for record in used) / values for c in range(CHANNELS)]
 
 
-_Source = Annotated[Path, tyro.conf.arg(metavar="SOURCE", help="folder of class folders")]
+_Source = Annotated[Path, tyro.conf.arg(metavar="SOURCE", help="folder of patches")]
 _Out = Annotated[Path, tyro.conf.arg(metavar="OUT", help="new folder for the data set")]
-_Options = tyro.conf.OmitArgPrefixes[PackOptions]
 
 
-def _command(
-    source: tyro.conf.Positional[_Source],
-    out: tyro.conf.Positional[_Out],
-    packing: _Options = PackOptions(),  # noqa: B008 - tyro reads the defaults here
-) -> None:
-    """Pack a folder of 32x32 RGB PNG patches into WebDataset shards."""
-    pack(source, out, packing)
+@dataclass(frozen=True)
+class _Command:
+    """Pack 32x32 RGB PNG patches into WebDataset shards."""
+
+    source: tyro.conf.Positional[_Source]
+    out: tyro.conf.Positional[_Out]
+    packing: Annotated[PackOptions, tyro.conf.arg(name="")] = field(default_factory=PackOptions)
 
 
 def main() -> int:
     """Exit status: 0 done, 1 unusable data or output, 2 unusable arguments, 130 interrupted."""
     try:
-        tyro.cli(_command, prog="python -m shards.pack", config=(tyro.conf.FlagCreatePairsOff,))
+        asked = tyro.cli(
+            _Command, prog="python -m shards.pack", config=(tyro.conf.FlagCreatePairsOff,)
+        )
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        pack(asked.source, asked.out, asked.packing)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

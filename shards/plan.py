@@ -1,12 +1,17 @@
 """What will be packed where: the order of the patches, their keys, and the shards they fill."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import xxhash
 
+from shards.convert import Rule
+from shards.layout import Layout
+from shards.manifest import Columns
 from shards.names import group_pattern
 from shards.schema import VERSION, DataError, shard_name
 from shards.sources import Patch
@@ -15,10 +20,12 @@ from shards.split import SPLITS
 MAX_PATCHES = 10**9  # nine digits of the key
 MAX_SHARD_SIZE = 1 << 20
 
+_row = attrgetter(*(field.name for field in fields(Patch)))
+
 
 @dataclass(frozen=True)
 class PackOptions:
-    """How to pack. All but `workers`, `skip_bad` and `overwrite` decide the bytes written."""
+    """What to pack, and how. All but `workers`, `skip_bad` and `overwrite` decide the bytes."""
 
     png: Literal["stored", "keep"] = "stored"
     """stored: uncompressed PNGs of one fixed layout, the fastest to read (5120 bytes a labelled
@@ -28,14 +35,25 @@ class PackOptions:
     workers: int = 0
     """Processes; 0: one a usable core, or none beside this one when there is little to do."""
     seed: int = 0
-    """Of the permutation within each split."""
+    """Of the permutation within each split, and of --val and --test."""
     skip_bad: int = 0
     """Go on without up to this many files that are not usable patches; they are listed."""
     overwrite: bool = False
     """Replace the data set in OUT; files that are not part of it stay."""
     group_regex: str | None = None
-    """Searched in each relative path; its first group is the source image. Default: the file
-    name before __"""
+    """Searched in each relative path; its first group is the source image. Default: the slide,
+    or the file name before __"""
+    layout: Layout = "auto"
+    """What the folders in SOURCE are; auto says what it took them for."""
+    manifest: Path | None = None
+    """A .csv or .parquet that lists the patches in SOURCE, in place of its folders."""
+    columns: Columns = field(default_factory=Columns)
+    val: float = 0.0
+    """Fraction of the patches for val, drawn by patient, or slide, or source (from --seed)."""
+    test: float = 0.0
+    """The same for test."""
+    convert: Rule = "none"
+    """Take images of other sizes and kinds: crop (centre), resize (centre square), tile."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.shard_size <= MAX_SHARD_SIZE:
@@ -45,6 +63,14 @@ class PackOptions:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
         if self.png not in ("stored", "keep"):
             raise ValueError(f"png is {self.png!r}, expected stored or keep")
+        if self.png == "keep" and self.convert != "none":
+            raise ValueError(f"--convert {self.convert} leaves no source bytes for --png keep")
+        if not (0 <= self.val < 1 and 0 <= self.test < 1 and self.val + self.test < 1):
+            raise ValueError(f"val {self.val} and test {self.test}: expected 0 or more, below 1")
+        if self.manifest is None and self.columns != Columns():
+            raise ValueError("--columns says what is in a --manifest, and there is none")
+        if self.manifest is not None and self.layout != "auto":
+            raise ValueError(f"--layout {self.layout} is about folders; a --manifest lists files")
         try:
             group_pattern(self.group_regex)
         except DataError as error:
@@ -64,7 +90,7 @@ class Plan:
     classes: list[str]  # sorted; empty when unlabelled
     key_ranges: dict[str, tuple[int, int]]  # by split: first key, one past the last
     shards: list[ShardPlan]
-    digest: str  # of everything that decides the bytes: options, and every file's size and time
+    digest: str  # of all that decides the bytes: options, every patch, its file's size and time
 
 
 def make_plan(patches: list[Patch], options: PackOptions) -> Plan:
@@ -100,9 +126,10 @@ def _permutation(count: int, seed: int, split: str) -> list[int]:
 
 
 def _digest(shards: list[ShardPlan], options: PackOptions) -> str:
-    deciding = asdict(options) | {"workers": None, "skip_bad": None, "overwrite": None}
-    digest = xxhash.xxh3_64(json.dumps([VERSION, deciding], sort_keys=True).encode())
+    """Covers what the bytes of the shards follow from: the rest is in the patches."""
+    deciding = [VERSION, options.png, options.shard_size, options.seed, options.convert]
+    digest = xxhash.xxh3_64(json.dumps(deciding).encode())
     for shard in shards:
-        rows = [(patch.path, patch.size, patch.mtime_ns) for patch in shard.patches]
+        rows = [_row(patch) for patch in shard.patches]
         digest.update(json.dumps([shard.name, rows]).encode())
     return digest.hexdigest()

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from shards.duplicates import Prints, prints
 from shards.members import Member, TarError, read_members
 from shards.output import shard_files
 from shards.png import PngError, inflate, store, unfilter
 from shards.schema import CHANNELS, NO_LABEL, SIDECAR, DatasetCard, Shard, key
+from shards.split import GROUPS
 
-GROUPS = ("source", "slide", "patient")
 _KEY = re.compile(r"s(\d{9})")
 _LABEL = re.compile(rb"0|[1-9]\d{0,5}")
 _BATCH = 256
@@ -48,6 +49,7 @@ class Findings:
     sums: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)  # of RGB values, by split
     keys: dict[str, list[int]] = field(default_factory=dict)  # by shard
     groups: dict[str, set[tuple[str, str]]] = field(default_factory=dict)  # (split, value)
+    prints: dict[str, list[Prints]] | None = None  # by split; None: duplicates are not looked for
 
     def add(self, file: str, offset: int | None, what: str) -> None:
         self.counts[file] += 1
@@ -180,16 +182,19 @@ def _compare(file: str, sample: _Sample, row: dict[str, Any], findings: Findings
 
 def _decode(file: str, mode: str, split: str, pngs: list[Member], findings: Findings) -> None:
     """Decode a batch, check the stored layout, and add up the channels."""
-    good, raws = [], []
+    good, raws, keys = [], [], []
     for png in pngs:
         try:
             raws.append(inflate(png.body))
             good.append(png)
+            keys.append(int(png.name[1:10]))
         except PngError as error:
             findings.add(file, png.offset, f"{png.name!r}: {error}")
     pixels = unfilter(raws)
     summed = np.add.reduce(pixels, axis=0, dtype=np.int64).reshape(-1, CHANNELS).sum(axis=0)
     findings.sums[split] = findings.sums.get(split, np.zeros(CHANNELS, np.int64)) + summed
+    if findings.prints is not None and keys:
+        findings.prints.setdefault(split, []).append(prints(keys, pixels))
     for png, layout in zip(good, store(pixels) if mode == "stored" else (), strict=False):
         if png.body != layout.tobytes():
             findings.add(file, png.offset, f"{png.name!r} is not in the stored layout")

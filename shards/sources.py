@@ -1,92 +1,154 @@
-"""Where patches come from: folders of classes, with or without split folders, to a sorted list.
-
-    SOURCE/train/TUM/tile7__y0032_x0064.png     split, class, source image and position
-    SOURCE/TUM/tile7__y0032_x0064.png           no split folders: everything is train
-    SOURCE/train/tile7__y0032_x0064.png         no class folders: unlabelled
-
-The layout is taken literally: a deeper folder, or one in the wrong place, is an error and never
-searched, because its name would silently become a class.
-"""
+"""The patches of a folder: a sorted list, with what folders and names say of each."""
 
 import os
-import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
-from shards.names import group_pattern, position, source_image
-from shards.png import MAX_SOURCE_BYTES
+from shards.layout import PLAIN, Accepted, Layout, Walk, choose_layout
+from shards.names import group_pattern, position, source_image, tcga
 from shards.schema import DataError
-from shards.split import class_warnings, split_folders
+from shards.split import class_warnings
 
-_JUNK_NAMES = ("thumbs.db", "desktop.ini")
-_JUNK_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".md", ".xml", ".yaml", ".yml")
-_LAYOUT = "expected SOURCE/[train|val|test/]CLASS/*.png"
-_OUTSIDE = "outside the class folders"
 _SHOWN = 10
+
+barcode = lru_cache(maxsize=1 << 16)(tcga)
 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """One image file, as the scan found it."""
+    """One patch and the image file it is in."""
 
     path: str  # relative to the root, with /
     label: str | None  # class name
     split: str
-    source: str  # source image: the group that must not be cut by a split
+    source: str  # source image: the smallest group that must not be cut by a split
     y: int | None  # pixel row in the source image
     x: int | None  # pixel column
-    size: int  # bytes
+    size: int  # bytes of the file
     mtime_ns: int
     slide: str | None = None
     patient: str | None = None
     site: str | None = None
     mpp: float | None = None  # microns a pixel
+    tile: tuple[int, int] | None = None  # row and column in its file, where that holds several
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Kind and name of what a split must not cut: the patient, or the slide, or the source."""
+        if self.patient is not None:
+            return "patient", self.patient
+        return ("source", self.source) if self.slide is None else ("slide", self.slide)
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Everything under a root: the patches, and what is not one."""
+    """Everything found: the patches, what is not one, and what there is to say about it."""
 
     patches: list[Patch]  # sorted by path
     refused: list[tuple[str, str]]  # path and reason; counted against --skip-bad
     hidden: int  # files and folders whose name starts with a dot: not looked at
     ignored: int  # notes and system files beside the images
+    layout: Layout | None  # of the folders; none when a manifest lists the patches
+    has_splits: bool  # the source says itself what is train, val and test
+    notes: list[str]
     warnings: list[str]
 
 
-def scan(root: Path, group_regex: str | None = None) -> list[Patch]:
+def scan(root: Path, group_regex: str | None = None, layout: Layout = "auto") -> list[Patch]:
     """The patches under `root`, sorted by path, whatever the order of the directory.
 
     Raises:
-        DataError: as `survey`, and also when there is any file that is not a PNG.
+        DataError: as `survey` and `split_warnings`, and when any file is not a PNG.
     """
-    found = survey(root, group_regex)
+    found = survey(root, group_regex, layout)
     if found.refused:
         raise DataError(f"{root}: {listing(found.refused, len(found.refused))}")
+    split_warnings(root, found.patches)
     return found.patches
 
 
-def survey(root: Path, group_regex: str | None = None) -> Survey:
-    """Walk `root`; see the module's docstring for the layouts.
+def survey(
+    root: Path,
+    group_regex: str | None = None,
+    layout: Layout = "auto",
+    accepted: Accepted = PLAIN,
+) -> Survey:
+    """Walk `root`; see `shards.layout` for the layouts.
 
     Args:
         group_regex: see `shards.names.source_image`.
 
     Raises:
         DataError: not a folder, empty, an ambiguous layout, a link that leaves the root, a name
-            that is not UTF-8, a class that train lacks, a path the regex does not match.
+            that is not UTF-8, a path the regex does not match.
     """
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder; {_LAYOUT}")
-    walk = _Walk(root, group_regex)
-    walk.root_folder()
-    walk.patches.sort(key=lambda patch: patch.path)
-    walk.refused.sort()
+    pattern = group_pattern(group_regex)
+    walk = Walk(root, accepted)
+    chosen, note = choose_layout(root, walk.files, layout)
+    patches = []
+    for file in walk.files:
+        stem = file.stem
+        slide = file.folder if chosen == "slides" else None
+        label = file.folder if chosen == "classes" else None
+        source = source_image(file.path, stem, slide, pattern)
+        patient, site = barcode(slide or source) or (None, None)
+        y, x = position(stem)
+        patches.append(
+            Patch(file.path, label, file.split, source, y, x, file.size, file.mtime_ns,
+                  slide, patient, site)
+        )  # fmt: skip
+    notes = [note, *barcode_notes(patches)]
+    return Survey(
+        patches, walk.refused, walk.hidden, walk.ignored, chosen, bool(walk.splits), notes,
+        walk.warnings,
+    )  # fmt: skip
+
+
+def barcode_notes(patches: Iterable[Patch]) -> list[str]:
+    """One line on patients and sites that come from TCGA barcodes, if any do."""
+    found = [(p.patient, p.site) for p in patches if barcode(p.slide or p.source)]
+    if not found:
+        return []
+    patients, sites = ({pair[i] for pair in found if pair[i] is not None} for i in (0, 1))
+    return [
+        f"TCGA barcodes in the names of {len(found):,} patches: {len(patients):,} patients, "
+        f"{len(sites):,} sites"
+    ]
+
+
+def split_warnings(root: Path, patches: Iterable[Patch]) -> list[str]:
+    """What an evaluation on these splits will lack.
+
+    Raises:
+        DataError: a class that train lacks, or patches with and without a class.
+    """
     labels: dict[str, set[str | None]] = {}
-    for patch in walk.patches:
-        labels.setdefault(patch.split, set()).add(patch.label)
-    warnings = walk.warnings + class_warnings(root, labels)
-    return Survey(walk.patches, walk.refused, walk.hidden, walk.ignored, warnings)
+    for split, label in {(patch.split, patch.label) for patch in patches}:
+        labels.setdefault(split, set()).add(label)
+    return class_warnings(root, labels)
+
+
+def read_source(root: Path, patch: Patch) -> bytes:
+    """The bytes of the patch's file, which is still the one the scan saw.
+
+    Raises:
+        DataError: missing, unreadable, or changed since.
+    """
+    path = f"{root}/{patch.path}"
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            data = os.read(handle, patch.size + 1)
+            status = os.fstat(handle)  # after reading: a change before or during it shows
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    if (len(data), status.st_size, status.st_mtime_ns) != (patch.size, patch.size, patch.mtime_ns):
+        raise DataError(f"{path} changed while it was packed: pack again when nothing writes to it")
+    return data
 
 
 def listing(refused: list[tuple[str, str]], total: int, shown: int = _SHOWN) -> str:
@@ -96,140 +158,3 @@ def listing(refused: list[tuple[str, str]], total: int, shown: int = _SHOWN) -> 
     if total > shown:
         lines.append(f"  ... and {total - shown} more")
     return "\n".join(lines)
-
-
-class _Walk:
-    """Collects what the folders hold, three levels deep at most."""
-
-    def __init__(self, root: Path, group_regex: str | None) -> None:
-        self.root = root
-        self.real_root = os.path.realpath(root)
-        self.group = group_pattern(group_regex)
-        self.patches: list[Patch] = []
-        self.refused: list[tuple[str, str]] = []
-        self.hidden = 0
-        self.ignored = 0
-        self.warnings: list[str] = []
-
-    def root_folder(self) -> None:
-        folders, files = self._list("")
-        if not folders and not files:
-            raise DataError(f"{self.root} is empty; {_LAYOUT}")
-        if not folders:
-            raise DataError(
-                f"{self.root} holds {len(files)} files but no class folders; {_LAYOUT}. "
-                f"Unlabelled patches go into {self.root / 'train'}"
-            )
-        splits = split_folders(self.root, [entry.name for entry in folders])
-        self._stray(files, "")
-        for entry in folders:
-            if splits:
-                self._split_folder(entry.name, splits[entry.name])
-            else:
-                self._class_folder(entry.name, entry.name, "train")
-        if not self.patches and not self.refused:
-            raise DataError(f"{self.root} holds no PNG file; {_LAYOUT}")
-
-    def _split_folder(self, folder: str, split: str) -> None:
-        folders, files = self._list(folder)
-        if not folders:
-            self._files(files, folder, None, split)
-            return
-        self._stray(files, f"{folder}/")
-        for entry in folders:
-            self._class_folder(f"{folder}/{entry.name}", entry.name, split)
-
-    def _class_folder(self, folder: str, label: str, split: str) -> None:
-        folders, files = self._list(folder)
-        if folders:
-            inner = [entry.name for entry in folders[:_SHOWN]]
-            raise DataError(
-                f"{self.root / folder} holds folders {inner}; {_LAYOUT}. If these are classes or "
-                f"splits, name the folder they are in as SOURCE"
-            )
-        before = len(self.patches)
-        self._files(files, folder, label, split)
-        if len(self.patches) == before:
-            self.warnings.append(f"the class folder {folder!r} holds no patches")
-
-    def _list(self, folder: str) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
-        """Folders and files, sorted; hidden ones are counted, links may not leave the root."""
-        with os.scandir(self.root / folder) as entries:
-            listed = sorted(entries, key=lambda entry: entry.name)
-        folders: list[os.DirEntry[str]] = []
-        files: list[os.DirEntry[str]] = []
-        for entry in listed:
-            if entry.name.startswith("."):
-                self.hidden += 1
-                continue
-            _check_name(entry)
-            if entry.is_symlink():
-                self._check_link(entry)
-            (folders if entry.is_dir() else files).append(entry)
-        return folders, files
-
-    def _check_link(self, entry: os.DirEntry[str]) -> None:
-        target = os.path.realpath(entry.path)
-        if os.path.commonpath([target, self.real_root]) != self.real_root:
-            raise DataError(
-                f"{entry.path} is a link to {target}, outside {self.root}: refused. "
-                f"Copy the files, or name the folder they are in"
-            )
-
-    def _stray(self, files: list[os.DirEntry[str]], prefix: str) -> None:
-        for entry in files:
-            if _is_junk(entry.name):
-                self.ignored += 1
-            else:
-                self.refused.append((prefix + entry.name, _OUTSIDE))
-
-    def _files(
-        self, files: list[os.DirEntry[str]], folder: str, label: str | None, split: str
-    ) -> None:
-        for entry in files:
-            if _is_junk(entry.name):
-                self.ignored += 1
-                continue
-            path = f"{folder}/{entry.name}"
-            stem, _, suffix = entry.name.rpartition(".")
-            status = _stat(entry)
-            reason = _refusal(suffix, status)
-            if reason or status is None:
-                self.refused.append((path, reason))
-                continue
-            source = source_image(path, stem, self.group)
-            y, x = position(stem)
-            self.patches.append(
-                Patch(path, label, split, source, y, x, status.st_size, status.st_mtime_ns)
-            )
-
-
-def _check_name(entry: os.DirEntry[str]) -> None:
-    try:
-        entry.name.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{os.fsencode(entry.path)!r}: the name is not UTF-8; rename it") from None
-
-
-def _is_junk(name: str) -> bool:
-    return name.lower().endswith(_JUNK_SUFFIXES) or name.lower() in _JUNK_NAMES
-
-
-def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
-    try:
-        return entry.stat()
-    except OSError:
-        return None
-
-
-def _refusal(suffix: str, status: os.stat_result | None) -> str:
-    """Why a file is not a patch, or nothing."""
-    if suffix.lower() != "png":
-        return f"not a PNG file (.{suffix})"
-    if status is None:
-        return "a link to nothing"
-    if not stat.S_ISREG(status.st_mode):
-        return "not a regular file"
-    if status.st_size > MAX_SOURCE_BYTES:
-        return f"{status.st_size} bytes, expected at most {MAX_SOURCE_BYTES}"
-    return ""

@@ -6,9 +6,15 @@ from pathlib import Path
 
 from shards.schema import DataError
 
+GROUPS = ("patient", "slide", "source")  # what no split should cut, the largest first
 SPLITS = ("train", "val", "test")  # also the order in which samples are numbered
 _ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SHOWN = 10
+
+
+def split_name(name: str) -> str | None:
+    """The split that a folder or a cell names, in any case and with val spelled out, if any."""
+    return _ALIASES.get(name.lower())
 
 
 def split_folders(root: Path, names: list[str]) -> dict[str, str]:
@@ -17,7 +23,7 @@ def split_folders(root: Path, names: list[str]) -> dict[str, str]:
     Raises:
         DataError: split folders beside others, or two folders for one split.
     """
-    splits = {name: _ALIASES[name.lower()] for name in names if name.lower() in _ALIASES}
+    splits = {name: split for name in names if (split := split_name(name))}
     others = [name for name in names if name not in splits]
     if splits and others:
         raise DataError(
@@ -42,7 +48,7 @@ def class_warnings(root: Path, labels: Mapping[str, set[str | None]]) -> list[st
     if "train" not in labels:
         warnings.append("there is no train split: nothing can be trained on this set")
     if "val" not in labels:
-        warnings.append("there is no val split: a probe has no data to select on")
+        warnings.append("there is no val split: a probe has no data to select on (--val draws one)")
     if None in every or "train" not in labels:
         return warnings
     for split in labels:

@@ -1,5 +1,6 @@
 """What the pack command prints: what the scan found, and what was packed."""
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -7,10 +8,11 @@ from pathlib import Path
 
 from shards.plan import Plan
 from shards.schema import DatasetCard
-from shards.sources import Survey
-from shards.split import leaks
+from shards.sources import Patch, Survey
+from shards.split import GROUPS, leaks
 
 _SHOWN = 5
+_NUMBER = re.compile(r"[\d,]+(\.\d+)?%?")
 
 
 def printable(name: str) -> str:
@@ -24,7 +26,9 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
     lines = []
     for row in rows:
         cells = [
-            cell.rjust(width) if cell.replace(",", "").isdigit() else cell.ljust(width)
+            cell.rjust(width)
+            if cell.strip("%").replace(",", "").replace(".", "").isdigit()
+            else cell.ljust(width)
             for cell, width in zip(row, widths, strict=True)
         ]
         lines.append("  ".join(cells).rstrip())
@@ -34,12 +38,15 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
 def print_survey(root: Path, found: Survey) -> None:
     """What the scan found and left out, and what it warns of."""
     print(f"{root}: {len(found.patches):,} patches")
+    for note in found.notes:
+        print(note)
     if found.hidden or found.ignored:
         print(f"not looked at: {found.hidden} hidden, {found.ignored} notes or system files")
     warnings = list(found.warnings)
-    crossing = leaks((patch.split, patch.source) for patch in found.patches)
-    if crossing:
-        warnings.append(leak_warning("source", crossing))
+    for name in GROUPS:
+        members = {(p.split, value) for p in found.patches if (value := getattr(p, name))}
+        if crossing := leaks(members):
+            warnings.append(leak_warning(name, crossing))
     sources = {patch.source for patch in found.patches}
     if len(sources) == len(found.patches) > 1:
         warnings.append(
@@ -60,17 +67,21 @@ def leak_warning(what: str, crossing: list[str]) -> str:
 
 
 def print_summary(card: DatasetCard, plan: Plan, seconds: float) -> None:
-    """Patches and source images by split and class; shards, bytes, rate, and what was skipped."""
-    sources: Counter[tuple[str, str]] = Counter()
-    patches = (patch for shard in plan.shards for patch in shard.patches)
-    for split, label, _ in {(p.split, p.label or "", p.source) for p in patches}:
-        sources[split, label] += 1
-    rows = [("split", "class", "patches", "sources")]
+    """Patches and groups by split and class; shards, bytes, rate, and what was skipped."""
+    patches = [patch for shard in plan.shards for patch in shard.patches]
+    groups = {name: _groups(patches, name) for name in GROUPS}
+    kinds = [name for name, found in groups.items() if found]
+    if all(patch.slide == patch.source for patch in patches):
+        kinds.remove("source")
+    rows = [("split", "class", "patches", "share", *(f"{kind}s" for kind in kinds))]
     for name, part in card.splits.items():
-        counts = zip(card.classes, part.class_counts, strict=True)
-        for label, count in list(counts) or [("", part.count)]:
-            shown = printable(label) or "-"
-            rows.append((name, shown, f"{count:,}", f"{sources[name, label]:,}"))
+        labels: list[str | None] = [*card.classes] or [None]
+        counts = part.class_counts or [part.count]
+        for label, count in zip(labels, counts, strict=True):
+            share = count / max(1, _total(card, label))
+            cells = [f"{groups[kind][name, label]:,}" for kind in kinds]
+            shown = "-" if label is None else printable(label)
+            rows.append((name, shown, f"{count:,}", f"{share:.1%}", *cells))
     shards = [shard for split in card.splits.values() for shard in split.shards]
     total = sum(split.count for split in card.splits.values())
     size = sum(shard.size + shard.sidecar_size for shard in shards)
@@ -79,3 +90,16 @@ def print_summary(card: DatasetCard, plan: Plan, seconds: float) -> None:
         f"{total:,} patches in {len(shards)} shards, {size / 1e6:,.1f} MB; {seconds:.1f} s, "
         f"{total / seconds:,.0f} patches/s; {card.provenance['skipped']['count']} skipped"
     )
+
+
+def _groups(patches: list[Patch], kind: str) -> Counter[tuple[str, str | None]]:
+    """How many patients, slides or sources are known, by split and class."""
+    found = {(p.split, p.label, getattr(p, kind)) for p in patches}
+    return Counter((split, label) for split, label, name in found if name is not None)
+
+
+def _total(card: DatasetCard, label: str | None) -> int:
+    """Patches of a class in all splits; of everything without one."""
+    if label is None:
+        return sum(split.count for split in card.splits.values())
+    return sum(split.class_counts[card.classes.index(label)] for split in card.splits.values())

@@ -8,8 +8,8 @@ label, so a set this small still tells representations apart.
 
 The layout is one class folder a label, OUT/{train,val,test}/<class>/<source>__y0000_x0000.png with
 <source> = <site>-<patient>-<image>. Patches of one source are neighbours in one tile; no patient
-is in two splits. A patch depends on (seed, split, patient, class, image) only: a larger set holds
-the smaller one of the same seed, byte for byte: pixels lie uncompressed in the PNG.
+is in two splits. A patch depends on (seed, split, patient, class, image) only, and its PNG holds
+the pixels uncompressed: a larger set contains the smaller one of the same seed, byte for byte.
 """
 
 import sys
@@ -36,7 +36,7 @@ MEAN_CONCENTRATION = (0.42, 0.40)  # haematoxylin, eosin: median over tiles
 TILE_SPREAD = 0.30  # log standard deviation of the mean concentrations, by tile
 PATIENT_SPREAD = 0.12  # the same, by patient
 STAIN_SPREAD = 0.06  # log standard deviation of a patient's stain vectors
-MAX_GUEST = 0.4  # of a tile's area taken by another tissue
+MAX_GUEST = 0.33  # of a tile's area taken by another tissue
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Site:
 
 SITES = (
     Site("siteA", ((0.66, 0.69, 0.30), (0.14, 0.90, 0.41)), (0.97, 0.96, 0.97), 1.0, 0.4, 0.01),
-    Site("siteB", ((0.62, 0.70, 0.34), (0.12, 0.84, 0.53)), (0.96, 0.95, 0.93), 1.2, 1.0, 0.03),
+    Site("siteB", ((0.62, 0.70, 0.34), (0.12, 0.84, 0.53)), (0.96, 0.95, 0.93), 1.2, 0.9, 0.025),
 )
 
 
@@ -169,7 +169,7 @@ def _share(total: int, parts: int, index: int) -> int:
 
 
 def _invade(rng: np.random.Generator, host: Structure) -> Structure:
-    """Half of the tiles hold up to 40 % of another tissue: in a laboratory no label is pure."""
+    """Half of the tiles hold up to a third of another tissue: in a laboratory no label is pure."""
     share = rng.uniform(-MAX_GUEST, MAX_GUEST)
     if share <= 0:
         return host

@@ -1,8 +1,9 @@
 """Check a packed data set completely: `python -m shards.verify OUT`.
 
 Hashes and sizes against `dataset.json`, every member of every tar against its sidecar row, every
-PNG decoded, keys unique, classes and channel means recounted, groups that cross splits. The tars
-are parsed by other code than the one that wrote them.
+PNG decoded, keys unique, classes and channel means recounted. The tars are parsed by other code
+than the one that wrote them. Warnings, which are no damage: groups that cross splits, and patches
+that are in two splits, exactly or nearly (`shards.duplicates`).
 """
 
 import re
@@ -12,14 +13,19 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import tyro
 
+from shards.duplicates import LOW_CONTRAST, Crossing, Duplicates, find_duplicates, join
+from shards.output import shard_files
 from shards.plan import MAX_PATCHES
 from shards.progress import progress
 from shards.recount import Findings, Problem, check_shard
-from shards.schema import PATCH, DataError, DatasetCard, load_card
-from shards.split import leaks
-from shards.summary import leak_warning, table
+from shards.schema import PATCH, DataError, DatasetCard, key, load_card
+from shards.split import GROUPS, SPLITS, leaks
+from shards.summary import leak_warning, printable, table
 
 _SHARD_FILE = re.compile(r"([a-z][a-z0-9_]{0,31}-\d{6})\.(tar|parquet)")
 _SHOWN = 50
@@ -33,17 +39,21 @@ class Report:
     problems: list[Problem]  # the first ones of every file
     problem_count: int
     warnings: list[str]
+    duplicates: Duplicates | None  # None: not looked for
 
 
-def verify(root: Path) -> Report:
+def verify(root: Path, duplicates: bool = True) -> Report:
     """Check the data set in `root`; problems are collected, not raised.
+
+    Args:
+        duplicates: also look for patches that are in two splits; 150 bytes of memory a patch.
 
     Raises:
         DataError: there is no card to check against, or it is not one of ours.
     """
     root = Path(root)
     card = load_card(root)
-    findings = Findings()
+    findings = Findings(prints={} if duplicates else None)
     total = sum(split.count for split in card.splits.values())
     with progress("verifying", total, "samples") as advance:
         for name, split in card.splits.items():
@@ -55,10 +65,49 @@ def verify(root: Path) -> Report:
     _check_strays(root, card, findings)
     warnings = [
         leak_warning(name, crossing)
-        for name, members in findings.groups.items()
-        if (crossing := leaks(members))
+        for name in GROUPS
+        if (crossing := leaks(findings.groups.get(name, ())))
     ]
-    return Report(card, findings.problems, findings.counts.total(), warnings)
+    found = None
+    if findings.prints is not None:
+        known = [name for name in SPLITS if name in findings.prints]
+        found = find_duplicates({name: join(findings.prints[name]) for name in known})
+        warnings += _duplicate_warnings(root, found, findings)
+    return Report(card, findings.problems, findings.counts.total(), warnings, found)
+
+
+def _duplicate_warnings(root: Path, found: Duplicates, findings: Findings) -> list[str]:
+    wanted = {number for c in found.crossings for pair in c.examples for number in pair}
+    paths = _paths(root, wanted, findings)
+
+    def sentence(crossing: Crossing) -> str:
+        shown = "; ".join(
+            " and ".join(f"{key(i)} ({printable(paths.get(i, 'unknown'))})" for i in pair)
+            for pair in crossing.examples
+        )
+        return (
+            f"{crossing.count:,} of the {found.compared[crossing.second]:,} patches of "
+            f"{crossing.second} are in {crossing.first} too, with {crossing.kind}: {shown}"
+            f"{'; ...' if crossing.count > len(crossing.examples) else ''}"
+        )
+
+    return [sentence(crossing) for crossing in found.crossings]
+
+
+def _paths(root: Path, wanted: set[int], findings: Findings) -> dict[int, str]:
+    """Original paths by key number, as far as the sidecars can be read."""
+    paths: dict[int, str] = {}
+    for name, keys in findings.keys.items():
+        here = wanted.intersection(keys)
+        if not here:
+            continue
+        try:
+            rows = pq.read_table(shard_files(root, name)[1], columns=["key", "path"])
+            rows = rows.filter(pc.is_in(rows["key"], pa.array([key(i) for i in here])))
+            paths |= {int(row["key"][1:]): str(row["path"]) for row in rows.to_pylist()}
+        except (pa.ArrowException, OSError, ValueError, KeyError):
+            continue  # a damaged sidecar is reported as a problem
+    return paths
 
 
 def _check_keys(card: DatasetCard, findings: Findings) -> None:
@@ -124,6 +173,11 @@ def _print_report(root: Path, report: Report) -> None:
         bad = sum(problem.file.rpartition("-")[0] == name for problem in report.problems)
         rows.append((name, f"{len(split.shards):,}", f"{split.count:,}", f"{size:,}", f"{bad:,}"))
     print(table(rows))
+    if report.duplicates is not None and (flat := sum(report.duplicates.flat.values())):
+        print(
+            f"{flat:,} patches have hardly any contrast (standard deviation of the grey values "
+            f"below {LOW_CONTRAST:g}): not compared with others"
+        )
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     for problem in report.problems[:_SHOWN]:
@@ -135,9 +189,12 @@ def _print_report(root: Path, report: Report) -> None:
 _Root = Annotated[Path, tyro.conf.arg(metavar="OUT", help="packed data set")]
 
 
-def _command(root: tyro.conf.Positional[_Root]) -> int:
-    """Check a packed data set: hashes, members, pixels, keys, counts, leakage."""
-    report = verify(root)
+_NoDuplicates = Annotated[bool, tyro.conf.arg(help="do not look for patches in two splits")]
+
+
+def _command(root: tyro.conf.Positional[_Root], no_duplicates: _NoDuplicates = False) -> int:
+    """Check a packed data set: hashes, members, pixels, keys, counts, leakage, duplicates."""
+    report = verify(root, not no_duplicates)
     _print_report(root, report)
     return 1 if report.problem_count else 0
 
@@ -145,7 +202,9 @@ def _command(root: tyro.conf.Positional[_Root]) -> int:
 def main() -> int:
     """Exit status: 0 sound, 1 problems or no data set, 2 unusable arguments."""
     try:
-        return tyro.cli(_command, prog="python -m shards.verify")
+        return tyro.cli(
+            _command, prog="python -m shards.verify", config=(tyro.conf.FlagCreatePairsOff,)
+        )
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -35,12 +35,16 @@ def main(data: Path, out: Path) -> None:
     accelerator = start_accelerator()
     rank, world = accelerator.process_index, accelerator.num_processes
     split = open_dataset(data).split("train")
-    loaders = [Loader(split, BATCH, 0, accelerator.device, "stream", r, world) for r in range(world)]
+    loaders = [
+        Loader(split, BATCH, 0, accelerator.device, "stream", r, world) for r in range(world)
+    ]
     mine = list(loaders[rank].batches(0, len(split)))
     tensors = {"indices": torch.cat([torch.from_numpy(b.indices) for b in mine])}
 
     step = make_step()
-    draws = [step.draw(BATCH // world, generator_for(0, 0, r, accelerator.device)) for r in range(world)]
+    draws = [
+        step.draw(BATCH // world, generator_for(0, 0, r, accelerator.device)) for r in range(world)
+    ]
     wrapped = accelerator.prepare(step)
     accelerator.backward(wrapped(mine[0].images, draws[rank])["loss"])
     if rank == 0:

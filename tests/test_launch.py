@@ -17,7 +17,16 @@ from train import state
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
-SHORT = ["--images", "480", "--batch-size", "16", "--loop.checkpoints", "6", "--loop.validations", "1"]
+SHORT = [
+    "--images",
+    "480",
+    "--batch-size",
+    "16",
+    "--loop.checkpoints",
+    "6",
+    "--loop.validations",
+    "1",
+]
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +68,9 @@ def test_a_run_leaves_all_that_it_promises(reference: Path) -> None:
     for name in ("config.json", "metrics.jsonl", "results.json", "snapshot/model.safetensors",
                  "report/report.md", "embeddings/test.parquet"):  # fmt: skip
         assert (reference / name).is_file(), name
-    assert list((reference / "tensorboard").iterdir()) and list((reference / "figures").glob("*.png"))
+    assert list((reference / "tensorboard").iterdir()) and list(
+        (reference / "figures").glob("*.png")
+    )
 
 
 @pytest.mark.parametrize("flags", [[], ["--config_file", "accelerate_config.yaml"]])

@@ -46,7 +46,7 @@ class Config:
 
     seed: int = 0
     images: int | None = None  # budget in images seen, rounded up to whole batches
-    batch_size: int | None = None  # global; 256 on CPU, 2048 on a GPU
+    batch_size: int | None = None  # global; 64 on CPU, 2048 on a GPU
     precision: Literal["bf16", "fp32"] | None = None  # bf16 where the hardware has it
     compile: bool | None = None  # one graph from uint8 to loss; on a GPU
     deterministic: bool = False  # deterministic kernels on a GPU (the CPU ones are)

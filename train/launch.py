@@ -14,7 +14,7 @@ from shards.schema import DataError
 from train.config import Config
 
 BF16_CAPABILITY = (8, 0)
-CPU_BATCH, GPU_BATCH = 256, 2048
+CPU_BATCH, GPU_BATCH = 64, 2048
 CPU_IMAGES, GPU_IMAGES = 100_000, 20_000_000
 
 

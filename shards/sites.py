@@ -1,0 +1,201 @@
+"""Leave-one-site-out lists: `python -m shards.sites LIST DIR` writes one manifest a site.
+
+LIST is a manifest or a packed data set. In DIR/<site>.csv that site is test and all others are
+train and val, drawn by patient (or slide, or source); splits that LIST has are not used. Pack each
+with `python -m shards.pack SOURCE OUT --manifest DIR/<site>.csv`.
+"""
+
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import tyro
+
+from shards.assign import Group, assign
+from shards.manifest import FIELDS, Columns, read_manifest
+from shards.names import source_image
+from shards.output import publish, shard_files
+from shards.schema import NO_LABEL, DataError, load_card
+from shards.split import SPLITS, class_warnings
+from shards.summary import printable, table
+
+Values = dict[str, list[Any]]  # field of a manifest to a value a row
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class SiteOptions:
+    val: float = 0.15
+    """Fraction of the patches of the other sites for val."""
+    seed: int = 0
+    """Of the draw."""
+    columns: Columns = field(default_factory=Columns)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val < 1:
+            raise ValueError(f"val is {self.val}, expected 0 or more, below 1")
+
+
+def leave_one_out(listed: Path, out: Path, options: SiteOptions | None = None) -> list[Path]:
+    """Write a manifest a site into `out`, and say what is in each; the files, sorted by site.
+
+    Raises:
+        DataError: `listed` cannot be read or has no sites, a row has none, there is only one, a
+            group lies in two of them, a file of `out` is there already.
+    """
+    options = options or SiteOptions()
+    values = _packed(listed) if listed.is_dir() else read_manifest(listed, options.columns).values
+    groups = _groups(listed, values)
+    names = _file_names(listed, values)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names.values():
+        if (out / name).exists():
+            raise DataError(f"{out / name} exists: remove it, or choose another folder")
+    rows = [("site", *(f"{split} patches" for split in SPLITS), "train groups", "val groups")]
+    for site, name in names.items():
+        splits = _splits(values, groups, site, options)
+        _write(out / name, values | {"split": splits})
+        _warn(out / name, values, splits)
+        patches = Counter(splits)
+        drawn = Counter(split for _, split in set(zip(groups, splits, strict=True)))
+        counts = (*(patches[split] for split in SPLITS), drawn["train"], drawn["val"])
+        rows.append((printable(site), *(f"{count:,}" for count in counts)))
+    print(table(rows))
+    return [out / name for name in names.values()]
+
+
+def _packed(root: Path) -> Values:
+    """The rows of a packed data set, as a manifest of its source would have them."""
+    card = load_card(root)
+    if "convert" in card.provenance:
+        raise DataError(
+            f"{root} was packed with --convert: its places are not those of the files any more. "
+            f"Make the lists from its manifest"
+        )
+    shards = [shard.name for split in card.splits.values() for shard in split.shards]
+    columns = ["label", "source", *(name for name in FIELDS if name not in ("label", "split"))]
+    try:
+        tables = [pq.read_table(shard_files(root, name)[1], columns=columns) for name in shards]
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(
+            f"{root}: a sidecar cannot be read: {error}; see python -m shards.verify {root}"
+        ) from None
+    found = pa.concat_tables(tables).sort_by("path")
+    values: Values = {name: found[name].to_pylist() for name in columns}
+    labels = dict(enumerate(card.classes)) | {NO_LABEL: None}
+    values["label"] = [labels[label] for label in values["label"]]
+    return values
+
+
+def _groups(listed: Path, values: Values) -> list[Group]:
+    """Patient, slide or source of every row, none of them at two sites."""
+    paths = values["path"]
+    empty = [None] * len(paths)
+    sites, slides = values.get("site", empty), values.get("slide", empty)
+    if None in sites:
+        raise DataError(
+            f"{listed} gives no site for {paths[sites.index(None)]!r} ({sites.count(None)} of "
+            f"{len(sites)} patches have none): each needs one, in the column site (or name the "
+            f"column with --columns.site), or by a TCGA barcode in a packed set"
+        )
+    sources = values.get("source") or [
+        source_image(path, path.rpartition("/")[2].rpartition(".")[0], slide, None)
+        for path, slide in zip(paths, slides, strict=True)
+    ]
+    groups: list[Group] = []
+    home: dict[Group, str] = {}
+    columns = (values.get("patient", empty), slides, sources, sites)
+    for patient, slide, source, site in zip(*columns, strict=True):
+        named = [("patient", patient), ("slide", slide), ("source", source)]
+        group = next((kind, name) for kind, name in named if name is not None)
+        if home.setdefault(group, site) != site:
+            raise DataError(
+                f"{listed}: {group[0]} {group[1]!r} is at the sites {home[group]!r} and {site!r}: "
+                f"leaving one out would not leave the {group[0]} out"
+            )
+        groups.append(group)
+    return groups
+
+
+def _file_names(listed: Path, values: Values) -> dict[str, str]:
+    """Site to the name of its file, sorted by site."""
+    sites = sorted(set(values["site"]))
+    if len(sites) < 2:
+        raise DataError(f"{listed} has one site only ({sites[0]!r}): there is none to leave out")
+    names = {site: _UNSAFE.sub("_", site).strip(".") + ".csv" for site in sites}
+    if len({name.lower() for name in names.values()}) < len(sites):
+        raise DataError(f"{listed}: two sites would share one file name: {names}; rename a site")
+    return names
+
+
+def _splits(values: Values, groups: list[Group], test: str, options: SiteOptions) -> list[str]:
+    labels = values.get("label") or [None] * len(groups)
+    rows = zip(groups, labels, values["site"], strict=True)
+    others = [(group, label) for group, label, site in rows if site != test]
+    split, warnings = assign(others, options.val, 0, options.seed)
+    for warning in warnings:
+        print(f"warning: without {printable(test)}: {warning}", file=sys.stderr)
+    return [split.get(group, "test") for group in groups]
+
+
+def _write(path: Path, values: Values) -> None:
+    kept = {name: values[name] for name in FIELDS if name in values}
+    kept = {name: column for name, column in kept.items() if any(v is not None for v in column)}
+    types = {"x": pa.int64(), "y": pa.int64(), "mpp": pa.float64()}
+    arrays = {name: pa.array(v, types.get(name, pa.string())) for name, v in kept.items()}
+    sink = pa.BufferOutputStream()
+    pa_csv.write_csv(pa.table(arrays), sink)
+    with publish(path) as file:
+        file.write(memoryview(sink.getvalue()))
+
+
+def _warn(path: Path, values: Values, splits: list[str]) -> None:
+    """Say what packing this list would warn of, or refuse."""
+    found: dict[str, set[str | None]] = {}
+    for split, label in set(zip(splits, values.get("label") or [None] * len(splits), strict=True)):
+        found.setdefault(split, set()).add(label)
+    try:
+        warnings = class_warnings(path, found)
+    except DataError as error:
+        warnings = [str(error)]
+    for warning in warnings:
+        print(f"warning: {path.name}: {warning}", file=sys.stderr)
+
+
+_List = Annotated[Path, tyro.conf.arg(metavar="LIST", help="manifest, or packed data set")]
+_Dir = Annotated[Path, tyro.conf.arg(metavar="DIR", help="folder for the lists")]
+
+
+@dataclass(frozen=True)
+class _Command:
+    """Write one manifest a site, with that site as test and the others as train and val."""
+
+    listed: tyro.conf.Positional[_List]
+    out: tyro.conf.Positional[_Dir]
+    options: Annotated[SiteOptions, tyro.conf.arg(name="")] = field(default_factory=SiteOptions)
+
+
+def main() -> int:
+    """Exit status: 0 done, 1 unusable data, 2 unusable arguments."""
+    try:
+        asked = tyro.cli(_Command, prog="python -m shards.sites")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        leave_one_out(asked.listed, asked.out, asked.options)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
