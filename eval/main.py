@@ -24,6 +24,8 @@ from eval.suite import probe_all, write_all_embeddings
 from pipeline import d4
 from pipeline.index import Dataset, Split
 from shards.schema import NO_LABEL, DataError
+from shards.split import GROUPS, leaks
+from shards.summary import leak_warning
 
 VERSION = 1
 
@@ -116,6 +118,7 @@ def _protocol(job: Job, images: int) -> dict[str, Any]:
         "probe_images": job.config.probe_images,
         "classes": job.data.card.classes,
         "splits": {name: _composition(split, job.data) for name, split in job.splits.items()},
+        "groups_in_several_splits": _crossing(job),
     }
 
 
@@ -138,6 +141,23 @@ def _composition(split: Split, data: Dataset) -> dict[str, Any]:
         "unlabelled": counts.get(NO_LABEL, {}).get("source_count", 0),
         "classes": classes,
     }
+
+
+def _crossing(job: Job) -> dict[str, int]:
+    """How many source images, slides and patients are in more than one split."""
+    found = {}
+    for column in GROUPS:
+        members = {
+            (name, group)
+            for name, split in job.splits.items()
+            for group in split.table[column].unique().to_pylist()
+            if group is not None
+        }
+        if members:
+            found[column] = len(crossing := leaks(members))
+        if members and crossing:
+            job.notice(leak_warning(column, crossing))
+    return found
 
 
 def _metrics(job: Job, images: torch.Tensor) -> dict[str, Any]:

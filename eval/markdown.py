@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 MISSING = "–"
-MAX_NAME = 80
+MAX_TEXT = 400
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#|~$!^])")
 
@@ -14,8 +14,8 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]()#|~$!^])")
 def escape(text: object) -> str:
     """Text that shows as it is: no markup, no HTML, no link, no formula, one line."""
     line = "".join(c if c.isprintable() else " " for c in str(text)).strip()
-    if len(line) > MAX_NAME:
-        line = line[: MAX_NAME - 1] + "…"
+    if len(line) > MAX_TEXT:
+        line = line[: MAX_TEXT - 1] + "…"
     safe = _SPECIAL.sub(r"\\\1", html.escape(line, quote=False))
     return safe.replace("://", ":&#47;&#47;").replace("www.", "www&#46;").replace("@", "&#64;")
 

@@ -78,8 +78,12 @@ def _readable(results: dict[str, Any]) -> bool:
     """Whether the parts that are walked are the objects they should be."""
     entry = Entry(Path(), "", "", results)
     probes, kinds = entry.at("probe"), entry.at("reconstruction", "by_kind")
+    splits = entry.at("protocol", "splits")
     return (
-        isinstance(probes, dict)
+        isinstance(splits, dict)
+        and all(isinstance(split, dict) for split in splits.values())
+        and all(isinstance(split.get("classes"), dict) for split in splits.values())
+        and isinstance(probes, dict)
         and all(isinstance(found, dict) for found in probes.values())
         and isinstance(kinds, dict)
         and all(isinstance(kinds.get(kind), dict) for kind in KINDS)
@@ -92,8 +96,8 @@ def _introduction(entries: list[Entry], groups: dict[str, list[Entry]]) -> str:
     return (
         f"{len(entries)} run{'s' * (len(entries) > 1)}{many}. Scores are of the test split, of the "
         f"posterior mean (384 numbers) of the EMA weights. Every number is one fit on one split: "
-        "differences between runs carry no interval here, and between single seeds they are "
-        "anecdotes."
+        "differences between runs carry no interval here, and between single seeds they settle "
+        "nothing."
     )
 
 
@@ -160,7 +164,7 @@ def _is_png(path: Path) -> bool:
 
 
 def _picture(name: str, caption: str) -> str:
-    return f"![{caption}](figures/{name})\n\n*{caption}*"
+    return f"![{Path(name).stem}](figures/{name})\n\n*{caption}*"
 
 
 def _notices(group: list[Entry]) -> str:
@@ -179,9 +183,8 @@ def _protocol() -> str:
         "sees the same. The equivariance error is sqrt(E‖μ(gx) − ρ(g)μ(x)‖² / (2 E‖μ − E μ‖²)), "
         "over g ≠ e and the first 2048 patches; shrinking the code does not lower it. Probes are "
         "standardised logistic regression fitted on train, with C selected on val and test scored "
-        "once. Splits are by source image: no source image is in two splits, but patients and "
-        "slides may be where the data do not name them. Baselines have no training beside the "
-        "probe (PCA is fitted on train)."
+        "once. Baselines are features without training (PCA is fitted on train). Patches of one "
+        "patient or slide may be in two splits where the data do not name them."
     )
 
 

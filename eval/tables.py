@@ -44,15 +44,22 @@ class Entry:
 
 
 def composition(entry: Entry) -> str:
-    """Patches and source images of every split and class."""
-    rows = []
-    for name, split in (entry.at("protocol", "splits") or {}).items():
-        split_row = [escape(name), "all", number(split.get("patches"), 0)]
-        rows.append([*split_row, number(split.get("groups"), 0)])
-        for label, counts in split.get("classes", {}).items():
-            counted = [number(counts.get(k), 0) for k in ("patches", "groups")]
-            rows.append([escape(name), escape(label), *counted])
-    return table(["split", "class", "patches", "source images"], rows)
+    """Patches and, in brackets, source images of every class and split."""
+    splits = entry.at("protocol", "splits") or {}
+    classes = list(dict.fromkeys(name for split in splits.values() for name in split["classes"]))
+    rows = [["all", *(_counted(split) for split in splits.values())]]
+    for name in classes:
+        cells = [_counted(split["classes"].get(name, {})) for split in splits.values()]
+        rows.append([escape(name), *cells])
+    crossing = entry.at("protocol", "groups_in_several_splits") or {}
+    shared = [f"{column} {number(count, 0)}" for column, count in crossing.items()]
+    caption = "Patches and, in brackets, source images. In more than one split: "
+    return table(["class", *map(escape, splits)], rows) + "\n\n" + caption + ", ".join(shared) + "."
+
+
+def _counted(counts: Any) -> str:
+    counts = counts if isinstance(counts, dict) else {}
+    return f"{number(counts.get('patches'), 0)} ({number(counts.get('groups'), 0)})"
 
 
 def summary(group: list[Entry]) -> str:
@@ -126,14 +133,12 @@ def verdict(group: list[Entry]) -> str:
         untrained = entry.at("probe", "random_init", "auroc")
         if not isinstance(model, float) or not isinstance(untrained, float):
             continue
-        side = "above" if model > best[top] else "not above"
-        lines.append(f"{escape(entry.label)} is {side} it ({model:.3f}).")
+        sign = "above" if model > best[top] else "not above"
+        line = f"- {escape(entry.label)}: {model:.3f}, {sign} it; untrained {untrained:.3f}."
         if abs(model - untrained) < CLOSE_AUROC:
-            lines.append(
-                f"It is within {CLOSE_AUROC} of its own untrained encoder ({untrained:.3f}): at "
-                "this budget, this data set hardly ranks models by this probe."
-            )
-    return " ".join(lines)
+            line += " Training changed little: at this budget, this probe hardly ranks models."
+        lines.append(line)
+    return lines[0] + "\n\n" + "\n".join(lines[1:])
 
 
 def readouts(group: list[Entry]) -> str:
@@ -148,7 +153,7 @@ def readouts(group: list[Entry]) -> str:
     if not rows:
         return "No probes: see the notices."
     header = ["features", "numbers", *(escape(entry.label) for entry in group)]
-    caption = "AUROC on test and, in brackets, the C that val selected. Rows without a model after."
+    caption = "AUROC on test and, in brackets, the C that val selected; baselines at the end."
     return table(header, rows) + "\n\n" + caption
 
 

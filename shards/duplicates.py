@@ -27,7 +27,9 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # Pairs that agree in 2 of 5 bands are candidates: certain up to 3 bits, likely up to 6.
 _BANDS = [sum(1 << bit for bit in range(start, 64, 5)) for start in range(5)]
 _MASKS = [np.uint64(a | b) for a, b in combinations(_BANDS, 2)]
-_MOST = 256  # candidates of one patch and mask; more are copies of one another
+# A hash that thousands share must not cost their square: of one patch and mask are looked at
+_MOST_BITS = 128  # candidates, and
+_MOST_LOW = 8  # of these, with few enough differing bits, coefficients.
 _CHUNK = 1 << 19  # candidate pairs at once
 
 Hashes = npt.NDArray[np.uint64]
@@ -128,7 +130,7 @@ def _near(one: Prints, two: Prints) -> Indices:
         left = np.flatnonzero(match < 0)
         wanted = two.bits[left] & mask
         start = np.searchsorted(bands, wanted, "left")
-        count = np.minimum(np.searchsorted(bands, wanted, "right") - start, _MOST)
+        count = np.minimum(np.searchsorted(bands, wanted, "right") - start, _MOST_BITS)
         ends = np.cumsum(count)
         for begin in range(0, int(ends[-1]) if len(ends) else 0, _CHUNK):
             pair = np.arange(begin, min(begin + _CHUNK, ends[-1]))
@@ -144,6 +146,8 @@ def _close(one: Prints, i: Indices, two: Prints, j: Indices) -> Indices:
     """Which pairs are nearly the same: few bits differ, and the coefficients differ little."""
     differ = (one.bits[i] ^ two.bits[j]).view(np.uint8).reshape(-1, 8)
     kept = np.flatnonzero(np.unpackbits(differ, axis=1).sum(axis=1) <= MAX_BITS)
+    begins = np.searchsorted(j[kept], j[kept])  # pairs lie patch by patch
+    kept = kept[np.arange(len(kept)) - begins < _MOST_LOW]
     a, b = (part.low[k[kept]].astype(np.float32) for part, k in ((one, i), (two, j)))
     size = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return kept[np.square(a - b).sum(axis=1) <= MAX_DISTANCE**2 * size]

@@ -154,7 +154,8 @@ def _refuse_bad(source: Path, bad: list[tuple[str, str]], total: int) -> None:
     raise DataError(
         f"{source}: {listing(bad, total, _SHOWN_BAD)}\n"
         f"Mend or remove them (if shards were already written, pack again with --overwrite), "
-        f"or go on without them: --skip-bad {total}"
+        f"or go on without them: --skip-bad {total}; images of other sizes and kinds can be "
+        f"taken by --convert"
     )
 
 

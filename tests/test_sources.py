@@ -1,4 +1,4 @@
-"""Finding patches: which layouts are read, and what is said about the others."""
+"""Finding patches: which layouts are read, and what is said about the others; what names say."""
 
 import os
 import random
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from shards.names import position
+from shards.layout import Layout
+from shards.names import position, tcga
 from shards.schema import DataError
-from shards.sources import Patch, scan, survey
+from shards.sources import Patch, scan, split_warnings, survey
 from shards.split import leaks
 
 
@@ -36,6 +37,12 @@ def key(patch: Patch) -> tuple[str, str | None, str]:
         (["test/A/s.png"], {("test", "A", "s")}),
         (["raw/s.png"], {("train", "raw", "s")}),
         (["A/__y1_x2.png"], {("train", "A", "__y1_x2")}),
+        (["s__y1_x2.png", "t.png", "notes.txt"], {("train", None, "s"), ("train", None, "t")}),
+        (["S1/000123_x1_y2.png", "S2/x3_y4.png"], {("train", None, "S1"), ("train", None, "S2")}),
+        (
+            ["train/S1/1_x1_y2.png", "val/S2/1_x1_y2.png"],
+            {("train", None, "S1"), ("val", None, "S2")},
+        ),
     ],
 )
 def test_layouts(names: list[str], expected: set[object], tmp_path: Path) -> None:
@@ -60,6 +67,9 @@ def test_the_order_of_the_directory_does_not_matter(tmp_path: Path) -> None:
         ("a__y0_x999999999", (0, 999_999_999)),
         ("a__y0_x9999999999", (None, None)),
         ("a_y1", (None, None)),
+        ("000123_x1234_y5678", (5678, 1234)),
+        ("x12_y34", (34, 12)),
+        ("max12_y34", (None, None)),
         ("xy", (None, None)),
     ],
 )
@@ -88,13 +98,14 @@ def test_what_is_not_a_patch_is_counted_or_refused(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[list[str], str]] = {
     "missing": ([], "is not a folder"),
     "only notes": (["A/readme.txt"], "holds no PNG file"),
-    "no class folders": (["s.png", "t.png"], "2 files but no class folders"),
     "mixture": (["train/A/s.png", "tumor/s.png"], r"mixes split folders \['train'\].*'tumor'"),
     "two names for val": (["val/A/s.png", "valid/A/s.png"], "two folders for one split"),
     "one level too deep": (["raw/train/A/s.png"], r"raw holds folders \['train'\]"),
     "folder in a class": (["train/A/slide/s.png"], r"A holds folders \['slide'\]"),
     "class that train lacks": (["train/A/s.png", "val/B/t.png"], r"val has the classes \['B'\]"),
     "labels in part": (["train/A/s.png", "val/t.png"], "with and without a class folder"),
+    "some names are places": (["A/x1_y2.png", "B/s.png"], r"1 of 2 .*'A/x1_y2.png'.*--layout slid"),
+    "slides in two splits": (["train/A/x1_y2.png", "val/A/x1_y3.png"], "--layout classes or"),
 }
 
 
@@ -150,8 +161,9 @@ def test_links_may_not_leave_the_root(
     ],
 )
 def test_warnings(names: list[str], warning: str, tmp_path: Path) -> None:
-    (found,) = survey(touch(tmp_path, *names)).warnings
-    assert re.search(warning, found)
+    found = survey(touch(tmp_path, *names))
+    (text,) = found.warnings + split_warnings(tmp_path, found.patches)
+    assert re.search(warning, text)
 
 
 def test_group_regex(tmp_path: Path) -> None:
@@ -166,6 +178,63 @@ def test_group_regex(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=reason):
             scan(tmp_path, regex)
+
+
+FOLDERS = ["train/A/x1_y2.png", "val/A/x1_y2.png"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "names", "expected"),
+    [
+        ("classes", FOLDERS, {("train", "A", "x1_y2"), ("val", "A", "x1_y2")}),
+        ("slides", FOLDERS, {("train", None, "A"), ("val", None, "A")}),
+        ("slides", ["A/s.png"], {("train", None, "A")}),
+        ("flat", ["train/s.png"], {("train", None, "s")}),
+        ("flat", FOLDERS, "'train/A/x1_y2.png' lies in a folder"),
+        ("classes", ["s.png"], "patches outside of folders"),
+        ("slides", ["train/s.png"], "patches outside of folders"),
+    ],
+)
+def test_layouts_on_demand(
+    layout: Layout, names: list[str], expected: object, tmp_path: Path
+) -> None:
+    touch(tmp_path, *names)
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            survey(tmp_path, layout=layout)
+        return
+    found = survey(tmp_path, layout=layout)
+    assert {key(patch) for patch in found.patches} == expected
+    assert found.notes == [f"layout: {layout}, as asked"]
+
+
+def test_slide_folders_give_slide_and_place_and_auto_says_so(tmp_path: Path) -> None:
+    found = survey(touch(tmp_path, "S1/000123_x1234_y5678.png"))
+    (patch,) = found.patches
+    assert (patch.slide, patch.x, patch.y, patch.group) == ("S1", 1234, 5678, ("slide", "S1"))
+    (note,) = found.notes
+    assert note.startswith("layout: slides, one a folder") and "--layout classes" in note
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("TCGA-A6-2671-01Z-00-DX1.1234-abcd", ("TCGA-A6-2671", "A6")),
+        ("TUM_TCGA-G4-6304", ("TCGA-G4-6304", "G4")),
+        ("NORM-TCGA-CEQVKIYG", None),
+        ("XTCGA-A6-2671", None),
+        ("TCGA-A6-26711", None),
+    ],
+)
+def test_tcga_barcodes(name: str, expected: tuple[str, str] | None, tmp_path: Path) -> None:
+    assert tcga(name) == expected
+    for names in ([f"A/{name}__y1_x2.png"], [f"{name}.png"], [f"{name}/x1_y2.png"]):
+        root = touch(tmp_path / str(len(names[0])) / names[0][0], *names)
+        found = survey(root)
+        (patch,) = found.patches
+        assert (patch.patient, patch.site) == (expected or (None, None))
+        assert patch.group[0] == ("patient" if expected else "slide" if patch.slide else "source")
+        assert ("1 patients, 1 sites" in found.notes[-1]) == (expected is not None)
 
 
 def test_groups_that_cross_splits() -> None:

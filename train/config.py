@@ -37,7 +37,7 @@ class LoopConfig:
     validations: int = 10
     checkpoints: int = 10
     keep_checkpoints: int = 2
-    validation_images: int = 1024
+    validation_images: int = 512
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Annotated, Any  # noqa: E402
 
 import torch  # noqa: E402
 import tyro  # noqa: E402
+from eval.job import EvalConfig  # noqa: E402
 from eval.main import evaluate  # noqa: E402
 from eval.report import write_report  # noqa: E402
 
@@ -41,6 +42,8 @@ from train.loop import NonFiniteError, Trainer, plan  # noqa: E402
 from train.tracker import TRACKERS, Tracker, clock  # noqa: E402
 
 DONE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 75
+# the orbit readouts cost nine encodings an image more: `python -m eval.main RUN` adds them
+SHORT_EVALUATION = EvalConfig(readouts=("mean",))
 
 
 @dataclass(frozen=True)
@@ -228,7 +231,7 @@ def train(run: Run, accelerator: Any, interrupts: Interrupts, say: Callable[[str
 def conclude(run: Run, say: Callable[[str], None]) -> None:
     """Evaluation, pictures and a short report."""
     say("evaluating ...")
-    evaluate(run.folder, run.dataset.root)
+    evaluate(run.folder, run.dataset.root, SHORT_EVALUATION)
     report = write_report([run.folder], run.folder / "report")
     say(f"done in {clock(time.monotonic() - BEGAN)}: {report}")
 
