@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from eval.metrics import validate
 from torch import Tensor, nn
 
+from eval.metrics import validate
 from models import snapshot
 from models.objective import Objective
 from models.vae import build

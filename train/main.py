@@ -20,11 +20,11 @@ from typing import Annotated, Any  # noqa: E402
 
 import torch  # noqa: E402
 import tyro  # noqa: E402
+
+from eval.environment import environment  # noqa: E402
 from eval.job import EvalConfig  # noqa: E402
 from eval.main import evaluate  # noqa: E402
 from eval.report import write_report  # noqa: E402
-
-from eval.environment import environment  # noqa: E402
 from pipeline.index import Dataset, open_dataset  # noqa: E402
 from shards.schema import DataError  # noqa: E402
 from train import launch, state  # noqa: E402
