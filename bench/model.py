@@ -140,7 +140,7 @@ def _speeds(
 
 
 def _obstacle(variant: Variant, device: torch.device, settings: Settings) -> str | None:
-    if variant.precision == "bf16" and not launch._has_bf16(device):
+    if variant.precision == "bf16" and not launch.has_bf16(device):
         return "no bfloat16 in this hardware"
     if variant.compiled and not settings.compiled:
         return "needs --compiled"

@@ -100,7 +100,7 @@ def _speeds(
     trainer: Trainer, found: dict[str, Source], settings: Settings, say: Say
 ) -> list[Record]:
     say(f"train: {'compiling the step' if trainer.config.compile else 'the first step'}")
-    trainer._update(next(found[FIXED]()))
+    trainer.update(next(found[FIXED]()))
     say(f"train: timing {', '.join(found)}: {settings.steps} steps each in a round")
     blocks = {name: partial(_block, trainer, found[name], settings.steps) for name in found}
     seconds = rounds(blocks, settings.repeats, say)
@@ -122,15 +122,15 @@ def _block(trainer: Trainer, source: Source, steps: int) -> float:
     """Seconds a step, once the loader is at its pace."""
     with closing(source()) as batches:
         for _ in range(WARMUP):
-            trainer._update(next(batches))
-        return timed(lambda: trainer._update(next(batches)), steps, trainer.device)
+            trainer.update(next(batches))
+        return timed(lambda: trainer.update(next(batches)), steps, trainer.device)
 
 
 def _split(trainer: Trainer, source: Source, settings: Settings, say: Say) -> list[Record]:
     """Where the time of a step goes, part by part: the parts add up to the step."""
     say("train: timing the parts of a step")
     spans = Spans(trainer.device)
-    update = spans.around("step", trainer._update)
+    update = spans.around("step", trainer.update)
     with closing(source()) as batches, _watched(trainer, spans):
         for _ in range(1 + settings.repeats * settings.steps):
             update(next(batches))

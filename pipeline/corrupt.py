@@ -5,6 +5,7 @@ and shapes are static. Images are float (B, 3, 32, 32) in [0, 1] and stay there.
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -35,8 +36,8 @@ class CorruptionConfig:
 
     def counts(self, batch: int) -> list[int]:
         """Samples of each kind in a batch: cumulative shares, rounded."""
-        shares = torch.tensor([getattr(self, kind) for kind in KINDS], dtype=torch.float64)
-        edges = (shares.cumsum(0) / shares.sum() * batch).round().long().tolist()
+        shares = [getattr(self, kind) for kind in KINDS]
+        edges = [round(share / sum(shares) * batch) for share in accumulate(shares)]
         return [end - start for start, end in zip([0, *edges], edges, strict=False)]
 
 
@@ -54,10 +55,14 @@ def draw(config: CorruptionConfig, batch: int, size: int, generator: Generator) 
     """Random tensors for a batch of (batch, 3, size, size), on the generator's device."""
     _, n_noise, n_blur, n_jpeg = config.counts(batch)
     on: Any = {"generator": generator, "device": generator.device}
-    sigmas = torch.tensor(config.noise_sigma, device=generator.device)
+    noise = torch.randn(n_noise, 3, size, size, **on)
+    choice = torch.randint(len(config.noise_sigma), (n_noise,), **on)
+    sigma = torch.zeros(n_noise, device=generator.device)
+    for i, value in enumerate(config.noise_sigma):  # a table would be a blocking copy to a GPU
+        sigma.masked_fill_(choice == i, value)
     return CorruptionDraws(
-        torch.randn(n_noise, 3, size, size, **on),
-        sigmas[torch.randint(len(sigmas), (n_noise,), **on)],
+        noise,
+        sigma,
         _uniform(config.blur_sigma, n_blur, generator),
         _uniform(config.jpeg_quality, n_jpeg, generator),
     )

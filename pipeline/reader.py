@@ -81,7 +81,7 @@ class Reader:
         for row, i in enumerate(indices):
             start = row * png.STORED_PNG_BYTES
             self._fetch(int(i), view[start : start + png.STORED_PNG_BYTES])
-        return png.stored_pixels(raw)
+        return np.ascontiguousarray(png.stored_pixels(raw))
 
     def _fetch(self, i: int, data: memoryview) -> None:
         shard = int(np.searchsorted(self.starts, i, side="right")) - 1

@@ -56,7 +56,8 @@ def survey_listed(
         )  # fmt: skip
     patches.sort(key=lambda patch: patch.path)
     refused.sort()
-    notes = [_note(rows), *([] if has_patient and has_site else barcode_notes(patches))]
+    taken = [field for field in ("patient", "site") if field not in rows.used]
+    notes = [_note(rows), *barcode_notes(patches, taken)]
     return Survey(patches, refused, 0, 0, None, "split" in rows.used, notes, [])
 
 

@@ -1,7 +1,7 @@
 """The patches of a folder: a sorted list, with what folders and names say of each."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -106,16 +106,15 @@ def survey(
     )  # fmt: skip
 
 
-def barcode_notes(patches: Iterable[Patch]) -> list[str]:
-    """One line on patients and sites that come from TCGA barcodes, if any do."""
-    found = [(p.patient, p.site) for p in patches if barcode(p.slide or p.source)]
-    if not found:
+def barcode_notes(
+    patches: Iterable[Patch], taken: Sequence[str] = ("patient", "site")
+) -> list[str]:
+    """One line on the fields `taken` from TCGA barcodes, if there are barcodes."""
+    found = [patch for patch in patches if barcode(patch.slide or patch.source)]
+    if not found or not taken:
         return []
-    patients, sites = ({pair[i] for pair in found if pair[i] is not None} for i in (0, 1))
-    return [
-        f"TCGA barcodes in the names of {len(found):,} patches: {len(patients):,} patients, "
-        f"{len(sites):,} sites"
-    ]
+    counts = [f"{field}s: {len({getattr(p, field) for p in found}):,}" for field in taken]
+    return [f"TCGA barcodes in the names of {len(found):,} patches ({', '.join(counts)})"]
 
 
 def split_warnings(root: Path, patches: Iterable[Patch]) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -14,6 +15,9 @@ from shards.pack import pack
 from shards.plan import PackOptions
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+torch.set_num_threads(1)  # the batches of tests are too small to share, and runners are busy
 
 
 @cache
@@ -36,7 +40,7 @@ def write_patches(root: Path, counts: dict[str, int], classes: tuple[str, ...], 
             folder = root / split / name
             folder.mkdir(parents=True)
             for i in range(count):
-                coarse = rng.uniform(60, 200, (4, 4, 3)) + [40 * label, 0, -20 * label]
+                coarse = rng.uniform(60, 200, (4, 4, 3)) + np.array([40 * label, 0, -20 * label])
                 pixels = np.kron(coarse, np.ones((8, 8, 1))) + rng.normal(0, 8, (32, 32, 3))
                 image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
                 image.save(folder / f"{split}-{name}-{i % 2}__y{32 * i:04d}_x0000.png")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
@@ -137,6 +138,18 @@ def test_gradient_reaches_both_branches_of_the_equivariance_term() -> None:
     _, x_tilde, _, g = inputs()
     q, moved = Objective(ObjectiveConfig(equivariance=0.3), 24).encode(model.encoder, x_tilde, g)
     assert q.mean.requires_grad and moved.mean.requires_grad
+
+
+def test_step_is_one_graph_without_recompilation() -> None:
+    objective = Objective(ObjectiveConfig(equivariance=0.3), 24)
+    step = TrainStep(build(ModelConfig(), 0), objective, CorruptionConfig())
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(step, backend=counter, fullgraph=True, dynamic=False)
+    for i in range(3):
+        images = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        draws = step.draw(8, generator_for(0, 8 * i, 0, torch.device("cpu")))
+        assert torch.equal(compiled(images, draws)["loss"], step(images, draws)["loss"])
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

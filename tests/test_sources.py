@@ -234,7 +234,7 @@ def test_tcga_barcodes(name: str, expected: tuple[str, str] | None, tmp_path: Pa
         (patch,) = found.patches
         assert (patch.patient, patch.site) == (expected or (None, None))
         assert patch.group[0] == ("patient" if expected else "slide" if patch.slide else "source")
-        assert ("1 patients, 1 sites" in found.notes[-1]) == (expected is not None)
+        assert ("(patients: 1, sites: 1)" in found.notes[-1]) == (expected is not None)
 
 
 def test_groups_that_cross_splits() -> None:

@@ -71,7 +71,7 @@ def resolve(config: Config, split: Split, device: torch.device, ranks: int) -> C
         DataError: settings that this device cannot run.
     """
     cuda = device.type == "cuda"
-    bf16 = _has_bf16(device)
+    bf16 = has_bf16(device)
     if config.precision == "bf16" and cuda and not bf16:
         raise DataError("bf16 needs a GPU of compute capability 8.0; use --precision fp32")
     batch = config.batch_size or (GPU_BATCH if cuda else CPU_BATCH)
@@ -90,7 +90,7 @@ def resolve(config: Config, split: Split, device: torch.device, ranks: int) -> C
     )
 
 
-def _has_bf16(device: torch.device) -> bool:
+def has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= BF16_CAPABILITY
     return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()

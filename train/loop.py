@@ -118,7 +118,7 @@ class Trainer:
         """Run to the end of the budget; False when `interrupted` after saving a checkpoint."""
         progress = Progress(self.plan.images, self.images_seen, self.say)
         for batch in self.loader.batches(self.images_seen, self.plan.images):
-            self._update(batch)
+            self.update(batch)
             last = self.done == self.plan.steps
             stop = self._any_rank(interrupted())
             if last or self.done % self.plan.log_every == 0:
@@ -131,7 +131,7 @@ class Trainer:
                 return False
         return True
 
-    def _update(self, batch: Batch) -> None:
+    def update(self, batch: Batch) -> None:
         """One optimizer step on one global batch."""
         optim, seen = self.config.optim, self.images_seen
         rate = learning_rate(optim, (seen + self.plan.batch) / self.plan.images)
