@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class EvalConfig:
     """Of a split, at most, in the probes: a seeded random subset."""
     test_images: int = 20_000
     """At most, in reconstruction and latent metrics: a seeded random subset."""
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where torch can use one."""
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from eval.suite import PRIMARY
 from pipeline.corrupt import KINDS
 
 PROBE_SCORES = ("auroc", "balanced_accuracy", "accuracy")
-CLOSE_AUROC = 0.02  # nearer to the untrained encoder than this, a data set hardly ranks models
+CLOSE_AUROC = 0.02  # nearer to the untrained encoder than this, a data set ranks no models
 SCORES = {  # column, where it stands in results.json, digits
     "PSNR (dB)": (("reconstruction", "psnr"), 2),
     "SSIM": (("reconstruction", "ssim"), 3),
@@ -136,7 +136,9 @@ def verdict(group: list[Entry]) -> str:
         sign = "above" if model > best[top] else "not above"
         line = f"- {escape(entry.label)}: {model:.3f}, {sign} it; untrained {untrained:.3f}."
         if abs(model - untrained) < CLOSE_AUROC:
-            line += " Training changed little: at this budget, this probe hardly ranks models."
+            line += (
+                f" Within {CLOSE_AUROC} of untrained: this probe on this data cannot rank models."
+            )
         lines.append(line)
     return lines[0] + "\n\n" + "\n".join(lines[1:])
 

@@ -99,8 +99,9 @@ def _mend(draw: _Draw) -> list[str]:
             if movable:
                 draw.put(min(movable, key=lambda g: (draw.excess(g, split), draw.rank[g])), split)
                 continue
-            few = f"has {len(groups[label])} groups"
-            why = few if len(groups[label]) < len(draw.fractions) else f"{few}, shared with others"
+            count = len(groups[label])
+            why = f"has {count} group{'s' if count > 1 else ''}"
+            why += ", shared with others" if count >= len(draw.fractions) else ""
             warnings.append(f"class {label!r} {why}: none is left for {split}")
     return warnings
 

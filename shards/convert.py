@@ -52,8 +52,10 @@ def convert(data: bytes, rule: Rule) -> Converted:
     else:
         side = min(width, height)
         x, y = (width - side) // 2, (height - side) // 2
-    box = (x, y, x + side, y + side)
-    image = image.resize((PATCH, PATCH), Image.Resampling.LANCZOS, box)
+    # Cropped first: resize(box=...) would let pixels around the square in.
+    image = image.crop((x, y, x + side, y + side))
+    if rule == "resize":
+        image = image.resize((PATCH, PATCH), Image.Resampling.LANCZOS)
     return Converted(raw_rows(np.asarray(image)), y, x, side / PATCH)
 
 

@@ -159,7 +159,8 @@ def _choose(file: Path, names: list[str], columns: Columns) -> dict[str, str]:
 
 def _csv_table(blob: bytes, names: list[str]) -> pa.Table:
     return pa_csv.read_csv(
-        pa.BufferReader(blob.rstrip(b"\r\n")),  # so that a blank line is a row, and counts
+        # A blank line is a row, so that rows are counted as an editor does, but not at the end.
+        pa.BufferReader(blob.rstrip(b"\r\n") + b"\n"),
         # One thread: only then do errors give the row.
         read_options=pa_csv.ReadOptions(use_threads=False, block_size=16 << 20),
         parse_options=pa_csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),

@@ -39,7 +39,9 @@ def quiet(line: str) -> None:
     pass
 
 
-def write_patches(folder: Path, splits: list[str], classes: list[str]) -> Path:
+def write_patches(
+    folder: Path, splits: list[str], classes: list[str], leaking: bool = False
+) -> Path:
     """Coloured noise, its mean by class, four patches a source image."""
     rng = np.random.default_rng(0)
     for split in splits:
@@ -48,7 +50,8 @@ def write_patches(folder: Path, splits: list[str], classes: list[str]) -> Path:
             for i in range(COUNTS[split]):
                 mean = np.array([160 - 30 * label, 120, 150]) + rng.normal(size=3) * 20
                 pixels = np.clip(mean + 25 * rng.normal(size=(32, 32, 3)), 0, 255)
-                file = f"{split}{name[0]}{label}{i // 4}__y0000_x{32 * (i % 4):04d}.png"
+                source = f"{'' if leaking else split}{label}{i // 4}"
+                file = f"{source}__y0000_x{32 * (i % 4):04d}.png"
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / file)
     return folder
 
@@ -103,6 +106,7 @@ def test_results_are_complete_and_the_same_twice(evaluated: Path) -> None:
     assert test["classes"]["benign"] == {"patches": 12, "groups": 3}
     assert first["run"]["dataset_hash"] == first["data"]["hash"]
     assert first["notices"] == []
+    assert first["protocol"]["groups_in_several_splits"] == {"source": 0}
     assert len(first["latent"]["kl_per_dimension"]) == 384
     returned = evaluate(evaluated, config=EvalConfig(figures=False), say=quiet)
     second = results_of(evaluated)
@@ -196,6 +200,14 @@ def test_data_that_cannot_be_probed_gives_metrics_and_a_notice(
     assert found["protocol"]["metrics_split"] == ("test" if "test" in splits else "val")
     assert found["reconstruction"]["psnr"] > 0
     assert report.write_report([folder], tmp_path / "out").is_file()
+
+
+def test_a_source_image_in_two_splits_is_said(tmp_path: Path) -> None:
+    raw = write_patches(tmp_path / "raw", list(COUNTS), ["a", "b"], leaking=True)
+    pack(raw, tmp_path / "shards", PackOptions(workers=1))
+    found = evaluate(make_run(tmp_path / "run", tmp_path / "shards"), config=PLAIN, say=quiet)
+    assert found["protocol"]["groups_in_several_splits"] == {"source": 6}
+    assert any("source" in text and "split" in text for text in found["notices"])
 
 
 def test_another_data_set_and_an_autoencoder_are_said(tmp_path: Path, data: Path) -> None:

@@ -47,8 +47,8 @@ def write_csv(path: Path, table: Table, bom: bool = False, end: str = "\n") -> P
     return path
 
 
-def values(path: Path, **columns: str) -> Table:
-    return read_manifest(path, Columns(**columns)).values
+def values(manifest: Path, /, **columns: str) -> Table:
+    return read_manifest(manifest, Columns(**columns)).values
 
 
 def full_table(root: Path) -> Table:
@@ -150,7 +150,7 @@ def test_barcodes_fill_in_and_never_override(source: Path, tmp_path: Path) -> No
         found = survey_listed(source, read_manifest(tmp_path / "m.csv"))
         patch = max(found.patches, key=lambda patch: patch.path)
         assert (patch.patient, patch.site) == expected
-        assert any("barcodes" in note for note in found.notes) == (expected != (None, None))
+        assert any("TCGA barcodes" in note for note in found.notes) == (expected != (None, None))
 
 
 def test_a_path_may_be_spelled_in_other_ways(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ its final name only when it is complete and on disk; older ones go only after th
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from eval.run import whole_file
+from shards.output import sync_folder
 from shards.schema import DataError
 
 TENSORS, META = "state.safetensors", "state.json"
@@ -36,16 +37,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         DataError: the disk is full or the folder is not writable; names the path.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(f"cannot write {path}: {error.strerror}; free some space") from error
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def save_checkpoint(
@@ -67,7 +60,7 @@ def save_checkpoint(
         write_atomically(partial / META, json.dumps(whole, indent=1).encode())
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        _sync_folder(folder)
+        sync_folder(folder)
     except (OSError, DataError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise DataError(f"checkpoint at {images_seen:,} images was not saved: {error}") from error
@@ -103,14 +96,6 @@ def _load(folder: Path) -> Checkpoint:
 
 def _folders(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("[0-9]" * 12))
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def pack_state(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
