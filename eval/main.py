@@ -202,22 +202,30 @@ def _print(line: str) -> None:
 
 
 _Run = Annotated[Path, tyro.conf.arg(metavar="RUN", help="folder of a finished run")]
+_Data = Annotated[
+    Path | None, tyro.conf.arg(metavar="DIR", help="packed data set; default: the run's own")
+]
 _Config = Annotated[EvalConfig, tyro.conf.arg(name="")]
 
 
-def _command(
+def _arguments(
     run: tyro.conf.Positional[_Run],
-    data: Path | None = None,
+    data: _Data = None,
     config: _Config = EvalConfig(),  # noqa: B008 - tyro reads the defaults here
-) -> None:
+) -> tuple[Path, Path | None, EvalConfig]:
     """Evaluate a run: RUN/results.json, RUN/embeddings, RUN/figures."""
-    evaluate(run, data, config)
+    return run, data, config
 
 
 def main() -> int:
     """Exit status: 0 done, 1 unusable run or data, 2 unusable arguments."""
     try:
-        tyro.cli(_command, prog="python -m eval.main")
+        arguments = tyro.cli(_arguments, prog="python -m eval.main")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        evaluate(*arguments)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -34,7 +34,7 @@ def gather(source: Path, options: PackOptions) -> tuple[Survey, dict[str, Any]]:
         said["convert"] = {"rule": options.convert}
     if options.convert == "tile":
         found = _tiled(source, found, said["convert"])
-    if options.val or options.test:
+    if (options.val or options.test) and found.patches:
         found, said["splits"] = _split(source, found, options)
     warnings = found.warnings + split_warnings(source, found.patches)
     return replace(found, warnings=warnings), said
@@ -61,7 +61,7 @@ def _split(source: Path, found: Survey, options: PackOptions) -> tuple[Survey, d
         where = "folders" if options.manifest is None else f"column in {options.manifest}"
         raise DataError(
             f"{source} has splits already (split {where}), and --val and --test draw new ones: "
-            f"leave the options away, or the splits"
+            f"leave the options away, or the splits (one split folder can be SOURCE by itself)"
         )
     members = [(patch.group, patch.label) for patch in found.patches]
     split, warnings = assign(members, options.val, options.test, options.seed)

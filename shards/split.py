@@ -48,7 +48,10 @@ def class_warnings(root: Path, labels: Mapping[str, set[str | None]]) -> list[st
     if "train" not in labels:
         warnings.append("there is no train split: nothing can be trained on this set")
     if "val" not in labels:
-        warnings.append("there is no val split: a probe has no data to select on (--val draws one)")
+        warnings.append(
+            "there is no val split: training is not validated, and a probe has no data to select "
+            "on (--val draws one)"
+        )
     if None in every or "train" not in labels:
         return warnings
     for split in labels:

@@ -46,7 +46,7 @@ def verify(root: Path, duplicates: bool = True) -> Report:
     """Check the data set in `root`; problems are collected, not raised.
 
     Args:
-        duplicates: also look for patches that are in two splits; 150 bytes of memory a patch.
+        duplicates: also look for patches that are in two splits; 0.5 GB of memory a million.
 
     Raises:
         DataError: there is no card to check against, or it is not one of ours.

@@ -154,7 +154,7 @@ def test_links_may_not_leave_the_root(
 @pytest.mark.parametrize(
     ("names", "warning"),
     [
-        (["train/A/s.png"], "no val split: a probe has no data to select on"),
+        (["train/A/s.png"], "no val split: training is not validated"),
         (["val/A/s.png"], "no train split"),
         (["train/A/s.png", "train/B/s.png", "val/A/t.png"], r"val lacks the classes \['B'\]"),
         (["train/A/s.png", "train/B/x.txt", "val/A/t.png"], "'train/B' holds no patches"),
