@@ -88,7 +88,7 @@ def equivariance(runs: Runs, path: Path) -> Path:
         ax.plot(x, values, ls="", ms=7, label=plain(name), **style(i))
     ax.axhline(1.0, color="#555555", lw=0.8, ls=":")
     ax.set_xticks(range(len(elements)), [e.replace(" ", "\n", 1) for e in elements], fontsize=9)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
     ax.set_ylabel("relative equivariance error")
     ax.set_title("Does the code move with the patch? 0 exact, about 1 unrelated", fontsize=11)
     grid(ax)
