@@ -18,11 +18,10 @@ from pipeline.corrupt import KINDS
 Runs = Mapping[str, dict[str, Any]]
 
 SPREAD = 0.6  # of the unit between two positions that the runs share
-LABELS = 42  # characters of a label
 
 
-def probes(runs: Runs, baselines: Mapping[str, float], path: Path, score: str = "auroc") -> Path:
-    """Test score of every readout of every run, and below them the baselines."""
+def probes(runs: Runs, baselines: Mapping[str, float], path: Path) -> Path:
+    """AUROC on test of every readout of every run, and below them the baselines."""
     readouts = list(dict.fromkeys(
         name
         for results in runs.values()
@@ -34,7 +33,7 @@ def probes(runs: Runs, baselines: Mapping[str, float], path: Path, score: str = 
     ax = figure.subplots()
     for row, results in enumerate(runs.values()):
         for i, name in reversed(list(enumerate(readouts))):
-            value = results["probe"].get(name, {}).get(score, np.nan)
+            value = results["probe"].get(name, {}).get("auroc", np.nan)
             size = 8 if i == 0 else 5
             ax.plot(value, row, ls="", ms=size, color=COLOURS[i], marker=MARKERS[i], alpha=0.9)
     rows = range(len(runs), len(names))
@@ -44,7 +43,7 @@ def probes(runs: Runs, baselines: Mapping[str, float], path: Path, score: str = 
         ax.axhline(len(runs) - 0.5, color="#BBBBBB", lw=0.8)
     ax.set_yticks(range(len(names)), names, fontsize=9)
     ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.set_xlabel("macro AUROC on test" if score == "auroc" else f"{score} on test")
+    ax.set_xlabel("macro AUROC on test")
     ax.set_title("Linear probes; dotted: the best baseline", fontsize=11)
     grid(ax)
     keys = [

@@ -139,15 +139,15 @@ def embed_split(
 
 
 def write_embeddings(
-    path: Path, split: Split, batches: Iterable[Features], about: Mapping[str, str]
+    path: Path, samples: pa.Table, batches: Iterable[Features], about: Mapping[str, str]
 ) -> None:
-    """Stream the embeddings of a split, in sample order, to a Parquet file.
+    """Stream the embeddings of `samples`, rows of a sidecar, in their order to a Parquet file.
 
     Columns: key, label, source, site, path of the sidecar and `embedding`, a fixed-size list of
     float32. `about` becomes metadata of the file. Rows are written in groups: memory does not
     grow with the split.
     """
-    rows = split.table.select(KEPT_COLUMNS)
+    rows = samples.select(KEPT_COLUMNS)
     with whole_file(path) as temp:
         writer, done = None, 0
         for group in _groups(batches):
@@ -157,8 +157,8 @@ def write_embeddings(
                 writer = pq.ParquetWriter(temp, schema, compression="zstd")
             writer.write_table(table.replace_schema_metadata(dict(about)), ROW_GROUP)
             done += len(group)
-        if writer is None or done != len(split):
-            raise ValueError(f"{done} embeddings for the {len(split)} samples of {split.name}")
+        if writer is None or done != len(rows):
+            raise ValueError(f"{path}: {done} embeddings for {len(rows)} samples")
         writer.close()
 
 

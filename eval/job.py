@@ -32,8 +32,10 @@ class EvalConfig:
     """Draw RUN/figures."""
     readouts: tuple[str, ...] = tuple(READOUTS)
     """Probed features of the model; an orbit costs eight encodings of every image (C4: four)."""
+    embed_images: int = 1_000_000
+    """Of a split, at most, in RUN/embeddings (1.6 KB each): a seeded random subset."""
     probe_images: int = 50_000
-    """Of a split, at most, in the probes: a seeded random subset."""
+    """Of those, at most, in the probes."""
     test_images: int = 20_000
     """At most, in reconstruction and latent metrics: a seeded random subset."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -42,8 +44,9 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if unknown := set(self.readouts) - set(READOUTS):
             raise ValueError(f"unknown readout {sorted(unknown)}; there are {list(READOUTS)}")
-        if min(self.probe_images, self.test_images) < 2:
-            raise ValueError("probe_images and test_images are at least 2")
+        for name in ("embed_images", "probe_images", "test_images"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 2")
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,13 @@ class Job:
         self.notices.append(text)
         self.say(f"notice: {text}")
 
+    def embed_rows(self, split: Split) -> NDArray[np.int64]:
+        return subset(len(split), self.config.embed_images)
+
     def probe_rows(self, split: Split) -> NDArray[np.int64]:
-        return subset(len(split), self.config.probe_images)
+        """Some of the embedded rows."""
+        rows = self.embed_rows(split)
+        return rows[subset(len(rows), self.config.probe_images)]
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:

@@ -115,6 +115,7 @@ def _protocol(job: Job, images: int) -> dict[str, Any]:
         "probe": "standardised logistic regression with an L2 penalty, fitted on train; C selected "
         "on val by macro one-vs-rest AUROC; test scored once with the selected probe",
         "probe_C_grid": list(C_GRID),
+        "embed_images": job.config.embed_images,
         "probe_images": job.config.probe_images,
         "classes": job.data.card.classes,
         "splits": {name: _composition(split, job.data) for name, split in job.splits.items()},

@@ -20,7 +20,7 @@ PROBE_SPLITS = ("train", "val", "test")
 
 
 def write_all_embeddings(job: Job) -> dict[str, Features]:
-    """Every split to RUN/embeddings; the rows that the probes use come back, by split."""
+    """Embed every split into RUN/embeddings; the rows of the probes come back, by split."""
     about = {
         "readout": PRIMARY,
         "snapshot_xxh3": runs.snapshot_hash(job.run),
@@ -29,12 +29,15 @@ def write_all_embeddings(job: Job) -> dict[str, Features]:
     kept: dict[str, Features] = {}
     for name, split in job.splits.items():
         path = job.run / "embeddings" / f"{name}.parquet"
-        with job.timed(f"embedding {name}, {len(split):,} images"):
-            found = embed.embed_batches(job.model, embed.image_batches(split), [PRIMARY])
-            chosen = np.isin(np.arange(len(split)), job.probe_rows(split))
+        rows = job.embed_rows(split)
+        if len(rows) < len(split):
+            job.notice(f"{name}: embeddings of {len(rows):,} random images of {len(split):,}")
+        with job.timed(f"embedding {name}, {len(rows):,} images"):
+            found = embed.embed_batches(job.model, embed.image_batches(split, rows), [PRIMARY])
+            chosen = np.isin(rows, job.probe_rows(split))
             held: list[Features] = []
             batches = _holding((batch[PRIMARY] for batch in found), chosen, held)
-            embed.write_embeddings(path, split, batches, about)
+            embed.write_embeddings(path, split.table.take(rows), batches, about)
         kept[name] = np.concatenate(held)
     return kept
 

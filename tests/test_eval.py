@@ -221,10 +221,18 @@ def test_another_data_set_and_an_autoencoder_are_said(tmp_path: Path, data: Path
 
 def test_probes_of_a_large_split_use_a_seeded_subset(tmp_path: Path, data: Path) -> None:
     folder = make_run(tmp_path / "run", data)
-    found = evaluate(folder, config=replace(PLAIN, probe_images=20, test_images=10), say=quiet)
+    limits = replace(PLAIN, embed_images=40, probe_images=20, test_images=10)
+    found = evaluate(folder, config=limits, say=quiet)
     assert found["probe"]["mean"]["n_train"] == 20
     assert found["protocol"]["metrics_images"] == 10
-    assert pq.read_metadata(folder / "embeddings" / "train.parquet").num_rows == 48
+    assert found["notices"] == ["train: embeddings of 40 random images of 48"]
+    split, model = open_dataset(data).split("train"), snapshot.load(folder / "snapshot")
+    features, rows = embed.read_embeddings(folder / "embeddings" / "train.parquet")
+    keys = split.table["key"].to_pylist()
+    chosen = [keys.index(key) for key in rows["key"].to_pylist()]
+    assert chosen == sorted(set(chosen))
+    expected = embed.embed_split(model, split)[chosen]
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

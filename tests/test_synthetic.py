@@ -1,5 +1,6 @@
 """The synthetic set: same seed same bytes, a sound split, and difficulty where it belongs."""
 
+import os
 import re
 import subprocess
 import sys
@@ -233,6 +234,7 @@ def test_a_supervised_encoder_reads_the_class() -> None:
     from models.vae import ModelConfig, build
     from pipeline import d4
 
+    torch.set_num_threads(os.cpu_count() or 1)  # minutes of work, unlike the other tests
     steps, batch = 625, 64
     made = list(synthetic.sources(SyntheticConfig(val=0)))
     x, y = (torch.from_numpy(a) for a in _labelled(made, "train"))
