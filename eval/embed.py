@@ -1,231 +1,262 @@
-"""Images to features: readouts of a model, baselines without one, and embeddings as Parquet.
+"""Embed any patches with a trained run: `python -m eval.embed RUN SOURCE --out DIR`.
 
-Shapes: n images, d features, G = |group| elements, codes mu (n, 24, 4, 4). Features are float32.
+SOURCE is a packed data set, a folder that `shards.pack` understands, or one image file. DIR gets
+`part-00000.parquet`, ...: one row a patch in the order of the paths, with a fixed-size list of
+float32. Parts that are there already are kept, so the same command continues an interrupted one;
+under `accelerate launch` or torchrun the ranks share the parts.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import tyro
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
-from torch import Tensor
 
-from eval.metrics import Encode, batch_for, evaluating, rho, to_float
-from eval.run import whole_file
-from models.vae import VAE, build
-from pipeline import d4
-from pipeline.index import Split
+from eval import run as runs
+from eval.encoder import PatchEncoder, load
+from eval.readouts import READOUTS, Features, read_embeddings, with_embeddings
+from pipeline.index import Dataset, open_dataset
 from pipeline.reader import Reader
-from shards.schema import CHANNELS, PATCH, PATCH_BYTES
+from shards.pack import pack
+from shards.plan import PackOptions
+from shards.progress import progress
+from shards.schema import CARD_NAME, CHANNELS, PATCH, DataError
 
-Pixels = NDArray[np.uint8]  # (n, 32, 32, 3)
-Features = NDArray[np.float32]  # (n, d)
-Transform = Callable[[Pixels], Features]
-
+KEPT = ("path", "source", "slide", "patient", "site", "x", "y", "mpp")
 READ = 1024  # images a read
-ROW_GROUP = 16_384
-PCA_COMPONENTS = 384
-GRID = 4  # cells a side of the colour grid, those of the latent
-RANDOM_INIT_SEED = 0
-KEPT_COLUMNS = ("key", "label", "source", "site", "path")
+SHARDS = ".shards"  # the packed form of a folder, until its embeddings are complete
+UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True)
-class Symmetry:
-    """The group of the orbit readouts and how it acts on codes."""
+class EmbedOptions:
+    """What to write."""
 
-    group: str = "D4"
-    fibres: str = "trivial"
+    out: Path | None = None
+    """Folder of the embeddings; default RUN/embeddings/SOURCE's name."""
+    readout: str = "mean"
+    """mean (384 numbers, the primary one), orbit_aligned, orbit_invariant, channel_stats."""
+    formats: tuple[Literal["npy", "h5"], ...] = ()
+    """Beside Parquet: npy, one array of all rows; h5, a file a slide with features and coords."""
+    part_rows: int = 65_536
+    """Rows of a Parquet part."""
+    pack: Annotated[PackOptions, tyro.conf.arg(name="")] = field(default_factory=PackOptions)
+
+    def __post_init__(self) -> None:
+        if self.readout not in READOUTS:
+            raise ValueError(f"unknown readout {self.readout!r}; there are {list(READOUTS)}")
+        if self.part_rows < 1:
+            raise ValueError(f"part_rows is {self.part_rows}; expected at least 1")
 
 
 @dataclass(frozen=True)
-class Readout:
-    """A feature of the codes mu(g x) of an orbit (|G|, b, 24, 4, 4), element 0 the identity."""
+class Rows:
+    """The samples of a data set in the order of their paths."""
 
-    orbit: bool  # False: the codes of x alone are enough, shaped (1, b, 24, 4, 4)
-    of: Callable[[Tensor, Symmetry], Tensor]
+    dataset: Dataset
+    table: pa.Table  # KEPT, and `split` and `class`
+    splits: list[str]
+    split: NDArray[np.int64]  # (n,) index into splits
+    sample: NDArray[np.int64]  # (n,) index into that split
 
-
-def _orbit_aligned(mu_GBCNN: Tensor, symmetry: Symmetry) -> Tensor:
-    """(1/|G|) sum over g of rho(g)^-1 mu(g x): the mean itself for an equivariant encoder."""
-    back = [
-        rho(mu, d4.inverse(g), symmetry.group, symmetry.fibres) for g, mu in enumerate(mu_GBCNN)
-    ]
-    return torch.stack(back).mean(0).flatten(1)
+    def __len__(self) -> int:
+        return len(self.sample)
 
 
-def _channel_stats(mu_GBCNN: Tensor, symmetry: Symmetry) -> Tensor:
-    """Spatial mean and (biased) standard deviation of every channel."""
-    cells = mu_GBCNN[0].flatten(2)
-    return torch.cat([cells.mean(2), cells.std(2, correction=0)], 1)
+def embed(run: Path, source: Path, options: EmbedOptions = EmbedOptions()) -> Path:
+    """Write the embeddings of `source` and return their folder.
 
-
-READOUTS: dict[str, Readout] = {
-    "mean": Readout(False, lambda mu, _: mu[0].flatten(1)),  # the primary one
-    "orbit_aligned": Readout(True, _orbit_aligned),
-    "orbit_invariant": Readout(True, lambda mu, _: mu.mean(0).flatten(1)),
-    "channel_stats": Readout(False, _channel_stats),
-}
-
-
-def readouts_of(
-    encode: Encode, x: Tensor, readouts: Iterable[str], symmetry: Symmetry = Symmetry()
-) -> dict[str, Tensor]:
-    """Features of float images (b, 3, 32, 32) by several readouts; the orbit is encoded once."""
-    chosen = {name: READOUTS[name] for name in readouts}
-    order = d4.ORDER[symmetry.group] if any(r.orbit for r in chosen.values()) else 1
-    codes = torch.stack([encode(d4.act_one(x, g)) for g in range(order)])
-    return {name: readout.of(codes, symmetry) for name, readout in chosen.items()}
-
-
-def image_batches(split: Split, rows: NDArray[np.int64] | None = None) -> Iterator[Pixels]:
-    """The images of a split (or of some of its rows) in order, READ at a time."""
-    rows = np.arange(len(split)) if rows is None else rows
-    reader = Reader(split)
-    try:
-        for first in range(0, len(rows), READ):
-            yield reader.read(rows[first : first + READ])
-    finally:
-        reader.close()
-
-
-def images_of(split: Split, rows: NDArray[np.int64] | None = None) -> Pixels:
-    """The same, in memory: (n, 32, 32, 3)."""
-    empty = np.empty((0, PATCH, PATCH, CHANNELS), np.uint8)
-    return np.concatenate([empty, *image_batches(split, rows)])
-
-
-def to_device(pixels: Pixels, device: torch.device) -> Tensor:
-    """(n, 32, 32, 3) to uint8 (n, 3, 32, 32) on the device, in channels-last memory."""
-    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
-
-
-def embed_batches(
-    model: VAE, batches: Iterable[Pixels], readouts: Iterable[str], symmetry: Symmetry = Symmetry()
-) -> Iterator[dict[str, Features]]:
-    """Features of batches of images by several readouts, a dictionary a batch."""
-    device = next(model.parameters()).device
-    readouts = tuple(readouts)
-    for pixels in batches:
-        images = to_device(pixels, device)
-        with evaluating(model):
-            found = [
-                readouts_of(lambda v: model.encoder(v).mean, to_float(part), readouts, symmetry)
-                for part in images.split(batch_for(device))
-            ]
-        yield {name: torch.cat([f[name] for f in found]).cpu().numpy() for name in readouts}
-
-
-def embed_pixels(
-    model: VAE, pixels: Pixels, readouts: Iterable[str], symmetry: Symmetry = Symmetry()
-) -> dict[str, Features]:
-    """Features of images in memory by several readouts."""
-    parts = (pixels[i : i + READ] for i in range(0, len(pixels), READ))
-    found = list(embed_batches(model, parts, readouts := tuple(readouts), symmetry))
-    return {name: np.concatenate([batch[name] for batch in found]) for name in readouts}
-
-
-def embed_split(
-    model: VAE, split: Split, readout: str = "mean", symmetry: Symmetry = Symmetry()
-) -> Features:
-    """(n, d) features of a whole split in sample order; `readout` is a key of READOUTS."""
-    batches = embed_batches(model, image_batches(split), [readout], symmetry)
-    return np.concatenate([batch[readout] for batch in batches])
-
-
-def write_embeddings(
-    path: Path, samples: pa.Table, batches: Iterable[Features], about: Mapping[str, str]
-) -> None:
-    """Stream the embeddings of `samples`, rows of a sidecar, in their order to a Parquet file.
-
-    Columns: key, label, source, site, path of the sidecar and `embedding`, a fixed-size list of
-    float32. `about` becomes metadata of the file. Rows are written in groups: memory does not
-    grow with the split.
+    Raises:
+        DataError: the run or the source cannot be used, or the folder holds embeddings of another
+            run, source or readout.
     """
-    rows = samples.select(KEPT_COLUMNS)
-    with whole_file(path) as temp:
-        writer, done = None, 0
-        for group in _groups(batches):
-            table = _with_embeddings(rows.slice(done, len(group)), group)
-            if writer is None:
-                schema = table.schema.with_metadata(dict(about))
-                writer = pq.ParquetWriter(temp, schema, compression="zstd")
-            writer.write_table(table.replace_schema_metadata(dict(about)), ROW_GROUP)
-            done += len(group)
-        if writer is None or done != len(rows):
-            raise ValueError(f"{path}: {done} embeddings for {len(rows)} samples")
-        writer.close()
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if "h5" in options.formats:
+        _h5py()
+    out = options.out or run / "embeddings" / UNSAFE.sub("_", source.resolve().name)
+    encoder = load(run, _device())
+    rows = _rows(_packed(source, out, options.pack))
+    about = {
+        "readout": options.readout,
+        "snapshot_xxh3": runs.snapshot_hash(run),
+        "dataset_hash": rows.dataset.hash,
+    }
+    parts = [
+        (out / f"part-{i:05d}.parquet", np.arange(first, min(first + options.part_rows, len(rows))))
+        for i, first in enumerate(range(0, len(rows), options.part_rows))
+    ]
+    mine = [part for part in parts[rank::world] if not _finished(*part, about)]
+    with progress("embedding", sum(len(chosen) for _, chosen in mine), "patches") as advance:
+        for path, chosen in mine:
+            _write_part(path, rows, chosen, encoder, about, advance)
+    if rank == 0 and all(path.is_file() for path, _ in parts):
+        _finish(out, [path for path, _ in parts], options)
+    return out
 
 
-def read_embeddings(path: Path) -> tuple[Features, pa.Table]:
-    """The embeddings (n, d) of a file of `write_embeddings`, and its other columns."""
-    table = pq.read_table(path)
-    column = table["embedding"].combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(column), -1), table.drop_columns(["embedding"])
+def _device() -> str:
+    cuda = torch.cuda.is_available()
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu"
 
 
-def _groups(batches: Iterable[Features]) -> Iterator[Features]:
-    held: list[Features] = []
-    for batch in batches:
-        held.append(batch)
-        if sum(map(len, held)) >= ROW_GROUP:
-            yield np.concatenate(held)
-            held = []
-    if held:
-        yield np.concatenate(held)
+def _packed(source: Path, out: Path, options: PackOptions) -> Dataset:
+    """The data set at `source`, packed first where it is not one."""
+    if (source / CARD_NAME).is_file():
+        return open_dataset(source)
+    if not source.exists():
+        raise DataError(f"{source} does not exist; name a packed data set, a folder or an image")
+    out.mkdir(parents=True, exist_ok=True)
+    if source.is_file():
+        listed = out / ".files.csv"
+        listed.write_text(f'path\n"{source.name}"\n', encoding="utf-8")
+        source, options = source.parent, replace(options, manifest=listed)
+    shards = out / SHARDS
+    if not (shards / CARD_NAME).is_file():
+        pack(source, shards, options)
+    return open_dataset(shards)
 
 
-def _with_embeddings(rows: pa.Table, features: Features) -> pa.Table:
-    values = pa.array(np.ascontiguousarray(features, np.float32).reshape(-1))
-    column = pa.FixedSizeListArray.from_arrays(values, features.shape[1])
-    return rows.append_column("embedding", column)
+def _rows(dataset: Dataset) -> Rows:
+    names = list(dataset.splits)
+    splits = [dataset.splits[name] for name in names]
+    classes = np.array([*dataset.card.classes, None], dtype=object)  # -1 is no class
+    tables = [
+        split.table.select(KEPT)
+        .append_column("split", pa.array([name] * len(split)))
+        .append_column("class", pa.array(classes[split.labels], pa.string()))
+        for name, split in zip(names, splits, strict=True)
+    ]
+    table = pa.concat_tables(tables)
+    order = np.argsort(table["path"].to_numpy().astype(str), kind="stable")
+    of = np.repeat(np.arange(len(splits)), [len(split) for split in splits])
+    sample = np.concatenate([np.arange(len(split)) for split in splits])
+    return Rows(dataset, table.take(pa.array(order)), names, of[order], sample[order])
 
 
-# Baselines: fitted on the train images (with the model's architecture and device), then images to
-# features.
+def _finished(path: Path, chosen: NDArray[np.int64], about: dict[str, str]) -> bool:
+    """Whether a part is there; one of another run or source is an error, never overwritten."""
+    if not path.is_file():
+        return False
+    schema = pq.read_schema(path)
+    there = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
+    same = all(there.get(name) == value for name, value in about.items())
+    if not same or pq.read_metadata(path).num_rows != len(chosen):
+        raise DataError(
+            f"{path} holds embeddings of another run, source, readout or part size; "
+            "choose another --out, or remove it"
+        )
+    return True
 
 
-def _mean_rgb(train: Pixels, model: VAE) -> Transform:
-    """3: the mean colour."""
-    return lambda pixels: _unit(pixels).mean((1, 2), dtype=np.float32)
+def _write_part(
+    path: Path, rows: Rows, chosen: NDArray[np.int64], encoder: PatchEncoder,
+    about: dict[str, str], advance: Callable[[int], None],
+) -> None:  # fmt: skip
+    found = []
+    for pixels in _images(rows, chosen):
+        found.append(encoder.encode(pixels, about["readout"]))
+        advance(len(pixels))
+    table = with_embeddings(rows.table.take(pa.array(chosen)), np.concatenate(found))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with runs.whole_file(path) as temp:
+        pq.write_table(table.replace_schema_metadata(about), temp, compression="zstd")
 
 
-def _colour_grid(train: Pixels, model: VAE) -> Transform:
-    """48: the mean colours of 4x4 cells."""
-    side = PATCH // GRID
-    shape = (-1, GRID, side, GRID, side, CHANNELS)
-    return lambda pixels: _unit(pixels).reshape(shape).mean((2, 4)).reshape(len(pixels), -1)
+def _images(rows: Rows, chosen: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+    """The images of some rows, in order, READ at a time."""
+    readers = [Reader(rows.dataset.splits[name]) for name in rows.splits]
+    try:
+        for first in range(0, len(chosen), READ):
+            part = chosen[first : first + READ]
+            pixels = np.empty((len(part), PATCH, PATCH, CHANNELS), np.uint8)
+            for i, reader in enumerate(readers):
+                mine = rows.split[part] == i
+                pixels[mine] = reader.read(rows.sample[part][mine])
+            yield pixels
+    finally:
+        for reader in readers:
+            reader.close()
 
 
-def _pca(train: Pixels, model: VAE) -> Transform:
-    """384 (or as many as there are train images): principal components of the raw pixels."""
-    components = min(PCA_COMPONENTS, len(train))
-    pca = PCA(components, svd_solver="randomized", random_state=0)
-    pca.fit(_unit(train).reshape(-1, PATCH_BYTES))
-    return lambda pixels: pca.transform(_unit(pixels).reshape(-1, PATCH_BYTES))
+def _finish(out: Path, parts: list[Path], options: EmbedOptions) -> None:
+    """Other formats, from the parts; then the packed form of a folder goes."""
+    if "npy" in options.formats:
+        with runs.whole_file(out / "embeddings.npy") as temp:
+            np.save(temp, np.concatenate([read_embeddings(path)[0] for path in parts]))
+    if "h5" in options.formats:
+        _write_h5(out / "h5", parts)
+    shutil.rmtree(out / SHARDS, ignore_errors=True)
+    (out / ".files.csv").unlink(missing_ok=True)
 
 
-def _random_init(train: Pixels, model: VAE) -> Transform:
-    """384: the mean of an untrained encoder of the model's architecture."""
-    device = next(model.parameters()).device
-    untrained = build(model.config, RANDOM_INIT_SEED).to(device)
+def _write_h5(folder: Path, parts: list[Path]) -> None:
+    """A file a slide: `features` (n, d) float32 and `coords` (n, 2) x, y, in the order of paths."""
+    h5py = _h5py()
+    slides: dict[str, tuple[list[Features], list[tuple[int, int]]]] = {}
+    for path in parts:
+        features, table = read_embeddings(path)
+        columns = (table[name].to_pylist() for name in ("slide", "source", "x", "y"))
+        for vector, slide, source, x, y in zip(features, *columns, strict=True):
+            vectors, places = slides.setdefault(slide or source, ([], []))
+            vectors.append(vector)
+            places.append((-1 if x is None else x, -1 if y is None else y))
+    names = {slide: UNSAFE.sub("_", slide).lstrip(".") or "_" for slide in slides}
+    if len(set(names.values())) < len(names):
+        raise DataError("two slides have one file name once unsafe characters are replaced")
+    for slide, (vectors, places) in slides.items():
+        with runs.whole_file(folder / f"{names[slide]}.h5") as temp, h5py.File(temp, "w") as file:
+            file["features"] = np.stack(vectors)
+            file["coords"] = np.array(places, np.int64)
+            file.attrs["slide"] = slide
 
-    return lambda pixels: embed_pixels(untrained, pixels, ["mean"])["mean"]
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError:
+        raise DataError("the format h5 needs h5py: pip install 'eqdvae[h5]'") from None
+    return h5py
 
 
-BASELINES: dict[str, Callable[[Pixels, VAE], Transform]] = {
-    "mean_rgb": _mean_rgb,
-    "colour_grid": _colour_grid,
-    "pca384": _pca,
-    "random_init": _random_init,
-}
+_Run = Annotated[Path, tyro.conf.arg(metavar="RUN", help="folder of a finished run")]
+_Source = Annotated[Path, tyro.conf.arg(metavar="SOURCE", help="data set, folder or image")]
+_Options = Annotated[EmbedOptions, tyro.conf.arg(name="")]
 
 
-def _unit(pixels: Pixels) -> Features:
-    return pixels.astype(np.float32) / np.float32(255)
+def _command(
+    run: tyro.conf.Positional[_Run],
+    source: tyro.conf.Positional[_Source],
+    options: _Options = EmbedOptions(),
+) -> None:
+    """Embed any patches with a trained run."""
+    print(embed(run, source, options))
+
+
+def main() -> int:
+    """Exit status: 0 done, 1 unusable run or source, 2 unusable arguments, 130 interrupted."""
+    try:
+        tyro.cli(_command, prog="python -m eval.embed")
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

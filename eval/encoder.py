@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval import embed
+from eval import readouts
 from eval import run as runs
-from eval.embed import READOUTS, Features, Symmetry
 from eval.metrics import batch_for, evaluating
+from eval.readouts import READOUTS, Features, Symmetry
 from models import snapshot
 from models.vae import VAE
 from shards.schema import CHANNELS, PATCH
@@ -47,7 +47,7 @@ class PatchEncoder:
         for part in x_BCHW.split(batch_for(self.device)):
             with evaluating(self.model):
                 x = _unit_range(part.to(self.device))
-                features = embed.readouts_of(self._mean, x, [readout], self.symmetry)
+                features = readouts.readouts_of(self._mean, x, [readout], self.symmetry)
             found.append(features[readout].cpu().numpy())
         return np.concatenate(found)
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from eval import run as runs
-from eval.embed import READOUTS, Symmetry
+from eval.readouts import READOUTS, Symmetry
 from models import snapshot
 from models.vae import VAE
 from pipeline import corrupt

@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 import torch
 import tyro
 
-from eval import embed, figures, metrics
+from eval import figures, metrics, readouts
 from eval import run as runs
-from eval.embed import Features
 from eval.environment import environment
 from eval.job import EvalConfig, Job, Say, open_job, subset
 from eval.probe import C_GRID
+from eval.readouts import Features
 from eval.suite import probe_all, write_all_embeddings
 from pipeline import d4
 from pipeline.index import Dataset, Split
@@ -48,8 +48,8 @@ def evaluate(
     start = time.monotonic()
     job = open_job(Path(run), data, config, say or _print)
     rows = subset(len(job.metrics_split), config.test_images)
-    pixels = embed.images_of(job.metrics_split, rows)
-    images = embed.to_device(pixels, job.device)
+    pixels = readouts.images_of(job.metrics_split, rows)
+    images = readouts.to_device(pixels, job.device)
     results: dict[str, Any] = {
         "version": VERSION,
         "run": asdict(job.about),

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval import embed
+from eval import readouts
 from eval import run as runs
-from eval.embed import BASELINES, Features, Pixels
+from eval.baselines import BASELINES
 from eval.job import Job
 from eval.probe import Labelled, ProbeResult, probe
+from eval.readouts import Features, Pixels
 from shards.schema import DataError
 
 PRIMARY = "mean"
@@ -33,11 +34,13 @@ def write_all_embeddings(job: Job) -> dict[str, Features]:
         if len(rows) < len(split):
             job.notice(f"{name}: embeddings of {len(rows):,} random images of {len(split):,}")
         with job.timed(f"embedding {name}, {len(rows):,} images"):
-            found = embed.embed_batches(job.model, embed.image_batches(split, rows), [PRIMARY])
+            found = readouts.embed_batches(
+                job.model, readouts.image_batches(split, rows), [PRIMARY]
+            )
             chosen = np.isin(rows, job.probe_rows(split))
             held: list[Features] = []
             batches = _holding((batch[PRIMARY] for batch in found), chosen, held)
-            embed.write_embeddings(path, split.table.take(rows), batches, about)
+            readouts.write_embeddings(path, split.table.take(rows), batches, about)
         kept[name] = np.concatenate(held)
     return kept
 
@@ -61,7 +64,7 @@ def probe_all(job: Job, embedded: dict[str, Features]) -> dict[str, dict[str, An
     splits = {name: job.splits[name] for name in PROBE_SPLITS}
     rows = {name: job.probe_rows(split) for name, split in splits.items()}
     labels = {name: split.labels[rows[name]] for name, split in splits.items()}
-    pixels = {name: embed.images_of(split, rows[name]) for name, split in splits.items()}
+    pixels = {name: readouts.images_of(split, rows[name]) for name, split in splits.items()}
     found = {}
     for name, kind, features in _feature_sets(job, embedded, pixels):
         start = time.monotonic()
@@ -94,7 +97,7 @@ def _feature_sets(
     if others:
         with job.timed(f"other readouts ({', '.join(others)})"):
             codes = {
-                s: embed.embed_pixels(job.model, pixels[s], others, job.symmetry)
+                s: readouts.embed_pixels(job.model, pixels[s], others, job.symmetry)
                 for s in PROBE_SPLITS
             }
         for name in others:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from eval.embed import READOUTS, Symmetry, embed_pixels
 from eval.encoder import PatchEncoder, load
+from eval.readouts import READOUTS, Symmetry, embed_pixels
 from models import snapshot
 from models.vae import ModelConfig, build
 from shards.schema import DataError

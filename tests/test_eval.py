@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from eval import embed, report, run
+from eval import baselines, readouts, report, run
 from eval import main as command
-from eval.embed import Symmetry
 from eval.job import EvalConfig
 from eval.main import evaluate
 from eval.markdown import escape
+from eval.readouts import Symmetry
 from models import snapshot
 from models.vae import ModelConfig, build
 from pipeline.corrupt import CorruptionConfig
@@ -99,7 +99,7 @@ def results_of(folder: Path) -> dict[str, Any]:
 def test_results_are_complete_and_the_same_twice(evaluated: Path) -> None:
     first = results_of(evaluated)
     names = {"mean", "orbit_aligned", "orbit_invariant", "channel_stats"}
-    assert set(first["probe"]) == names | set(embed.BASELINES)
+    assert set(first["probe"]) == names | set(baselines.BASELINES)
     assert first["probe"]["pca384"]["dimensions"] == 48  # as many as there are train images
     assert first["probe"]["mean_rgb"]["auroc"] > 0.7  # the classes differ by their mean colour
     test = first["protocol"]["splits"]["test"]
@@ -126,8 +126,8 @@ def test_embeddings_read_back_in_sample_order(evaluated: Path, data: Path) -> No
     dataset, model = open_dataset(data), snapshot.load(evaluated / "snapshot")
     for name, split in dataset.splits.items():
         path = evaluated / "embeddings" / f"{name}.parquet"
-        found, rows = embed.read_embeddings(path)
-        np.testing.assert_array_equal(found, embed.embed_split(model, split))
+        found, rows = readouts.read_embeddings(path)
+        np.testing.assert_array_equal(found, readouts.embed_split(model, split))
         assert rows["key"].to_pylist() == split.table["key"].to_pylist()
         assert rows["label"].to_pylist() == split.labels.tolist()
         assert rows.column_names == ["key", "label", "source", "site", "path"]
@@ -135,31 +135,31 @@ def test_embeddings_read_back_in_sample_order(evaluated: Path, data: Path) -> No
         assert schema.field("embedding").type.list_size == 384
         assert schema.metadata[b"dataset_hash"].decode() == dataset.hash
         assert schema.metadata[b"snapshot_xxh3"].decode() == run.snapshot_hash(evaluated)
-    pixels = embed.images_of(dataset.split("val"))[:5]
+    pixels = readouts.images_of(dataset.split("val"))[:5]
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     direct = model.encoder(x).mean.flatten(1).numpy()
     np.testing.assert_allclose(
-        embed.embed_split(model, dataset.split("val"))[:5], direct, rtol=1e-4, atol=1e-5
+        readouts.embed_split(model, dataset.split("val"))[:5], direct, rtol=1e-4, atol=1e-5
     )
 
 
 def test_orbit_readouts_are_what_they_promise() -> None:
     x = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    pooled = embed.readouts_of(lambda v: F.avg_pool2d(v, 8), x, embed.READOUTS)
+    pooled = readouts.readouts_of(lambda v: F.avg_pool2d(v, 8), x, readouts.READOUTS)
     torch.testing.assert_close(pooled["orbit_aligned"], pooled["mean"])
     model = build(SMALL, 0)
     with torch.no_grad():
         for group, element in (("D4", 6), ("C4", 1)):
             one, moved = (
-                embed.readouts_of(
-                    lambda v: model.encoder(v).mean, v, embed.READOUTS, Symmetry(group)
+                readouts.readouts_of(
+                    lambda v: model.encoder(v).mean, v, readouts.READOUTS, Symmetry(group)
                 )
-                for v in (x, embed.d4.act_one(x, element))
+                for v in (x, readouts.d4.act_one(x, element))
             )
             torch.testing.assert_close(one["orbit_invariant"], moved["orbit_invariant"])
             assert not torch.allclose(one["mean"], moved["mean"], atol=1e-4)
             aligned = one["orbit_aligned"].unflatten(1, (24, 4, 4))
-            expected = embed.d4.act_one(aligned, element).flatten(1)
+            expected = readouts.d4.act_one(aligned, element).flatten(1)
             torch.testing.assert_close(moved["orbit_aligned"], expected)
     stats = pooled["channel_stats"]
     cells = pooled["mean"].unflatten(1, (3, 16)).numpy()
@@ -168,15 +168,17 @@ def test_orbit_readouts_are_what_they_promise() -> None:
 
 
 def test_baselines_agree_with_their_definitions(data: Path) -> None:
-    pixels, model = embed.images_of(open_dataset(data).split("train")), build(SMALL, 5)
-    features = {name: fit(pixels[:40], model)(pixels[40:]) for name, fit in embed.BASELINES.items()}
+    pixels, model = readouts.images_of(open_dataset(data).split("train")), build(SMALL, 5)
+    features = {
+        name: fit(pixels[:40], model)(pixels[40:]) for name, fit in baselines.BASELINES.items()
+    }
     x = pixels[40:].astype(np.float64) / 255
     np.testing.assert_allclose(features["mean_rgb"], x.mean((1, 2)), rtol=1e-5)
     corner = features["colour_grid"].reshape(-1, 4, 4, 3)[:, 0, 3]
     np.testing.assert_allclose(corner, x[:, :8, 24:].mean((1, 2)), rtol=1e-5)
     assert features["pca384"].shape == (8, 40)
-    untrained = build(SMALL, embed.RANDOM_INIT_SEED)
-    expected = embed.embed_pixels(untrained, pixels[40:], ["mean"])["mean"]
+    untrained = build(SMALL, baselines.RANDOM_INIT_SEED)
+    expected = readouts.embed_pixels(untrained, pixels[40:], ["mean"])["mean"]
     np.testing.assert_array_equal(features["random_init"], expected)
     assert {f.dtype for f in features.values()} == {np.dtype(np.float32)}
 
@@ -227,11 +229,11 @@ def test_probes_of_a_large_split_use_a_seeded_subset(tmp_path: Path, data: Path)
     assert found["protocol"]["metrics_images"] == 10
     assert found["notices"] == ["train: embeddings of 40 random images of 48"]
     split, model = open_dataset(data).split("train"), snapshot.load(folder / "snapshot")
-    features, rows = embed.read_embeddings(folder / "embeddings" / "train.parquet")
+    features, rows = readouts.read_embeddings(folder / "embeddings" / "train.parquet")
     keys = split.table["key"].to_pylist()
     chosen = [keys.index(key) for key in rows["key"].to_pylist()]
     assert chosen == sorted(set(chosen))
-    expected = embed.embed_split(model, split)[chosen]
+    expected = readouts.embed_split(model, split)[chosen]
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
 
 
