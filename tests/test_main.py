@@ -4,6 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.index import open_dataset
+from shards.pack import pack
+from shards.plan import PackOptions
+from tests.conftest import write_patches
+from train import introduction
 from train import main as entry
 
 
@@ -29,3 +34,16 @@ def test_unusable_arguments_exit_with_2(
         code = int(stopped.code or 0)
     assert code == 2 and message in " ".join(capfd.readouterr().err.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_the_introduction_counts_groups_and_warns(small_dataset: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(small_dataset)
+    assert {name: introduction.groups(split) for name, split in dataset.splits.items()} == {
+        "train": 4, "val": 4, "test": 4,
+    }  # fmt: skip
+    (line,) = introduction.warnings(dataset)
+    assert "few groups a class in test (normal 2, tumor 2;" in line
+    write_patches(tmp_path / "raw", {"train": 2}, ("only",), seed=0)
+    pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1))
+    lines = " ".join(introduction.warnings(open_dataset(tmp_path / "out")))
+    assert "no val split" in lines and "one class (only)" in lines and "group of its own" in lines

@@ -27,7 +27,7 @@ from eval.main import evaluate  # noqa: E402
 from eval.report import write_report  # noqa: E402
 from pipeline.index import Dataset, open_dataset  # noqa: E402
 from shards.schema import DataError  # noqa: E402
-from train import launch, state  # noqa: E402
+from train import introduction, launch, state  # noqa: E402
 from train.config import (  # noqa: E402
     DEFAULT_PRESET,
     PRESETS,
@@ -38,7 +38,7 @@ from train.config import (  # noqa: E402
 )
 from train.data import SYNTHETIC_IMAGES, find_data, is_synthetic  # noqa: E402
 from train.interrupt import Interrupts  # noqa: E402
-from train.loop import NonFiniteError, Trainer, plan  # noqa: E402
+from train.loop import NonFiniteError, Trainer  # noqa: E402
 from train.tracker import TRACKERS, Tracker, clock  # noqa: E402
 
 DONE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 75
@@ -186,18 +186,15 @@ def _claim(run: Run) -> None:
 
 
 def _introduce(run: Run, accelerator: Any, sentence: str, say: Callable[[str], None]) -> None:
-    config, card = run.config, run.dataset.card
-    counts = ", ".join(f"{name} {split.count:,}" for name, split in card.splits.items())
-    steps = plan(config)
-    say(f"{sentence} ({counts} patches, {len(card.classes)} classes; train in: {config.storage})")
-    if "val" not in card.splits:
-        say("notice: no val split: nothing is validated during training and probes are skipped")
-    say(
-        f"{run.preset}: {steps.images:,} images in {steps.steps:,} steps of {steps.batch}, on "
-        f"{accelerator.device.type} with {torch.get_num_threads()} threads, "
-        f"{accelerator.num_processes} process(es), {config.precision}"
-        f"{', compiled' if config.compile else ''}; seed {config.seed}; into {run.folder}"
-    )
+    say(sentence)
+    for line in introduction.found(run.dataset, run.config):
+        say(line)
+    device, processes = accelerator.device.type, accelerator.num_processes
+    threads = torch.get_num_threads()
+    say(introduction.planned(run.preset, run.config, device, threads, processes))
+    say(f"  into {run.folder}; the time left is shown from the first seconds on")
+    for line in introduction.warnings(run.dataset):
+        say(f"warning: {line}")
 
 
 def train(run: Run, accelerator: Any, interrupts: Interrupts, say: Callable[[str], None]) -> bool:

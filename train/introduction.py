@@ -1,0 +1,90 @@
+"""The paragraph at the start of a run: what was found, what will be done, what to mend."""
+
+import pyarrow.compute as pc
+
+from pipeline.index import Dataset, Split
+from shards.schema import PATCH_BYTES
+from train.config import Config
+from train.loop import plan
+
+FEW_GROUPS = 10  # a class: below, an interval by group means little
+MEGABYTE = 1e6
+
+
+def found(dataset: Dataset, config: Config) -> list[str]:
+    """The data set in lines: size, groups, classes, and where the train split is kept."""
+    card = dataset.card
+    sizes = ", ".join(
+        f"{name} {len(split):,} from {groups(split):,} groups"
+        for name, split in dataset.splits.items()
+    )
+    train = len(dataset.split("train")) * PATCH_BYTES / MEGABYTE
+    where = {"host": "in memory", "device": "on the GPU", "stream": "streamed from the shards"}
+    classes = f"{len(card.classes)} classes" if card.labelled else "no classes"
+    return [f"  patches: {sizes}; {classes}; train, {train:,.0f} MB, {where[config.storage]}"]
+
+
+def planned(preset: str, config: Config, device: str, threads: int, processes: int) -> str:
+    """The work in a line."""
+    steps = plan(config)
+    on = f"{device} ({threads} threads)" if device == "cpu" else device
+    several = f" x {processes} processes" if processes > 1 else ""
+    compiled = ", compiled" if config.compile else ""
+    return (
+        f"  {preset}: {steps.images:,} images in {steps.steps:,} steps of {steps.batch}, on "
+        f"{on}{several}, {config.precision}{compiled}; seed {config.seed}"
+    )
+
+
+def warnings(dataset: Dataset) -> list[str]:
+    """What makes results weaker than they look, each with what to do."""
+    card, lines = dataset.card, []
+    if "val" not in dataset.splits:
+        lines.append(
+            "no val split: nothing is validated and probes are skipped; "
+            "pack again with --val 0.15 --test 0.2"
+        )
+    if not card.labelled:
+        lines.append(
+            "no labels: probes are skipped; evaluate on labelled patches with "
+            "python -m eval.main RUN --data DIR"
+        )
+    if len(card.classes) == 1:
+        lines.append(f"one class ({card.classes[0]}): probes have nothing to tell apart")
+    if all(groups(split) == len(split) > 1 for split in dataset.splits.values()):
+        lines.append(
+            "every patch is a group of its own: if several come from one slide, say so when "
+            "packing (--group-regex or --manifest), or splits leak"
+        )
+    elif card.labelled:
+        lines += _few_groups(dataset)
+    return lines
+
+
+def groups(split: Split) -> int:
+    """Groups of a split: patients where known, else slides, else source images."""
+    return int(pc.count_distinct(_group(split)).as_py())
+
+
+def _group(split: Split) -> pc.Expression:
+    return pc.coalesce(split.table["patient"], split.table["slide"], split.table["source"])
+
+
+def _few_groups(dataset: Dataset) -> list[str]:
+    split = dataset.splits.get("test")
+    if split is None or not len(split):
+        return []
+    table = split.table.select(["label"]).append_column("group", _group(split))
+    counted = table.group_by("label").aggregate([("group", "count_distinct")]).to_pylist()
+    few = {
+        dataset.card.classes[row["label"]]: row["group_count_distinct"]
+        for row in counted
+        if row["label"] >= 0 and row["group_count_distinct"] < FEW_GROUPS
+    }
+    if not few:
+        return []
+    named = ", ".join(f"{name} {count}" for name, count in sorted(few.items()))
+    return [
+        f"few groups a class in test ({named}; fewer than {FEW_GROUPS}): error bars are wide, and "
+        "small differences between models mean nothing"
+    ]
