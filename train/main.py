@@ -70,7 +70,6 @@ class Run:
 
 def main(argv: list[str]) -> int:
     say: Callable[[str], None] = lambda line: print(line, flush=True)  # noqa: E731
-    run: Run | None = None
     interrupts = Interrupts()
     try:
         preset, arguments = parse(argv)
@@ -78,9 +77,12 @@ def main(argv: list[str]) -> int:
         if not accelerator.is_main_process:
             say = lambda line: None  # noqa: E731
         run = prepare(preset, arguments, accelerator, say)
-    except (DataError, ValueError) as error:
+    except (DataError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return UNUSABLE
+    except KeyboardInterrupt:
+        print("interrupted before training began", file=sys.stderr)
+        return INTERRUPTED
     try:
         finished = train(run, accelerator, interrupts, say)
         if finished and accelerator.is_main_process:
@@ -92,9 +94,12 @@ def main(argv: list[str]) -> int:
         say("interrupted; the last checkpoint stays. Continue with the same command and --resume")
         return INTERRUPTED
     except (DataError, NonFiniteError, OSError) as error:
-        write_status(run, accelerator, "failed", str(error))
         print(f"error: {error}", file=sys.stderr)
+        write_status(run, accelerator, "failed", str(error))
         return FAILED
+    except BaseException as error:
+        write_status(run, accelerator, "failed", repr(error))
+        raise
     finally:
         accelerator.end_training()
 
@@ -238,7 +243,10 @@ def write_status(run: Run, accelerator: Any, name: str, error: str | None = None
         return
     status = {"status": name, "pid": os.getpid(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     path = run.folder / "status.json"
-    state.write_atomically(path, json.dumps({**status, "error": error}, indent=1).encode())
+    try:
+        state.write_atomically(path, json.dumps({**status, "error": error}, indent=1).encode())
+    except DataError as problem:  # of a full disk, say: the run's own error matters more
+        print(f"error: {problem}", file=sys.stderr)
 
 
 if __name__ == "__main__":
