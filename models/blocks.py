@@ -123,6 +123,14 @@ class Downsample(nn.Sequential):
     def __init__(self, c: int, k: int) -> None:
         super().__init__(ScaledConv2d(c, 2 * c), Depthwise(2 * c, k, 1 / k, stride=2))
 
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        wide = self[0](x_BCHW)
+        if wide.device.type != "cpu":
+            return self[1](wide)
+        # a strided depthwise convolution is 7 to 30 times slower in bfloat16 on CPU (bench/LOG.md)
+        with torch.autocast("cpu", enabled=False):
+            return self[1](wide.float()).to(wide.dtype)
+
 
 def _interpolated(mode: str) -> Callable[[int, int, bool], nn.Module]:
     def build(c_in: int, c_out: int, bias: bool) -> nn.Module:
