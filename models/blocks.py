@@ -125,9 +125,9 @@ class Downsample(nn.Sequential):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         wide = self[0](x_BCHW)
-        if wide.device.type != "cpu":
+        if wide.device.type != "cpu" or wide.dtype != torch.bfloat16:
             return self[1](wide)
-        # a strided depthwise convolution is 7 to 30 times slower in bfloat16 on CPU (bench/LOG.md)
+        # a strided depthwise convolution is 6 to 30 times slower in bfloat16 on CPU (bench/LOG.md)
         with torch.autocast("cpu", enabled=False):
             return self[1](wide.float()).to(wide.dtype)
 

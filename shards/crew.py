@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, fields
 from operator import attrgetter
 
@@ -88,8 +89,10 @@ class _Worker:
         self._process.kill()
 
     def close(self) -> None:
-        with self._process:
-            pass  # waits, and closes the pipes
+        # leaving the process waits for it and closes the pipes; bytes that a dead one never read
+        # break them once more
+        with suppress(BrokenPipeError), self._process:
+            pass
 
     def _send(self, message: object) -> None:
         assert self._process.stdin is not None

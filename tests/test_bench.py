@@ -145,7 +145,7 @@ def test_steps_are_timed_only_when_the_loader_is_at_its_pace(clock: Clock) -> No
         finally:
             closed.append(True)
 
-    trainer: Any = SimpleNamespace(device=CPU, _update=lambda seconds: clock.work(seconds)())
+    trainer: Any = SimpleNamespace(device=CPU, update=lambda seconds: clock.work(seconds)())
     assert training._block(trainer, source, steps=3) == 1.0
     assert closed
 

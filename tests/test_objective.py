@@ -96,8 +96,8 @@ def test_total_is_the_sum_of_independent_terms(group: str, form: str, fibres: st
     order = d4.ORDER[group]
     equivariance = torch.stack(terms).mean() * (order - 1) / order
     expected = (squared + 2 * kl + 0.3 * equivariance) / D
-    assert float(losses["loss"]) == pytest.approx(float(expected), rel=1e-4)
-    assert float(losses["equivariance"]) == pytest.approx(float(equivariance), rel=1e-3)
+    assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert losses["equivariance"].item() == pytest.approx(equivariance.item(), rel=1e-3)
 
 
 def test_autoencoder_has_no_noise_and_no_kl() -> None:
