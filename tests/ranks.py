@@ -52,8 +52,8 @@ def main(data: Path, out: Path) -> None:
         images = torch.cat([next(iter(loader.batches(0, BATCH))).images for loader in loaders])
         single(images, join(draws))["loss"].backward()
         for name, parameter in step.named_parameters():
-            tensors[f"ddp/{name}"] = parameter.grad
-            tensors[f"single/{name}"] = single.get_parameter(name).grad
+            tensors[f"ddp/{name}"] = parameter.grad.contiguous()
+            tensors[f"single/{name}"] = single.get_parameter(name).grad.contiguous()
     save_file(tensors, out / f"rank-{rank}.safetensors")
     accelerator.end_training()
 
