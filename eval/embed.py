@@ -27,6 +27,7 @@ from eval.encoder import PatchEncoder, load
 from eval.readouts import READOUTS, Features, read_embeddings, with_embeddings
 from pipeline.index import Dataset, open_dataset
 from pipeline.reader import Reader
+from shards.command import run_command
 from shards.pack import pack
 from shards.plan import PackOptions
 from shards.progress import progress
@@ -237,25 +238,13 @@ def _command(
     run: tyro.conf.Positional[_Run],
     source: tyro.conf.Positional[_Source],
     options: _Options = EmbedOptions(),
-) -> None:
+) -> Callable[[], None]:
     """Embed any patches with a trained run."""
-    print(embed(run, source, options))
+    return lambda: print(embed(run, source, options))
 
 
 def main() -> int:
-    """Exit status: 0 done, 1 unusable run or source, 2 unusable arguments, 130 interrupted."""
-    try:
-        tyro.cli(_command, prog="python -m eval.embed")
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues", file=sys.stderr)
-        return 130
-    return 0
+    return run_command("eval.embed", _command)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +24,8 @@ from eval.readouts import Features
 from eval.suite import probe_all, write_all_embeddings
 from pipeline import d4
 from pipeline.index import Dataset, Split
-from shards.schema import NO_LABEL, DataError
+from shards.command import run_command
+from shards.schema import NO_LABEL
 from shards.split import GROUPS, leaks
 from shards.summary import leak_warning
 
@@ -209,28 +211,21 @@ _Data = Annotated[
 _Config = Annotated[EvalConfig, tyro.conf.arg(name="")]
 
 
-def _arguments(
+def _command(
     run: tyro.conf.Positional[_Run],
     data: _Data = None,
     config: _Config = EvalConfig(),  # noqa: B008 - tyro reads the defaults here
-) -> tuple[Path, Path | None, EvalConfig]:
+) -> Callable[[], None]:
     """Evaluate a run: RUN/results.json, RUN/embeddings, RUN/figures."""
-    return run, data, config
+
+    def action() -> None:
+        evaluate(run, data, config)
+
+    return action
 
 
 def main() -> int:
-    """Exit status: 0 done, 1 unusable run or data, 2 unusable arguments."""
-    try:
-        arguments = tyro.cli(_arguments, prog="python -m eval.main")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
-        evaluate(*arguments)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command("eval.main", _command)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ from eval.markdown import code_block, escape
 from eval.metrics import PSNR_CAP
 from eval.tables import Entry
 from pipeline.corrupt import KINDS
+from shards.command import run_command
 from shards.schema import DataError
 
 REPORT = "report.md"
@@ -204,19 +205,13 @@ def _commands(entries: list[Entry]) -> str:
 _Runs = Annotated[list[Path], tyro.conf.arg(metavar="RUN...", help="folders of evaluated runs")]
 
 
-def _command(run_folders: tyro.conf.Positional[_Runs], out: Path) -> None:
+def _command(run_folders: tyro.conf.Positional[_Runs], out: Path) -> Callable[[], None]:
     """Compare evaluated runs in one report."""
-    print(write_report(run_folders, out))
+    return lambda: print(write_report(run_folders, out))
 
 
 def main() -> int:
-    """Exit status: 0 done, 1 unusable runs, 2 unusable arguments."""
-    try:
-        tyro.cli(_command, prog="python -m eval.report")
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command("eval.report", _command)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from shards.build import MAX_LISTED, Job, Record
+from shards.command import run_command
 from shards.crew import build_all
 from shards.intake import gather
 from shards.output import (
@@ -185,25 +186,12 @@ class _Command:
     out: tyro.conf.Positional[_Out]
     packing: Annotated[PackOptions, tyro.conf.arg(name="")] = field(default_factory=PackOptions)
 
+    def __call__(self) -> None:
+        pack(self.source, self.out, self.packing)
+
 
 def main() -> int:
-    """Exit status: 0 done, 1 unusable data or output, 2 unusable arguments, 130 interrupted."""
-    try:
-        asked = tyro.cli(
-            _Command, prog="python -m shards.pack", config=(tyro.conf.FlagCreatePairsOff,)
-        )
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
-        pack(asked.source, asked.out, asked.packing)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues where this one stopped", file=sys.stderr)
-        return 130
-    return 0
+    return run_command("shards.pack", _Command, config=(tyro.conf.FlagCreatePairsOff,))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from shards.assign import Group, assign
+from shards.command import run_command
 from shards.manifest import FIELDS, Columns, read_manifest
 from shards.names import source_image
 from shards.output import publish, shard_files
@@ -181,20 +182,12 @@ class _Command:
     out: tyro.conf.Positional[_Dir]
     options: Annotated[SiteOptions, tyro.conf.arg(name="")] = field(default_factory=SiteOptions)
 
+    def __call__(self) -> None:
+        leave_one_out(self.listed, self.out, self.options)
+
 
 def main() -> int:
-    """Exit status: 0 done, 1 unusable data, 2 unusable arguments."""
-    try:
-        asked = tyro.cli(_Command, prog="python -m shards.sites")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
-        leave_one_out(asked.listed, asked.out, asked.options)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command("shards.sites", _Command)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ the pixels uncompressed: a larger set contains the smaller one of the same seed,
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, NamedTuple
@@ -23,6 +24,7 @@ import numpy as np
 import tyro
 from scipy.ndimage import gaussian_filter
 
+from shards.command import run_command
 from shards.png import Pixels, store
 from shards.progress import progress
 from shards.schema import PATCH, DataError
@@ -209,8 +211,12 @@ _Config = Annotated[SyntheticConfig, tyro.conf.arg(name="")]
 def _command(
     out: tyro.conf.Positional[_Out],
     config: _Config = SyntheticConfig(),
-) -> None:
+) -> Callable[[], None]:
     """Make a small set of synthetic H&E patches, in class folders."""
+    return partial(_make, out, config)
+
+
+def _make(out: Path, config: SyntheticConfig) -> None:
     total = config.train + config.val + config.test
     with progress("rendering", total, "patches") as advance:
         generate(out, config, advance)
@@ -218,19 +224,7 @@ def _command(
 
 
 def main() -> int:
-    """Exit status: 0 done, 1 unusable output, 2 unusable arguments, 130 interrupted."""
-    try:
-        tyro.cli(_command, prog="python -m shards.synthetic")
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return run_command("shards.synthetic", _command, "nothing was written")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ that are in two splits, exactly or nearly (`shards.duplicates`).
 
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,12 +20,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tyro
 
+from shards.command import run_command
 from shards.duplicates import LOW_CONTRAST, Crossing, Duplicates, find_duplicates, join
 from shards.output import shard_files
 from shards.plan import MAX_PATCHES
 from shards.progress import progress
 from shards.recount import Findings, Problem, check_shard
-from shards.schema import PATCH, DataError, DatasetCard, key, load_card
+from shards.schema import PATCH, DatasetCard, key, load_card
 from shards.split import GROUPS, SPLITS, leaks
 from shards.summary import leak_warning, printable, table
 
@@ -192,22 +195,24 @@ _Root = Annotated[Path, tyro.conf.arg(metavar="OUT", help="packed data set")]
 _NoDuplicates = Annotated[bool, tyro.conf.arg(help="do not look for patches in two splits")]
 
 
-def _command(root: tyro.conf.Positional[_Root], no_duplicates: _NoDuplicates = False) -> int:
+def _command(
+    root: tyro.conf.Positional[_Root], no_duplicates: _NoDuplicates = False
+) -> Callable[[], int]:
     """Check a packed data set: hashes, members, pixels, keys, counts, leakage, duplicates."""
-    report = verify(root, not no_duplicates)
+    return partial(_check, root, not no_duplicates)
+
+
+def _check(root: Path, duplicates: bool) -> int:
+    report = verify(root, duplicates)
     _print_report(root, report)
     return 1 if report.problem_count else 0
 
 
 def main() -> int:
-    """Exit status: 0 sound, 1 problems or no data set, 2 unusable arguments."""
-    try:
-        return tyro.cli(
-            _command, prog="python -m shards.verify", config=(tyro.conf.FlagCreatePairsOff,)
-        )
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    """Exit status 1 also stands for a data set with problems."""
+    return run_command(
+        "shards.verify", _command, "nothing was changed", (tyro.conf.FlagCreatePairsOff,)
+    )
 
 
 if __name__ == "__main__":
