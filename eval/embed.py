@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -86,7 +87,7 @@ def embed(run: Path, source: Path, options: EmbedOptions = EmbedOptions()) -> Pa
         _h5py()
     out = options.out or run / "embeddings" / UNSAFE.sub("_", source.resolve().name)
     encoder = load(run, _device())
-    rows = _rows(_packed(source, out, options.pack))
+    rows = _rows(_packed(source, out, options.pack, rank))
     about = {
         "readout": options.readout,
         "snapshot_xxh3": runs.snapshot_hash(run),
@@ -100,7 +101,8 @@ def embed(run: Path, source: Path, options: EmbedOptions = EmbedOptions()) -> Pa
     with progress("embedding", sum(len(chosen) for _, chosen in mine), "patches") as advance:
         for path, chosen in mine:
             _write_part(path, rows, chosen, encoder, about, advance)
-    if rank == 0 and all(path.is_file() for path, _ in parts):
+    if rank == 0:
+        _wait(lambda: all(_finished(*part, about) for part in parts))
         _finish(out, [path for path, _ in parts], options)
     return out
 
@@ -110,20 +112,28 @@ def _device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu"
 
 
-def _packed(source: Path, out: Path, options: PackOptions) -> Dataset:
-    """The data set at `source`, packed first where it is not one."""
+def _wait(condition: Callable[[], bool]) -> None:
+    """For the other ranks; the launcher ends this one too when one of them fails."""
+    while not condition():
+        time.sleep(0.2)
+
+
+def _packed(source: Path, out: Path, options: PackOptions, rank: int) -> Dataset:
+    """The data set at `source`, packed first, by rank 0, where it is not one."""
     if (source / CARD_NAME).is_file():
         return open_dataset(source)
     if not source.exists():
         raise DataError(f"{source} does not exist; name a packed data set, a folder or an image")
-    out.mkdir(parents=True, exist_ok=True)
-    if source.is_file():
-        listed = out / ".files.csv"
-        listed.write_text(f'path\n"{source.name}"\n', encoding="utf-8")
-        source, options = source.parent, replace(options, manifest=listed)
     shards = out / SHARDS
-    if not (shards / CARD_NAME).is_file():
+    if rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        if source.is_file():
+            listed = out / ".files.csv"
+            listed.write_text(f'path\n"{source.name}"\n', encoding="utf-8")
+            source, options = source.parent, replace(options, manifest=listed)
+        shutil.rmtree(shards, ignore_errors=True)  # of an interruption: the source may differ now
         pack(source, shards, options)
+    _wait((shards / CARD_NAME).is_file)  # it is written last
     return open_dataset(shards)
 
 

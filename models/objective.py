@@ -42,6 +42,8 @@ class ObjectiveConfig:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}; expected >= 0")
         if self.noise_var != "learned" and self.noise_var < NOISE_VAR_FLOOR:
             raise ValueError(f"objective.noise_var is {self.noise_var}; expected >= 1e-4")
+        if self.noise_var_init <= NOISE_VAR_FLOOR:
+            raise ValueError(f"noise_var_init is {self.noise_var_init}; expected above 1e-4")
         if self.form == "features" and self.fibres == "regular":
             raise ValueError("regular fibres are defined on the latent: use form mean or implicit")
 

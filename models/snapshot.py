@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 
 from models.vae import VAE, ModelConfig
+from shards.output import publish
 from shards.schema import DataError
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -23,9 +25,10 @@ def save(model: VAE, folder: Path, about: dict[str, Any]) -> None:
     """Write the model to `folder`; `about` (JSON) travels beside its config."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS)
     text = json.dumps({"model": asdict(model.config), "about": about}, indent=1)
-    (folder / CONFIG).write_text(text + "\n")
+    for name, data in ((WEIGHTS, to_bytes(tensors)), (CONFIG, (text + "\n").encode())):
+        with publish(folder / name) as file:
+            file.write(data)
 
 
 def load(folder: Path) -> VAE:

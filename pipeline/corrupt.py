@@ -33,6 +33,8 @@ class CorruptionConfig:
         shares = [getattr(self, kind) for kind in KINDS]
         if min(shares) < 0 or sum(shares) <= 0:
             raise ValueError(f"corruption shares are {shares}; expected >= 0 with a sum above 0")
+        if not self.noise_sigma:
+            raise ValueError("corruption.noise_sigma is empty; expected at least one value")
 
     def counts(self, batch: int) -> list[int]:
         """Samples of each kind in a batch: cumulative shares, rounded."""

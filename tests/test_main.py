@@ -21,6 +21,10 @@ from train import main as entry
         (["dvae", "--images", "0"], "at least 1"),
         (["dvae", "--track", "nothing"], "unknown tracker"),
         (["dvae", "--objective.beta", "-1"], "beta"),
+        (["dvae", "--seed", "-1"], "seed is -1"),
+        (["dvae", "--optim.warmup", "1"], "warmup"),
+        (["dvae", "--loop.keep-checkpoints", "0"], "keep_checkpoints"),
+        (["dvae", "--objective.noise-var-init", "0"], "noise_var_init"),
     ],
 )
 def test_unusable_arguments_exit_with_2(

@@ -63,6 +63,13 @@ def test_every_preset_learns(preset: str, dataset: Dataset, tmp_path: Path) -> N
     assert len(values) == 2 and all(np.isfinite(v["psnr"]) for v in values)
 
 
+def test_the_average_keeps_no_graph(dataset: Dataset, tmp_path: Path) -> None:
+    one = trainer(dataset, tmp_path, config())
+    for batch, _ in zip(one.loader.batches(0, 16), range(2), strict=True):
+        one.update(batch)
+    assert all(p.is_leaf and not p.requires_grad for p in one.ema.parameters())
+
+
 def test_two_runs_are_identical_and_seeds_differ(dataset: Dataset, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train_until(trainer(dataset, tmp_path / name, config(seed=seed)), tmp_path / name)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from models.objective import ObjectiveConfig
 from models.vae import ModelConfig
-from pipeline import corrupt
+from pipeline import corrupt, d4
 from pipeline.corrupt import CorruptionConfig
 from pipeline.loader import Storage
 
@@ -28,6 +28,10 @@ class OptimConfig:
     clip: float = 1.0  # global gradient norm
     ema_halflife: float = 0.05  # of the images seen so far
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"optim.warmup is {self.warmup}; expected in [0, 1)")
+
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -38,6 +42,11 @@ class LoopConfig:
     checkpoints: int = 10
     keep_checkpoints: int = 2
     validation_images: int = 512
+
+    def __post_init__(self) -> None:
+        for name in ("keep_checkpoints", "validation_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"loop.{name} is {getattr(self, name)}; expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,10 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; expected at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; expected 0 or more")
+        if self.objective.fibres == "regular":  # refuses channels that do not split into fibres
+            d4.channel_index(self.model.latent_channels, self.objective.group)
 
 
 LAMBDA = 0.3

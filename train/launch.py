@@ -2,12 +2,15 @@
 
 import os
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
+from pipeline.corrupt import KINDS
 from pipeline.index import Split
 from pipeline.loader import choose_storage
 from shards.schema import DataError
@@ -30,7 +33,12 @@ def start_accelerator() -> Accelerator:
     cpu = not torch.cuda.is_available()
     if cpu:
         torch.set_num_threads(max(1, usable_cores() // local_ranks()))
-    accelerator = Accelerator(cpu=cpu)
+    # precision, accumulation and compilation are the run's own: not those of a launcher's cache
+    os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
+    patient = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # while the main rank packs
+    accelerator = Accelerator(
+        cpu=cpu, mixed_precision="no", dynamo_backend="no", kwargs_handlers=[patient]
+    )
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != accelerator.num_processes:
         raise DataError(
@@ -77,6 +85,9 @@ def resolve(config: Config, split: Split, device: torch.device, ranks: int) -> C
     batch = config.batch_size or (GPU_BATCH if cuda else CPU_BATCH)
     if batch % ranks:
         raise DataError(f"--batch-size {batch} is not divisible by {ranks} processes")
+    counts = dict(zip(KINDS, config.corruption.counts(batch // ranks), strict=True))
+    if missing := [k for k, n in counts.items() if not n and getattr(config.corruption, k) > 0]:
+        raise DataError(f"a batch of {batch // ranks} a process has no place for {missing}")
     storage = config.storage
     if storage == "device" and not cuda:
         raise DataError("--storage device needs a GPU; use host or stream")

@@ -16,7 +16,7 @@ from eval.metrics import validate
 from models import snapshot
 from models.objective import Objective
 from models.vae import build
-from pipeline.index import Dataset, Split
+from pipeline.index import Dataset, Order, Split
 from pipeline.loader import Batch, Loader
 from pipeline.reader import Reader
 from shards.schema import DataError
@@ -26,6 +26,8 @@ from train.step import TrainStep, generator_for
 from train.tracker import Progress, Sums, Tracker
 
 Say = Callable[[str], None]
+
+STOP_EVERY = 16  # steps between questions whether any of several ranks was interrupted
 
 
 class NonFiniteError(Exception):
@@ -120,7 +122,7 @@ class Trainer:
         for batch in self.loader.batches(self.images_seen, self.plan.images):
             self.update(batch)
             last = self.done == self.plan.steps
-            stop = self._any_rank(interrupted())
+            stop = (last or self._looks_up()) and self._any_rank(interrupted())
             if last or self.done % self.plan.log_every == 0:
                 self._log(tracker, progress)
             if last or self.done % self.plan.validate_every == 0:
@@ -148,7 +150,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.done += 1
         decay = ema_decay(optim, self.images_seen, self.plan.batch)
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
+        with torch.no_grad():
+            ema: list[Tensor] = list(self.ema.parameters())
+            model: list[Tensor] = list(self.model.parameters())
+            torch._foreach_lerp_(ema, model, 1 - decay)
         self.sums.add(
             {**losses, "grad_norm": norm, "noise_var": self.step.objective.noise_var()}, seen
         )
@@ -240,13 +245,19 @@ class Trainer:
         if split is None or not self.accelerator.is_main_process:
             return None
         count = min(len(split), self.config.loop.validation_images)
-        pixels = Reader(split).read(np.arange(count))
+        reader = Reader(split)
+        pixels = reader.read(np.arange(count))
+        reader.close()
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
 
     def _gathered_sums(self) -> dict[str, Tensor]:
         """Sums averaged over ranks, so that a resume on another number of ranks continues them."""
         totals = self.accelerator.reduce(self.sums.totals.clone(), "mean")
         return {**self.sums.tensors(), "totals": totals}
+
+    def _looks_up(self) -> bool:
+        """Whether this step asks about interruptions: several ranks synchronise for it."""
+        return self.accelerator.num_processes == 1 or self.done % STOP_EVERY == 0
 
     def _any_rank(self, flag: bool) -> bool:
         """Ranks must stop at one step; without other ranks this costs nothing."""
@@ -259,7 +270,9 @@ class Trainer:
         if bad is None:
             return
         images, terms = bad
-        batch = self.loader.order.take(images, images + self.plan.batch)
+        order = self.loader.order  # its cache belongs to the reading thread
+        order = Order(order.count, order.seed, order.block)
+        batch = order.take(images, images + self.plan.batch)
         keys = self.split.keys(
             batch[self.accelerator.process_index :: self.accelerator.num_processes]
         )

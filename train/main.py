@@ -26,6 +26,7 @@ from eval.job import EvalConfig  # noqa: E402
 from eval.main import evaluate  # noqa: E402
 from eval.report import write_report  # noqa: E402
 from pipeline.index import Dataset, open_dataset  # noqa: E402
+from pipeline.loader import Storage  # noqa: E402
 from shards.schema import DataError  # noqa: E402
 from train import introduction, launch, state  # noqa: E402
 from train.config import (  # noqa: E402
@@ -54,6 +55,7 @@ class Arguments:
     out: Path | None = None  # run folder; default data/processed/PRESET-sSEED
     resume: bool = False  # continue the run in `out` from its newest checkpoint
     track: tuple[str, ...] = ("tensorboard",)  # trackers beside metrics.jsonl
+    data_hash: tyro.conf.Suppress[str | None] = None  # of the run that is repeated
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
@@ -85,6 +87,8 @@ def main(argv: list[str]) -> int:
         return INTERRUPTED
     try:
         finished = train(run, accelerator, interrupts, say)
+        if finished and interrupts.requested:
+            raise KeyboardInterrupt
         if finished and accelerator.is_main_process:
             conclude(run, say)
         write_status(run, accelerator, "done" if finished else "interrupted")
@@ -124,7 +128,8 @@ def _base(name: str) -> tuple[str, Arguments]:
         try:
             raw = json.loads(path.read_bytes())
             config = from_json(raw["config"])
-            return str(raw["preset"]), Arguments(data=Path(raw["data"]["root"]), config=config)
+            root, data_hash = Path(raw["data"]["root"]), str(raw["data"]["hash"])
+            return str(raw["preset"]), Arguments(root, config=config, data_hash=data_hash)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a run's config.json: {error!r}") from None
     close = difflib.get_close_matches(name, PRESETS, 1)
@@ -143,7 +148,13 @@ def prepare(preset: str, arguments: Arguments, accelerator: Any, say: Callable[[
     with accelerator.main_process_first():  # the main rank packs, the others find it done
         root, sentence = find_data(arguments.data)
     dataset = open_dataset(root)
+    if arguments.data_hash not in (None, dataset.hash):
+        raise DataError(
+            f"{root} is not the data set of that run: its hash is {dataset.hash}, "
+            f"not {arguments.data_hash}; name the right one with --data"
+        )
     config = arguments.config
+    folder = arguments.out or Path("data/processed") / f"{preset}-s{config.seed}"
     if config.images is None and is_synthetic(root) and accelerator.device.type == "cpu":
         config = replace(config, images=SYNTHETIC_IMAGES)
     config = launch.resolve(
@@ -151,13 +162,24 @@ def prepare(preset: str, arguments: Arguments, accelerator: Any, say: Callable[[
     )
     if config.deterministic:
         launch.set_deterministic()
-    folder = arguments.out or Path("data/processed") / f"{preset}-s{config.seed}"
+    if arguments.config.storage == "auto":
+        config = replace(config, storage=_agreed(config.storage, folder, accelerator))
     run = Run(folder, preset, config, dataset, arguments)
     if accelerator.is_main_process:
         _claim(run)
     accelerator.wait_for_everyone()
     _introduce(run, accelerator, sentence, say)
     return run
+
+
+def _agreed(chosen: Storage, folder: Path, accelerator: Any) -> Storage:
+    """One storage for all ranks, that of the run where it is resumed: it decides the order."""
+    path = folder / "config.json"
+    if path.is_file():
+        chosen = json.loads(path.read_bytes()).get("config", {}).get("storage", chosen)
+    ranks: list[Storage] = ["stream", "host", "device"]
+    mine = torch.tensor([ranks.index(chosen)], device=accelerator.device)
+    return ranks[int(accelerator.gather(mine).min())]
 
 
 def _claim(run: Run) -> None:
@@ -168,7 +190,7 @@ def _claim(run: Run) -> None:
         facts = {
             "preset": run.preset,
             "config": as_json(run.config),
-            "data": {"root": str(run.dataset.root), "hash": run.dataset.hash},
+            "data": {"root": str(run.dataset.root.resolve()), "hash": run.dataset.hash},
             "environment": environment(),
         }
         state.write_atomically(path, json.dumps(facts, indent=1).encode())
@@ -179,9 +201,12 @@ def _claim(run: Run) -> None:
         )
     if not path.is_file():
         raise DataError(f"{run.folder} has no config.json: it is not a run; choose another --out")
-    before = json.loads(path.read_bytes())
     now = {"config": as_json(run.config), "data": {"hash": run.dataset.hash}}
-    then = {"config": before["config"], "data": {"hash": before["data"]["hash"]}}
+    try:
+        before = json.loads(path.read_bytes())
+        then = {"config": before["config"], "data": {"hash": before["data"]["hash"]}}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a run's config.json: {error!r}") from None
     if lines := differences(then, now):
         raise DataError(
             f"{run.folder} cannot be resumed with another config or data set:\n  "
@@ -219,9 +244,11 @@ def train(run: Run, accelerator: Any, interrupts: Interrupts, say: Callable[[str
     if run.config.compile:
         say("compiling the step: the first one takes a minute or two ...")
     began = trainer.done
-    with interrupts.graceful(lambda: trainer.done > began):
-        finished = trainer.train(tracker, lambda: interrupts.requested)
-    tracker.close()
+    try:
+        with interrupts.graceful(lambda: trainer.done > began):
+            finished = trainer.train(tracker, lambda: interrupts.requested)
+    finally:
+        tracker.close()
     if finished and main_rank:
         trainer.save_snapshot({"preset": run.preset, "seed": run.config.seed})
     if not finished:
@@ -239,7 +266,7 @@ def conclude(run: Run, say: Callable[[str], None]) -> None:
 
 
 def write_status(run: Run, accelerator: Any, name: str, error: str | None = None) -> None:
-    if not accelerator.is_main_process:
+    if not accelerator.is_main_process and name != "failed":
         return
     status = {"status": name, "pid": os.getpid(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     path = run.folder / "status.json"

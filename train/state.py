@@ -59,6 +59,7 @@ def save_checkpoint(
         write_atomically(partial / TENSORS, blob)
         write_atomically(partial / META, json.dumps(whole, indent=1).encode())
         shutil.rmtree(final, ignore_errors=True)
+        sync_folder(partial)
         partial.rename(final)
         sync_folder(folder)
     except (OSError, DataError) as error:

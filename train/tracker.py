@@ -83,7 +83,7 @@ class Tracker:
         self.path = run / LOG
         if resume_bytes is not None and self.path.exists():
             with open(self.path, "r+b") as file:
-                file.truncate(resume_bytes)
+                file.truncate(min(resume_bytes, self.path.stat().st_size))
         self.sinks, self.started = sinks, time.monotonic()
 
     def write(self, kind: str, images: int, values: dict[str, float]) -> None:
