@@ -60,9 +60,10 @@ class HostResident:
         )
 
     def gather(self, indices: NDArray[np.int64]) -> Tensor:
-        rows = torch.from_numpy(indices)
-        out = torch.empty(len(rows), PATCH_BYTES, dtype=torch.uint8, pin_memory=self.pin)
-        torch.index_select(self.pixels, 0, rows, out=out)
+        out = torch.empty(len(indices), PATCH_BYTES, dtype=torch.uint8, pin_memory=self.pin)
+        # not torch's gather: in the reading thread it would start a second pool of OpenMP threads,
+        # which takes the cores from training (bench/LOG.md)
+        np.take(self.pixels.numpy(), indices, axis=0, out=out.numpy())
         return _channels_last(out)
 
 
