@@ -129,7 +129,8 @@ def _packed(source: Path, out: Path, options: PackOptions, rank: int) -> Dataset
         out.mkdir(parents=True, exist_ok=True)
         if source.is_file():
             listed = out / ".files.csv"
-            listed.write_text(f'path\n"{source.name}"\n', encoding="utf-8")
+            quoted = source.name.replace('"', '""')
+            listed.write_text(f'path\n"{quoted}"\n', encoding="utf-8")
             source, options = source.parent, replace(options, manifest=listed)
         shutil.rmtree(shards, ignore_errors=True)  # of an interruption: the source may differ now
         pack(source, shards, options)

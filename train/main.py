@@ -25,6 +25,7 @@ from eval.environment import environment  # noqa: E402
 from eval.job import EvalConfig  # noqa: E402
 from eval.main import evaluate  # noqa: E402
 from eval.report import write_report  # noqa: E402
+from eval.run import read_json  # noqa: E402
 from pipeline.index import Dataset, open_dataset  # noqa: E402
 from pipeline.loader import Storage  # noqa: E402
 from shards.schema import DataError  # noqa: E402
@@ -126,7 +127,7 @@ def _base(name: str) -> tuple[str, Arguments]:
     path = Path(name)
     if path.suffix == ".json" and path.is_file():
         try:
-            raw = json.loads(path.read_bytes())
+            raw = _recorded(path)
             config = from_json(raw["config"])
             root, data_hash = Path(raw["data"]["root"]), str(raw["data"]["hash"])
             return str(raw["preset"]), Arguments(root, config=config, data_hash=data_hash)
@@ -172,12 +173,28 @@ def prepare(preset: str, arguments: Arguments, accelerator: Any, say: Callable[[
     return run
 
 
+def _recorded(path: Path) -> dict[str, Any]:
+    """What a run's config.json says, its sections there.
+
+    Raises:
+        DataError: it is not the config.json of a run.
+    """
+    raw = read_json(path)
+    if not (isinstance(raw.get("config"), dict) and isinstance(raw.get("data"), dict)):
+        raise DataError(f"{path} is not a run's config.json: no sections config and data")
+    if "hash" not in raw["data"]:
+        raise DataError(f"{path} is not a run's config.json: it names no data hash")
+    return raw
+
+
 def _agreed(chosen: Storage, folder: Path, accelerator: Any) -> Storage:
     """One storage for all ranks, that of the run where it is resumed: it decides the order."""
     path = folder / "config.json"
     if path.is_file():
-        chosen = json.loads(path.read_bytes()).get("config", {}).get("storage", chosen)
+        chosen = _recorded(path)["config"].get("storage", chosen)
     ranks: list[Storage] = ["stream", "host", "device"]
+    if chosen not in ranks:
+        raise DataError(f"{path} names the storage {chosen!r}; expected one of {ranks}")
     mine = torch.tensor([ranks.index(chosen)], device=accelerator.device)
     return ranks[int(accelerator.gather(mine).min())]
 
@@ -202,11 +219,8 @@ def _claim(run: Run) -> None:
     if not path.is_file():
         raise DataError(f"{run.folder} has no config.json: it is not a run; choose another --out")
     now = {"config": as_json(run.config), "data": {"hash": run.dataset.hash}}
-    try:
-        before = json.loads(path.read_bytes())
-        then = {"config": before["config"], "data": {"hash": before["data"]["hash"]}}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a run's config.json: {error!r}") from None
+    before = _recorded(path)
+    then = {"config": before["config"], "data": {"hash": before["data"]["hash"]}}
     if lines := differences(then, now):
         raise DataError(
             f"{run.folder} cannot be resumed with another config or data set:\n  "
