@@ -64,9 +64,15 @@ class _Worker:
     """One process and the pipes to it."""
 
     def __init__(self, job: Job) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "shards.crew"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        # Ctrl-C reaches every process of the terminal, a worker perhaps while it still imports: it
+        # is born with the signal blocked, and the parent alone decides
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "shards.crew"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._send(asdict(job))
 
     def build(self, plan: ShardPlan) -> Record:
@@ -105,7 +111,6 @@ class _Worker:
 
 def _work() -> None:
     """The loop of a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(lines,), daemon=True).start()
     job = Job(**json.loads(lines.get()))
