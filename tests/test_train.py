@@ -78,6 +78,15 @@ def test_two_runs_are_identical_and_seeds_differ(dataset: Dataset, tmp_path: Pat
     assert not all(torch.equal(a[name], c[name]) for name in a)
 
 
+def test_timing_steps_ahead_changes_nothing(dataset: Dataset, tmp_path: Path) -> None:
+    for name in ("timed", "plain"):
+        one = trainer(dataset, tmp_path / name, config())
+        assert name == "plain" or one.seconds_a_step() > 0
+        train_until(one, tmp_path / name)
+    a, b = (final_state(tmp_path / name) for name in ("timed", "plain"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
 @pytest.mark.parametrize("steps", [(1,), (5,), (6,), (11,), (3, 7)])
 @pytest.mark.parametrize("storage", ["host", "stream"])
 def test_resuming_is_identical_to_the_bit(

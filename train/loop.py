@@ -2,9 +2,12 @@
 
 import copy
 import math
+import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,7 @@ from train.tracker import Progress, Sums, Tracker
 
 Say = Callable[[str], None]
 
+REHEARSED = 3  # steps that are timed before a run
 STOP_EVERY = 16  # steps between questions whether any of several ranks was interrupted
 
 
@@ -116,6 +120,10 @@ class Trainer:
     def images_seen(self) -> int:
         return self.done * self.plan.batch
 
+    @property
+    def images_left(self) -> int:
+        return self.plan.images - self.images_seen
+
     def train(self, tracker: Tracker, interrupted: Callable[[], bool]) -> bool:
         """Run to the end of the budget; False when `interrupted` after saving a checkpoint."""
         progress = Progress(self.plan.images, self.images_seen, self.say)
@@ -133,18 +141,35 @@ class Trainer:
                 return False
         return True
 
+    def seconds_a_step(self) -> float:
+        """From a few steps that move no weight, forward and backward; the first one compiles."""
+        first = self.loader.batches(self.images_seen, self.images_seen + 1)
+        with closing(first) as batches:
+            batch = next(batches)
+        seconds = []
+        for _ in range(1 + REHEARSED):
+            began = time.perf_counter()
+            self._backward(batch)["loss"].item()
+            self.optimizer.zero_grad(set_to_none=True)
+            seconds.append(time.perf_counter() - began)
+        return median(seconds[1:])
+
+    def _backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of the step at hand, their gradients added to the parameters."""
+        rank = self.accelerator.process_index
+        generator = generator_for(self.config.seed, self.images_seen, rank, self.device)
+        draws = self.step.draw(len(batch.images), generator)
+        losses: dict[str, Tensor] = self.forward(batch.images, draws)
+        self.accelerator.backward(losses["loss"])
+        return losses
+
     def update(self, batch: Batch) -> None:
         """One optimizer step on one global batch."""
         optim, seen = self.config.optim, self.images_seen
         rate = learning_rate(optim, (seen + self.plan.batch) / self.plan.images)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        rank = self.accelerator.process_index
-        draws = self.step.draw(
-            len(batch.images), generator_for(self.config.seed, seen, rank, self.device)
-        )
-        losses = self.forward(batch.images, draws)
-        self.accelerator.backward(losses["loss"])
+        losses = self._backward(batch)
         norm = nn.utils.clip_grad_norm_(self.step.parameters(), optim.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

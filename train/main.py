@@ -236,7 +236,7 @@ def _introduce(run: Run, accelerator: Any, sentence: str, say: Callable[[str], N
     device, processes = accelerator.device.type, accelerator.num_processes
     threads = torch.get_num_threads()
     say(introduction.planned(run.preset, run.config, device, threads, processes))
-    say(f"  into {run.folder}; the time left is shown from the first seconds on")
+    say(f"  into {run.folder}")
     for line in introduction.warnings(run.dataset):
         say(f"warning: {line}")
 
@@ -257,6 +257,9 @@ def train(run: Run, accelerator: Any, interrupts: Interrupts, say: Callable[[str
     tracker = Tracker(run.folder, sinks, resume_bytes if main_rank else None)
     if run.config.compile:
         say("compiling the step: the first one takes a minute or two ...")
+    if trainer.images_left:
+        seconds = trainer.seconds_a_step() * trainer.images_left / trainer.plan.batch
+        say(f"  training will take about {clock(seconds)}, then the evaluation")
     began = trainer.done
     try:
         with interrupts.graceful(lambda: trainer.done > began):
