@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from shards.convert import Rule, convert
 from shards.output import publish, shard_files, sync_folder, write_record
 from shards.plan import ShardPlan
 from shards.png import MAX_PNG_BYTES, PngError, inflate, store, unfilter
 from shards.schema import CHANNELS, NO_LABEL, SIDECAR, key
+from shards.sidecar import parquet
 from shards.sources import Patch, read_source
 from shards.tiles import staged
 from shards.ustar import BLOCK, ending, kept_members, padded, stored_members
@@ -140,7 +140,7 @@ def build(job: Job, plan: ShardPlan) -> Record:
         record = Record(plan.name, plan.split, 0, 0, "", 0, "", [], [], shard.bad_count, shard.bad)
     else:
         with publish(sidecar_path) as sidecar:
-            sidecar.write(_parquet(shard.rows))
+            sidecar.write(parquet(pa.table(shard.rows, schema=SIDECAR)))
         record = Record(
             plan.name, plan.split, count, tar.size, tar.xxh3, sidecar.size, sidecar.xxh3,
             np.bincount(shard.rows["label"], minlength=len(job.classes)).tolist()
@@ -188,7 +188,7 @@ def _read_batch(shard: _Shard, plan: ShardPlan, start: int, tiles: int | None) -
 
 def _plain(job: Job, patch: Patch) -> tuple[bytes, bytes]:
     """The file as it is, and its rows."""
-    data = read_source(Path(job.root), patch)
+    data = read_source(job.root, patch)
     if job.png == "keep" and len(data) > MAX_PNG_BYTES:
         raise PngError(f"{len(data)} bytes, at most {MAX_PNG_BYTES} are kept: use stored")
     return data, inflate(data)
@@ -196,7 +196,7 @@ def _plain(job: Job, patch: Patch) -> tuple[bytes, bytes]:
 
 def _converted(job: Job, patch: Patch) -> tuple[Patch, bytes, bytes]:
     """The patch where it now lies, no bytes to keep, and its rows."""
-    done = convert(read_source(Path(job.root), patch), job.convert)
+    done = convert(read_source(job.root, patch), job.convert)
     moved = replace(
         patch,
         y=None if patch.y is None else patch.y + done.y,
@@ -204,14 +204,3 @@ def _converted(job: Job, patch: Patch) -> tuple[Patch, bytes, bytes]:
         mpp=None if patch.mpp is None else patch.mpp * done.scale,
     )
     return moved, b"", done.raw
-
-
-def _parquet(rows: dict[str, list[Any]]) -> memoryview:
-    """The bytes of a sidecar: every option that changes them is fixed here."""
-    sink = pa.BufferOutputStream()
-    table = pa.table(rows, schema=SIDECAR)
-    pq.write_table(
-        table, sink, row_group_size=1 << 16, compression="zstd", compression_level=3,
-        version="2.6", use_dictionary=["source", "slide", "patient", "site"],
-    )  # fmt: skip
-    return memoryview(sink.getvalue())

@@ -1,6 +1,6 @@
 """From SOURCE and the options to the list of patches: found or listed, cut into tiles, split."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,17 @@ from shards.sources import Survey, split_warnings, survey
 from shards.tiles import tile
 
 
-def gather(source: Path, options: PackOptions) -> tuple[Survey, dict[str, Any]]:
+@dataclass(frozen=True)
+class Intake:
+    """What to pack, and where it comes from."""
+
+    source: str  # as it was named on the command line
+    name: str  # of the folder
+    survey: Survey
+    said: dict[str, Any]  # for the provenance in the card
+
+
+def gather(source: Path, options: PackOptions) -> Intake:
     """What to pack, and what the card says of where it comes from.
 
     Raises:
@@ -37,7 +47,8 @@ def gather(source: Path, options: PackOptions) -> tuple[Survey, dict[str, Any]]:
     if (options.val or options.test) and found.patches:
         found, said["splits"] = _split(source, found, options)
     warnings = found.warnings + split_warnings(source, found.patches)
-    return replace(found, warnings=warnings), said
+    found = replace(found, warnings=warnings)
+    return Intake(str(source), source.resolve().name, found, said)
 
 
 def _tiled(source: Path, found: Survey, said: dict[str, Any]) -> Survey:

@@ -1,15 +1,14 @@
-"""The output folder: one packer at a time, whole files only, and packing resumed after a kill.
+"""The output folder: whole files only, and packing resumed after a kill.
 
 While a data set is packed its folder holds `.packing.json` (the plan's digest and the names of all
-shards, of this plan and of the data set it replaces) and one hidden record a finished shard.
-`dataset.json` is written last; then the records go.
+shards, of this plan and of the data set it replaces), one hidden record a finished shard and, where
+several tasks share the work, `.plan.parquet`. `dataset.json` is written last; then the others go.
 """
 
-import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,52 +18,16 @@ import xxhash
 from shards.plan import Plan
 from shards.schema import CARD_NAME, DataError, load_card
 
-LOCK_NAME = ".lock"
 PACKING_NAME = ".packing.json"
+PLAN_NAME = ".plan.parquet"
 _SHARD = r"[a-z][a-z0-9_]{0,31}-\d{6}"
 _NAME = re.compile(_SHARD)
 _RECORD = re.compile(rf"\.{_SHARD}\.json")
+_LOCK = re.compile(r"\.(plan|task-\d+)\.lock")
 _TEMP = re.compile(
-    rf"\.({_SHARD}\.tar|{_SHARD}\.parquet|\.{_SHARD}\.json|\.packing\.json|dataset\.json|tiles)\.\d+\.tmp"
+    rf"\.((?P<shard>{_SHARD})\.(tar|parquet)|\.(?P<record>{_SHARD})\.json|(?P<tiles>tiles(-\d+)?)"
+    rf"|\.packing\.json|\.plan\.parquet|dataset\.json)\.\d+\.tmp"
 )
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold `OUT/.lock`; create OUT, and remove it again if it is left empty.
-
-    Raises:
-        DataError: another packer holds the lock, or OUT cannot be made.
-    """
-    path, fresh = out / LOCK_NAME, not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise DataError(f"{out} cannot be used as output folder: {error.strerror}") from None
-    try:
-        _lock(handle, path)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            if fresh and not any(out.iterdir()):
-                out.rmdir()
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int, path: Path) -> None:
-    busy = f"{path} is locked: another packer writes to {path.parent}. Wait for it, or stop it"
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise DataError(busy) from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be locked: {error.strerror}") from None
-    # The holder before us removes the file: a lock on a removed file excludes nobody.
-    if not path.exists() or path.stat().st_ino != os.fstat(handle).st_ino:
-        raise DataError(busy)
 
 
 class HashedFile:
@@ -160,7 +123,8 @@ def prepare(out: Path, plan: Plan, overwrite: bool) -> None:
     packing = {"plan": plan.digest, "shards": sorted(old.union(new))}
     with publish(out / PACKING_NAME) as file:
         file.write(json.dumps(packing).encode())
-    (out / CARD_NAME).unlink(missing_ok=True)
+    for name in (CARD_NAME, PLAN_NAME):
+        (out / name).unlink(missing_ok=True)
     sync_folder(out)
     sweep(out)
     for name in sorted(old):
@@ -169,19 +133,29 @@ def prepare(out: Path, plan: Plan, overwrite: bool) -> None:
 
 
 def finish(out: Path) -> None:
-    """Remove what only an unfinished pack needs."""
+    """Remove what only an unfinished pack needs; the plan first: without it nothing is merged."""
+    (out / PLAN_NAME).unlink(missing_ok=True)
     sweep(out)
     for entry in list(out.iterdir()):
-        if _RECORD.fullmatch(entry.name):
+        if _RECORD.fullmatch(entry.name) or _LOCK.fullmatch(entry.name):
             entry.unlink()
     (out / PACKING_NAME).unlink(missing_ok=True)
     sync_folder(out)
 
 
-def sweep(out: Path) -> None:
-    """Remove the temporary files of packers that were killed."""
+def sweep(out: Path, owners: Container[str] | None = None) -> None:
+    """Remove the temporary files of packers that were killed.
+
+    Args:
+        owners: names of shards, and of `tiles_name`: other tasks write beside this one, and only
+            what belongs to these is removed. None: everything.
+    """
     for entry in list(out.iterdir()):
-        if _TEMP.fullmatch(entry.name):
+        found = _TEMP.fullmatch(entry.name)
+        if found is None:
+            continue
+        owner = found["shard"] or found["record"] or found["tiles"]
+        if owners is None or owner in owners:
             entry.unlink(missing_ok=True)
 
 
@@ -190,9 +164,14 @@ def shard_files(out: Path, name: str) -> tuple[Path, Path]:
     return out / f"{name}.tar", out / f"{name}.parquet"
 
 
-def tiles_file(out: Path) -> Path:
-    """Where tiles wait; `sweep` removes it."""
-    return out / f".tiles.{os.getpid()}.tmp"
+def tiles_name(task: int | None) -> str:
+    """What the file of tiles is called, of a task or of a packer that does everything."""
+    return "tiles" if task is None else f"tiles-{task}"
+
+
+def tiles_file(out: Path, task: int | None = None) -> Path:
+    """Where tiles wait; `sweep` removes it. Processes of two machines may have one number."""
+    return out / f".{tiles_name(task)}.{os.getpid()}.tmp"
 
 
 def write_record(out: Path, digest: str, record: dict[str, Any]) -> None:

@@ -1,51 +1,42 @@
 """Pack patches into WebDataset shards: `python -m shards.pack SOURCE OUT`.
 
-The bytes written depend on the files and on the options alone: not on the number of processes,
-the order of the directory, the machine or the time.
+The bytes written depend on the files and on the options alone: not on the number of processes or
+tasks, the order of the directory, the machine or the time.
 """
 
 import os
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from shards.build import MAX_LISTED, Job, Record
+from shards.build import Job, Record
+from shards.card import conclude, refuse_bad
 from shards.command import run_command
 from shards.crew import build_all
-from shards.intake import gather
+from shards.intake import Intake, gather
+from shards.locks import locked, plan_locked, task_locked
 from shards.output import (
-    finish,
-    locked,
     prepare,
-    publish,
     read_record,
     refuse_occupied,
     sweep,
-    sync_folder,
     tiles_file,
+    tiles_name,
 )
 from shards.plan import PackOptions, Plan, ShardPlan, make_plan
 from shards.progress import progress
-from shards.schema import (
-    CARD_NAME,
-    CHANNELS,
-    PATCH,
-    DataError,
-    DatasetCard,
-    Shard,
-    SplitCard,
-    dumps_card,
-)
-from shards.sources import Survey, listing
-from shards.summary import print_summary, print_survey
+from shards.recorded import Recorded, read_plan, record_plan, refuse_difference
+from shards.schema import DataError, DatasetCard
+from shards.slices import Slice, choose_slice
+from shards.summary import print_slice, print_summary, print_survey
 from shards.tiles import stage
 
 _FEW = 20_000  # patches packed in about the time that starting processes takes
-_SHOWN_BAD = 20
 
 
 def pack(source: Path, out: Path, options: PackOptions | None = None) -> DatasetCard:
@@ -61,23 +52,47 @@ def pack(source: Path, out: Path, options: PackOptions | None = None) -> Dataset
     start = time.monotonic()
     with locked(out):
         refuse_occupied(out, options.overwrite)
-        found, said = gather(source, options)
-        print_survey(source, found)
-        if len(found.refused) > options.skip_bad:
-            _refuse_bad(source, found.refused, len(found.refused))
-        plan = make_plan(found.patches, options)
+        intake, plan = _plan(source, options)
         prepare(out, plan, options.overwrite)
         try:
-            records = _build(source, out, plan, options)
+            records = _build(source, out, plan, plan.shards, options)
         finally:
             sweep(out)
-        card = _card(source, plan, found, records, options, said)
-        with publish(out / CARD_NAME) as file:
-            file.write(dumps_card(card))
-        sync_folder(out)
-        finish(out)
+        card = conclude(out, intake, plan, records, options)
     print_summary(card, plan, time.monotonic() - start)
     return card
+
+
+def pack_slice(source: Path, out: Path, options: PackOptions, part: Slice) -> list[Record]:
+    """Build one task's share of the shards of `out`; `shards.merge` completes the data set.
+
+    The tasks may run at once, on any machines that share `out`, each as often as it takes. The
+    first one lists the source and records the plan; the others read it.
+
+    Raises:
+        DataError: as `pack`, and a task that runs already, or was asked for something else than
+            the recorded plan says.
+    """
+    source, out = Path(source), Path(out)
+    _refuse_nested(source, out)
+    if options.overwrite:
+        raise DataError(
+            f"--overwrite in a task would erase what the others have built: remove {out}, or "
+            f"choose another OUT"
+        )
+    start = time.monotonic()
+    with task_locked(out, part.index):
+        recorded = _shared_plan(source, out, options, part.count)
+        shards = part.shards(recorded.plan)
+        own = {tiles_name(part.index), *(shard.name for shard in shards)}
+        sweep(out, own)
+        try:
+            records = _build(source, out, recorded.plan, shards, options, part.index)
+        finally:
+            sweep(out, own)
+    print_slice(part, recorded.plan, records, out, time.monotonic() - start)
+    _refuse_many(str(source), records, options.skip_bad)
+    return records
 
 
 def _refuse_nested(source: Path, out: Path) -> None:
@@ -85,31 +100,64 @@ def _refuse_nested(source: Path, out: Path) -> None:
         raise DataError(f"{out} lies inside {source}: its shards would be scanned as patches")
 
 
-def _build(source: Path, out: Path, plan: Plan, options: PackOptions) -> list[Record]:
-    """The records of all shards in the order of the plan; finished ones are not built again."""
+def _plan(source: Path, options: PackOptions) -> tuple[Intake, Plan]:
+    intake = gather(source, options)
+    print_survey(source, intake.survey)
+    refused = intake.survey.refused
+    if len(refused) > options.skip_bad:
+        refuse_bad(str(source), refused, len(refused))
+    return intake, make_plan(intake.survey.patches, options)
+
+
+def _shared_plan(source: Path, out: Path, options: PackOptions, tasks: int) -> Recorded:
+    """The plan that the first task recorded: this one, if there is none."""
+    with plan_locked(out):
+        recorded = read_plan(out)
+        if recorded is None:
+            refuse_occupied(out, overwrite=False)
+            intake, plan = _plan(source, options)
+            prepare(out, plan, overwrite=False)
+            recorded = Recorded(intake, options, tasks, plan)
+            record_plan(out, recorded)
+    refuse_difference(out, recorded, source.resolve().name, options, tasks)
+    return recorded
+
+
+def _refuse_many(source: str, records: Iterable[Record], allowed: int) -> None:
+    """A task ends as a whole pack would: its shards stay, for a merge that allows more."""
+    bad = [(path, why) for record in records for path, why in record.bad_first]
+    if (total := sum(record.bad for record in records)) > allowed:
+        refuse_bad(source, bad, total)
+
+
+def _build(
+    source: Path, out: Path, plan: Plan, shards: list[ShardPlan], options: PackOptions,
+    task: int | None = None,
+) -> list[Record]:  # fmt: skip
+    """The records of `shards` in their order; finished ones are not built again."""
     records: dict[str, Record] = {}
     missing: list[ShardPlan] = []
-    for shard in plan.shards:
+    for shard in shards:
         saved = read_record(out, shard.name, plan.digest)
         if saved is None:
             missing.append(shard)
         else:
             records[shard.name] = Record(**saved)
     if records:
-        print(f"continuing: {len(records)} of {len(plan.shards)} shards are finished")
+        print(f"continuing: {len(records)} of {len(shards)} shards are finished")
     total = sum(len(shard.patches) for shard in missing)
     workers = options.workers or _default_workers(total)
     tiles = None
     if options.convert == "tile":
-        tiles = str(tiles_file(out))
-        stage(source, missing, tiles_file(out), workers)
+        tiles = str(tiles_file(out, task))
+        stage(source, missing, Path(tiles), workers)
     job = Job(str(source), str(out), options.png, plan.classes, plan.digest, options.convert, tiles)
     workers = min(workers, len(missing))
     with progress("packing", total, "patches") as advance:
         for record in build_all(job, missing, workers):
             records[record.name] = record
             advance(record.count + record.bad)
-    return [records[shard.name] for shard in plan.shards]
+    return [records[shard.name] for shard in shards]
 
 
 def _default_workers(patches: int) -> int:
@@ -117,61 +165,6 @@ def _default_workers(patches: int) -> int:
         return 1
     # macOS has no affinity to ask for.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _card(
-    source: Path,
-    plan: Plan,
-    found: Survey,
-    records: list[Record],
-    options: PackOptions,
-    said: dict[str, Any],
-) -> DatasetCard:
-    """The card of a finished pack, if the bad patches are few enough."""
-    bad = [*found.refused, *((path, why) for record in records for path, why in record.bad_first)]
-    total_bad = len(found.refused) + sum(record.bad for record in records)
-    if total_bad > options.skip_bad:
-        _refuse_bad(source, bad, total_bad)
-    for record in records:
-        if not record.count:
-            raise DataError(f"{source}: no usable patch is left for {record.name}")
-    splits = {split: _split_card(plan, split, records) for split in plan.key_ranges}
-    provenance: dict[str, Any] = {
-        "source": source.resolve().name,
-        "patches": sum(len(shard.patches) for shard in plan.shards),
-        "seed": options.seed,
-        "shard_size": options.shard_size,
-        "group_regex": options.group_regex,
-        "order": "within each split by the stable argsort of the raw PCG64 stream of the seed",
-        "key_ranges": {split: list(keys) for split, keys in plan.key_ranges.items()},
-        **said,
-        "skipped": {"count": total_bad, "first": [list(pair) for pair in bad[:MAX_LISTED]]},
-    }
-    mean = _channel_mean(records)
-    return DatasetCard(options.png, plan.classes, splits, mean, provenance)
-
-
-def _refuse_bad(source: Path, bad: list[tuple[str, str]], total: int) -> None:
-    raise DataError(
-        f"{source}: {listing(bad, total, _SHOWN_BAD)}\n"
-        f"Mend or remove them (if shards were already written, pack again with --overwrite), "
-        f"or go on without them: --skip-bad {total}; images of other sizes and kinds can be "
-        f"taken by --convert"
-    )
-
-
-def _split_card(plan: Plan, split: str, records: list[Record]) -> SplitCard:
-    mine = [record for record in records if record.split == split]
-    shards = [Shard(r.name, r.count, r.size, r.xxh3, r.sidecar_size, r.sidecar_xxh3) for r in mine]
-    counts = [sum(record.class_counts[i] for record in mine) for i in range(len(plan.classes))]
-    return SplitCard(sum(record.count for record in mine), counts, shards)
-
-
-def _channel_mean(records: list[Record]) -> list[float]:
-    """RGB in [0, 1] over the train split, or over everything when there is none."""
-    used = [record for record in records if record.split == "train"] or records
-    values = 255 * PATCH * PATCH * sum(record.count for record in used)
-    return [sum(record.channel_sums[c] for record in used) / values for c in range(CHANNELS)]
 
 
 _Source = Annotated[Path, tyro.conf.arg(metavar="SOURCE", help="folder of patches")]
@@ -185,9 +178,20 @@ class _Command:
     source: tyro.conf.Positional[_Source]
     out: tyro.conf.Positional[_Out]
     packing: Annotated[PackOptions, tyro.conf.arg(name="")] = field(default_factory=PackOptions)
+    task_index: int | None = None
+    """Which of --num-tasks this is, from 0. Default: the place in a Slurm array."""
+    num_tasks: int | None = None
+    """Build only the shards of one of so many tasks; python -m shards.merge OUT completes them."""
+
+    def __post_init__(self) -> None:
+        choose_slice(self.task_index, self.num_tasks)
 
     def __call__(self) -> None:
-        pack(self.source, self.out, self.packing)
+        part = choose_slice(self.task_index, self.num_tasks)
+        if part is None:
+            pack(self.source, self.out, self.packing)
+        else:
+            pack_slice(self.source, self.out, self.packing, part)
 
 
 def main() -> int:

@@ -129,7 +129,7 @@ def split_warnings(root: Path, patches: Iterable[Patch]) -> list[str]:
     return class_warnings(root, labels)
 
 
-def read_source(root: Path, patch: Patch) -> bytes:
+def read_source(root: Path | str, patch: Patch) -> bytes:
     """The bytes of the patch's file, which is still the one the scan saw.
 
     Raises:

@@ -1,18 +1,20 @@
 """What the pack command prints: what the scan found, and what was packed."""
 
-import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from shards.build import Record
 from shards.plan import Plan
 from shards.schema import DatasetCard
+from shards.slices import Slice
 from shards.sources import Patch, Survey
 from shards.split import GROUPS, leaks
 
 _SHOWN = 5
-_NUMBER = re.compile(r"[\d,]+(\.\d+)?%?")
+_EXAMPLES = 3  # paths for each reason
 
 
 def printable(name: str) -> str:
@@ -86,10 +88,51 @@ def print_summary(card: DatasetCard, plan: Plan, seconds: float) -> None:
     total = sum(split.count for split in card.splits.values())
     size = sum(shard.size + shard.sidecar_size for shard in shards)
     print(table(rows))
+    skipped, repeated = card.provenance["skipped"], card.provenance["repeated"]
     print(
         f"{total:,} patches in {len(shards)} shards, {size / 1e6:,.1f} MB; {seconds:.1f} s, "
-        f"{total / seconds:,.0f} patches/s; {card.provenance['skipped']['count']} skipped"
+        f"{total / seconds:,.0f} patches/s"
     )
+    print(
+        f"{total + skipped['count']:,} read, {total:,} packed, {skipped['count']:,} skipped, "
+        f"{repeated['count']:,} repeated"
+    )
+    _print_skipped(skipped["first"], skipped["count"])
+    if repeated["count"]:
+        pairs = [f"{printable(a)} = {printable(b)}" for a, b in repeated["first"][:_SHOWN]]
+        print(
+            f"repeated, packed with the same bytes as another: {', '.join(pairs)}{_more(repeated)}"
+        )
+
+
+def print_slice(
+    part: Slice, plan: Plan, records: Sequence[Record], out: Path, seconds: float
+) -> None:
+    """What one task packed, and what is to be done when all have."""
+    packed, bad = sum(r.count for r in records), sum(r.bad for r in records)
+    print(
+        f"{part}: {len(records)} of {len(plan.shards)} shards are finished; {packed + bad:,} read, "
+        f"{packed:,} packed, {bad:,} skipped; {seconds:.1f} s"
+    )
+    _print_skipped([pair for record in records for pair in record.bad_first], bad)
+    print(f"when all tasks have ended: python -m shards.merge {out}")
+
+
+def _print_skipped(listed: Sequence[Sequence[str]], total: int) -> None:
+    """Each reason with how often and where it was met; a shard lists its first 100."""
+    paths: dict[str, list[str]] = {}
+    for path, reason in listed:
+        paths.setdefault(reason, []).append(printable(path))
+    shown = sorted(paths.items(), key=lambda item: -len(item[1]))[:_SHOWN]
+    for reason, found in shown:
+        examples = ", ".join(found[:_EXAMPLES]) + (", ..." if len(found) > _EXAMPLES else "")
+        print(f"skipped: {len(found):,} x {reason} ({examples})")
+    if (rest := total - sum(len(found) for _, found in shown)) > 0:
+        print(f"skipped: {rest:,} more; dataset.json lists the first {len(listed):,}")
+
+
+def _more(found: dict[str, Any]) -> str:
+    return ", ..." if found["count"] > _SHOWN else ""
 
 
 def _groups(patches: list[Patch], kind: str) -> Counter[tuple[str, str | None]]:

@@ -287,7 +287,7 @@ def test_another_manifest_does_not_continue_an_unfinished_pack(
         raise DataError("stopped")
 
     with monkeypatch.context() as patched:
-        patched.setattr("shards.pack._card", stop)
+        patched.setattr("shards.pack.conclude", stop)
         with pytest.raises(DataError, match="stopped"):
             pack(source, tmp_path / "out", options)
     write_csv(manifest, table | {"label": ["y"] * 12})

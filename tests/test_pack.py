@@ -17,7 +17,7 @@ from PIL import Image
 from shards import png
 from shards.pack import PackOptions, main, pack
 from shards.progress import progress
-from shards.schema import SIDECAR, DataError, load_card
+from shards.schema import SIDECAR, load_card
 from shards.ustar import STORED_STRIDE_LABELLED, STORED_STRIDE_UNLABELLED
 from tests.conftest import REAL, write_patches
 
@@ -129,11 +129,11 @@ def test_bytes_do_not_depend_on_processes_or_directory_order(
         shutil.copyfile(path, target)
     for root in (source, shuffled):
         (root / "train" / "LYM" / "bad.png").write_bytes(b"")
-    for name, root, workers in (("a", source, 1), ("b", shuffled, 2)):
+    for name, root, workers in (("a", source, 1), ("b", shuffled, 2), ("c", shuffled, 3)):
         options = PackOptions(png=mode, shard_size=6, workers=workers, skip_bad=1)  # type: ignore[arg-type]
         pack(root, tmp_path / name, options)
     (source / "train" / "LYM" / "bad.png").unlink()
-    assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
+    assert hashes(tmp_path / "a") == hashes(tmp_path / "b") == hashes(tmp_path / "c")
     assert len(hashes(tmp_path / "a")) == 2 * (7 + 2 + 3) + 1
 
 
@@ -167,7 +167,7 @@ NAMES = ["a b", "a.b.c__y1_x2", "x\ny", "ü漢", "n" * 240, "=cmd()", "semi;colo
 
 
 def test_names_of_any_kind_come_back_exactly(source: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "raw" / "train" / "class\nwith=odd 漢 name"
+    folder = tmp_path / "raw" / "train" / ("class\nwith=odd 漢 name" + "!" * 200)
     folder.mkdir(parents=True)
     some = next(source.rglob("*.png"))
     for name in NAMES:
@@ -175,58 +175,10 @@ def test_names_of_any_kind_come_back_exactly(source: Path, tmp_path: Path) -> No
     card = pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1))
     assert card.classes == [folder.name]
     rows = sidecar_rows(tmp_path / "out")
-    assert {row["path"] for row in rows} == {f"train/{folder.name}/{n}.png" for n in NAMES}
+    paths = {str(row["path"]) for row in rows}
+    assert paths == {f"train/{folder.name}/{n}.png" for n in NAMES}
+    assert max(map(len, paths)) > 300
     assert {row["source"] for row in rows} == {n.split("__")[0] for n in NAMES}
-
-
-def damaged(kind: str) -> bytes:
-    """A file that is not a patch."""
-    image = Image.fromarray(np.full((32, 32, 3), 7, np.uint8))
-    out = io.BytesIO()
-    modes = {"grey": "L", "palette": "P", "RGBA": "RGBA"}
-    shape = (64, 64) if kind == "64x64" else (32, 32)
-    image = image.convert(modes.get(kind, "RGB")).resize(shape)
-    extra = {"save_all": True, "append_images": [image.rotate(90)]} if kind == "animated" else {}
-    image.save(out, "JPEG" if kind == "a JPEG" else "PNG", **extra)  # type: ignore[arg-type]
-    data = out.getvalue()
-    return {"empty": b"", "truncated": data[:-5], "CRC": data[:50] + b"!" + data[51:]}.get(
-        kind, data
-    )
-
-
-KINDS = [
-    "empty", "truncated", "CRC", "grey", "palette", "RGBA", "64x64", "animated", "a JPEG",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_bad_patches_are_listed_or_counted(kind: str, source: Path, tmp_path: Path) -> None:
-    root, out = tmp_path / "raw", tmp_path / "out"
-    shutil.copytree(source, root)
-    (root / "train" / "ADI" / "bad\none.png").write_bytes(damaged(kind))
-    (root / "test" / "LYM" / "bad two.PNG").write_bytes(damaged(kind))
-    with pytest.raises(DataError, match="2 files cannot be used") as error:
-        pack(root, out, PackOptions(workers=1, shard_size=10, skip_bad=1))
-    assert r"'train/ADI/bad\none.png'" in str(error.value) and kind in str(error.value)
-    assert not (out / "dataset.json").exists()
-    card = pack(root, out, PackOptions(workers=1, shard_size=10, skip_bad=2))
-    assert sum(split.count for split in card.splits.values()) == TOTAL
-    assert card.provenance["skipped"]["count"] == 2
-    assert {p for p, _ in card.provenance["skipped"]["first"]} == {
-        "train/ADI/bad\none.png", "test/LYM/bad two.PNG",
-    }  # fmt: skip
-    keys = {str(row["key"]) for row in sidecar_rows(out)}
-    missing = {f"s{i:09d}" for i in range(TOTAL + 2)} - keys
-    assert len(missing) == 2 and len(keys) == TOTAL  # one gap in train, one in test
-
-
-def test_a_shard_without_any_usable_patch_is_an_error(source: Path, tmp_path: Path) -> None:
-    shutil.copytree(source, tmp_path / "raw")
-    for path in (tmp_path / "raw" / "val").rglob("*.png"):
-        path.write_bytes(b"")
-    with pytest.raises(DataError, match="no usable patch is left for val-000000"):
-        pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1, skip_bad=100))
-    assert not list((tmp_path / "out").glob("val*"))
 
 
 @pytest.mark.parametrize(

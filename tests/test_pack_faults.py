@@ -17,7 +17,7 @@ import pytest
 from shards import crew
 from shards import pack as command
 from shards.build import Job, Record, build
-from shards.output import locked
+from shards.locks import locked
 from shards.pack import PackOptions, pack
 from shards.plan import ShardPlan, make_plan
 from shards.schema import DataError, load_card

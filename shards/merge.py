@@ -1,0 +1,104 @@
+"""Complete a data set that several tasks packed: `python -m shards.merge OUT`.
+
+Reads no patch: it checks that every shard of the recorded plan is finished and has the size that
+its task recorded, and writes `dataset.json`. The folder is then byte for byte what one packer
+writes.
+"""
+
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from shards.build import Record
+from shards.card import conclude
+from shards.command import run_command
+from shards.locks import locked
+from shards.output import PLAN_NAME, finish, read_record
+from shards.recorded import Recorded, read_plan
+from shards.schema import CARD_NAME, DataError, DatasetCard, load_card
+from shards.slices import Slice, command
+from shards.summary import print_summary
+
+
+def merge(out: Path, skip_bad: int | None = None) -> DatasetCard:
+    """Write the card of `out`, and return it; a complete data set is left as it is.
+
+    Args:
+        skip_bad: go on without up to this many bad patches in all tasks together; default: what
+            the task that made the plan was given.
+
+    Raises:
+        DataError: no plan in `out`, a task or a packer that still runs, an incomplete task (each
+            is named with its command), more bad patches than `skip_bad`.
+    """
+    out, start = Path(out), time.monotonic()
+    if not out.is_dir():
+        raise DataError(f"{out} is not a folder: name the OUT of the tasks")
+    with locked(out):
+        recorded = read_plan(out)
+        if recorded is None:
+            return _complete(out)
+        records = _records(out, recorded)
+        allowed = recorded.options.skip_bad if skip_bad is None else skip_bad
+        options = replace(recorded.options, skip_bad=allowed)
+        card = conclude(out, recorded.intake, recorded.plan, records, options)
+    print_summary(card, recorded.plan, time.monotonic() - start)
+    return card
+
+
+def _complete(out: Path) -> DatasetCard:
+    """The card of a merge that was done, perhaps by one killed while it cleaned up."""
+    if not (out / CARD_NAME).exists():
+        raise DataError(f"{out / PLAN_NAME} does not exist: no task has packed into {out}")
+    card = load_card(out)
+    finish(out)
+    print(f"{out} is a complete data set: nothing to merge")
+    return card
+
+
+def _records(out: Path, recorded: Recorded) -> list[Record]:
+    found: dict[str, Record] = {}
+    incomplete = []
+    for index in range(recorded.tasks):
+        part = Slice(index, recorded.tasks)
+        shards = part.shards(recorded.plan)
+        saved = {shard.name: read_record(out, shard.name, recorded.plan.digest) for shard in shards}
+        found |= {name: Record(**record) for name, record in saved.items() if record is not None}
+        if missing := [name for name, record in saved.items() if record is None]:
+            line = command(recorded.intake.source, str(out), recorded.options, part)
+            incomplete.append(
+                f"  {part}: {len(missing)} of {len(shards)} shards are missing "
+                f"({missing[0]}, ...); run: {line}"
+            )
+    if incomplete:
+        raise DataError(
+            f"{out}: {len(incomplete)} tasks are not complete\n" + "\n".join(incomplete)
+        )
+    return [found[shard.name] for shard in recorded.plan.shards]
+
+
+_Out = Annotated[Path, tyro.conf.arg(metavar="OUT", help="the output folder of the tasks")]
+
+
+@dataclass(frozen=True)
+class _Command:
+    """Complete a data set that several tasks packed."""
+
+    out: tyro.conf.Positional[_Out]
+    skip_bad: int | None = None
+    """Go on without up to this many bad patches in all tasks together. Default: as the tasks."""
+
+    def __call__(self) -> None:
+        merge(self.out, self.skip_bad)
+
+
+def main() -> int:
+    return run_command("shards.merge", _Command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
