@@ -1,9 +1,10 @@
-"""Opens a packed data set, and says which sample stands at which position of training.
+"""Opens a data set, and says which sample stands at which position of training.
 
 Positions count images from the start of training: position p is sample order(p mod n) of epoch
 p // n. The order depends on (seed, epoch, block) only: not on ranks, workers or batch size.
 """
 
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +16,14 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
+from shards.png import MAX_PNG_BYTES
 from shards.schema import (
     CARD_NAME,
+    FOREIGN,
     SIDECAR,
     DataError,
     DatasetCard,
+    Shard,
     SplitCard,
     card_hash,
     load_card,
@@ -48,9 +52,10 @@ class Split:
         return self.table["label"].to_numpy().astype(np.int64)
 
     @cached_property
-    def sources(self) -> list[str]:
-        """The source image of every sample: the group that statistics resample."""
-        return self.table["source"].to_pylist()
+    def groups(self) -> list[str]:
+        """What is independent: the patient where known, else the slide, else the source image."""
+        named = [self.table[column] for column in ("patient", "slide", "source")]
+        return pc.coalesce(*named).to_pylist()
 
     def keys(self, indices: NDArray[np.int64]) -> list[str]:
         return self.table["key"].take(pa.array(indices)).to_pylist()
@@ -76,7 +81,7 @@ class Dataset:
 
 
 def open_dataset(root: Path) -> Dataset:
-    """Open and check a packed folder: sizes, sidecar hashes, first headers; no pixel is read.
+    """Open and check a data set: sizes, sidecar hashes, first headers; no pixel is read.
 
     Raises:
         DataError: a shard is missing, resized, renamed or swapped, or a sidecar altered.
@@ -84,16 +89,15 @@ def open_dataset(root: Path) -> Dataset:
     card = load_card(root)
     splits = {}
     for name, split in card.splits.items():
-        tables = [_open_shard(root, split, i, len(card.classes)) for i in range(len(split.shards))]
+        tables = [_open_shard(root, card, shard) for shard in split.shards]
         table = pa.concat_tables(tables) if tables else SIDECAR.empty_table()
         splits[name] = Split(root, name, split, card.png, table)
     _check_unique(root, [split.table["key"] for split in splits.values()])
     return Dataset(root, card, splits)
 
 
-def _open_shard(root: Path, split: SplitCard, i: int, classes: int) -> pa.Table:
-    shard = split.shards[i]
-    tar, sidecar = root / f"{shard.name}.tar", root / f"{shard.name}.parquet"
+def _open_shard(root: Path, card: DatasetCard, shard: Shard) -> pa.Table:
+    tar, sidecar = shard.tar(root), shard.sidecar(root)
     for path, size in ((tar, shard.size), (sidecar, shard.sidecar_size)):
         if not path.is_file():
             raise DataError(f"{path} is missing; {CARD_NAME} lists it: copy or pack it again")
@@ -106,11 +110,19 @@ def _open_shard(root: Path, split: SplitCard, i: int, classes: int) -> pa.Table:
     if xxhash.xxh3_64_hexdigest(blob) != shard.sidecar_xxh3:
         raise DataError(f"{sidecar} was altered: its hash is not the one in {CARD_NAME}")
     try:
-        table = pq.read_table(pa.BufferReader(blob))
+        with pq.ParquetFile(pa.BufferReader(blob)) as file:
+            # a small file can claim any number of rows: they are not read to be counted
+            known = file.metadata.num_rows == shard.count
+            table = file.read() if known else SIDECAR.empty_table()
         table.validate(full=True)
     except (pa.ArrowException, ValueError) as error:
         raise DataError(f"{sidecar} is not a sidecar of this format: {error}") from None
-    _check_rows(tar, table, shard.count, classes)
+    _check_rows(tar, sidecar, table, shard.count, len(card.classes))
+    (_check_first_image if card.png == FOREIGN else _check_first_name)(tar, table)
+    return table
+
+
+def _check_first_name(tar: Path, table: pa.Table) -> None:
     with open(tar, "rb") as file:
         name = file.read(100).split(b"\0")[0].decode("ascii", "replace")
     if name != f"{table['key'][0]}.png":
@@ -118,18 +130,32 @@ def _open_shard(root: Path, split: SplitCard, i: int, classes: int) -> pa.Table:
             f"{tar} begins with {name!r}, its sidecar with {table['key'][0]}: the shards of two "
             "splits or data sets were swapped; restore the files"
         )
-    return table
 
 
-def _check_rows(tar: Path, table: pa.Table, count: int, classes: int) -> None:
+def _check_first_image(tar: Path, table: pa.Table) -> None:
+    first = table.slice(0, 1).to_pylist()[0]
+    with open(tar, "rb") as file:
+        file.seek(first["offset"])
+        data = file.read(first["size"])
+    if zlib.crc32(data) != first["crc32"]:
+        raise DataError(
+            f"{tar} does not hold {first['path']!r} at byte {first['offset']}: it was replaced "
+            "since it was indexed; restore it, or index it again"
+        )
+
+
+def _check_rows(tar: Path, sidecar: Path, table: pa.Table, count: int, classes: int) -> None:
     if not table.schema.equals(SIDECAR) or table.num_rows != count:
-        raise DataError(f"{tar.with_suffix('.parquet')} does not hold {count} rows of this format")
+        raise DataError(f"{sidecar} does not hold {count} rows of this format")
+    offset, size = pc.min_max(table["offset"]).as_py(), pc.min_max(table["size"]).as_py()
+    if size["min"] < 1 or size["max"] > MAX_PNG_BYTES:
+        raise DataError(f"{sidecar} has images of {size} bytes, expected 1 to {MAX_PNG_BYTES}")
     end = pc.max(pc.add(table["offset"], pc.cast(table["size"], pa.int64()))).as_py()
+    if offset["min"] < 0 or max(offset["max"], end) > tar.stat().st_size:
+        raise DataError(f"{sidecar} points outside its tar")
     label = pc.min_max(table["label"]).as_py()
-    if pc.min(table["offset"]).as_py() < 0 or end > tar.stat().st_size:
-        raise DataError(f"{tar.with_suffix('.parquet')} points outside its tar")
     if label["min"] < -1 or label["max"] >= classes:
-        raise DataError(f"{tar.with_suffix('.parquet')} has label {label}, of {classes} classes")
+        raise DataError(f"{sidecar} has label {label}, of {classes} classes")
 
 
 def _check_unique(root: Path, keys: list[pa.ChunkedArray]) -> None:

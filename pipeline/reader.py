@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.index import Split
-from shards import png
-from shards.schema import CHANNELS, PATCH, DataError
+from shards import images, png
+from shards.schema import CHANNELS, FOREIGN, PATCH, DataError
 
 MAX_OPEN_FILES = 64
 
@@ -46,15 +46,14 @@ class Reader:
     def __init__(self, split: Split) -> None:
         self.split = split
         self.starts = np.concatenate([[0], np.cumsum([s.count for s in split.card.shards])])
-        self.files = Files([split.root / f"{s.name}.tar" for s in split.card.shards])
+        self.files = Files([shard.tar(split.root) for shard in split.card.shards])
         self.offsets = split.table["offset"].to_numpy()
         self.sizes = split.table["size"].to_numpy()
         self.crcs = split.table["crc32"].to_numpy()
         self.stored = split.png == "stored"
+        self.decode = images.decode_trusted if split.png == FOREIGN else png.decode_trusted
         if self.stored and not (self.sizes == png.STORED_PNG_BYTES).all():
             raise DataError(f"{split.root}: a PNG of split {split.name} is not of the stored size")
-        if len(self.sizes) and self.sizes.max() > png.MAX_PNG_BYTES:
-            raise DataError(f"{split.root}: a PNG of split {split.name} exceeds the size limit")
 
     def read(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """(n, 32, 32, 3) uint8 in the order of `indices`.
@@ -70,7 +69,7 @@ class Reader:
             data = scratch.data[: self.sizes[i]]
             self._fetch(int(i), data)
             try:
-                out[row] = png.decode_trusted(bytes(data))
+                out[row] = self.decode(bytes(data))
             except png.PngError as error:
                 raise self._refusal(int(i), str(error)) from None
         return out

@@ -2,59 +2,26 @@
 
 import re
 import zlib
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from shards.duplicates import Prints, prints
+from shards.findings import Findings
+from shards.images import decode_all
 from shards.members import Member, TarError, read_members
-from shards.output import shard_files
-from shards.png import PngError, inflate, store, unfilter
-from shards.schema import CHANNELS, NO_LABEL, SIDECAR, DatasetCard, Shard, key
+from shards.png import MAX_PNG_BYTES, PngError, inflate, store, unfilter
+from shards.schema import FOREIGN, NO_LABEL, SIDECAR, DatasetCard, Shard, key
 from shards.split import GROUPS
 
 _KEY = re.compile(r"s(\d{9})")
 _LABEL = re.compile(rb"0|[1-9]\d{0,5}")
 _BATCH = 256
 _CHUNK = 1 << 20
-_PER_FILE = 20  # problems listed of one file; all are counted
-
-
-@dataclass(frozen=True)
-class Problem:
-    file: str
-    offset: int | None  # byte in the file, where there is one
-    what: str
-
-    def __str__(self) -> str:
-        place = "" if self.offset is None else f" at byte {self.offset}"
-        return f"{self.file}{place}: {self.what}"
-
-
-@dataclass
-class Findings:
-    """What the checks found, and what they counted on the way."""
-
-    problems: list[Problem] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)  # problems by file
-    labels: Counter[tuple[str, int]] = field(default_factory=Counter)  # samples by split and label
-    sums: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)  # of RGB values, by split
-    keys: dict[str, list[int]] = field(default_factory=dict)  # by shard
-    groups: dict[str, set[tuple[str, str]]] = field(default_factory=dict)  # (split, value)
-    prints: dict[str, list[Prints]] | None = None  # by split; None: duplicates are not looked for
-
-    def add(self, file: str, offset: int | None, what: str) -> None:
-        self.counts[file] += 1
-        if self.counts[file] <= _PER_FILE:
-            self.problems.append(Problem(file, offset, what))
 
 
 @dataclass(frozen=True)
@@ -68,31 +35,36 @@ def check_shard(
     root: Path, card: DatasetCard, split: str, shard: Shard, findings: Findings
 ) -> None:
     """Check the tar and the sidecar of `shard`; problems and counts go to `findings`."""
-    tar, sidecar = shard_files(root, shard.name)
-    has_tar = _check_bytes(tar, shard.size, shard.xxh3, findings)
-    has_sidecar = _check_bytes(sidecar, shard.sidecar_size, shard.sidecar_xxh3, findings)
+    tar, sidecar = shard.tar(root), shard.sidecar(root)
+    name = tar.name if shard.path is None else f"{shard.name} ({shard.path})"
+    has_tar = _check_bytes(tar, name, shard.size, shard.xxh3, findings)
+    has_sidecar = _check_bytes(
+        sidecar, sidecar.name, shard.sidecar_size, shard.sidecar_xxh3, findings
+    )
     rows = _read_rows(sidecar, shard.count, findings) if has_sidecar else None
-    for name in GROUPS if rows else ():
-        values = {(split, value) for value in (rows or {})[name] if value is not None}
-        findings.groups.setdefault(name, set()).update(values)
-    if has_tar:
+    for group in GROUPS if rows else ():
+        values = {(split, value) for value in (rows or {})[group] if value is not None}
+        findings.groups.setdefault(group, set()).update(values)
+    if has_tar and card.png == FOREIGN:
+        _check_images(tar, name, split, shard, rows or {}, findings)
+    elif has_tar:
         _check_samples(tar, card, split, shard, rows, findings)
 
 
-def _check_bytes(path: Path, size: int, xxh3: str, findings: Findings) -> bool:
+def _check_bytes(path: Path, name: str, size: int, xxh3: str, findings: Findings) -> bool:
     """Whether the file is there; its size and hash are compared with the card's."""
     if not path.is_file():
-        findings.add(path.name, None, "missing; pack the data set again, or copy the file back")
+        findings.add(name, None, "missing; pack the data set again, or copy the file back")
         return False
     found = path.stat().st_size
     if found != size:
-        findings.add(path.name, min(found, size), f"{found} bytes, {size} were written")
+        findings.add(name, min(found, size), f"{found} bytes, {size} were written")
     digest = xxhash.xxh3_64()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     if digest.hexdigest() != xxh3:
-        findings.add(path.name, None, f"hash {digest.hexdigest()}, {xxh3} was written: altered")
+        findings.add(name, None, f"hash {digest.hexdigest()}, {xxh3} was written: altered")
     return True
 
 
@@ -191,10 +163,48 @@ def _decode(file: str, mode: str, split: str, pngs: list[Member], findings: Find
         except PngError as error:
             findings.add(file, png.offset, f"{png.name!r}: {error}")
     pixels = unfilter(raws)
-    summed = np.add.reduce(pixels, axis=0, dtype=np.int64).reshape(-1, CHANNELS).sum(axis=0)
-    findings.sums[split] = findings.sums.get(split, np.zeros(CHANNELS, np.int64)) + summed
-    if findings.prints is not None and keys:
-        findings.prints.setdefault(split, []).append(prints(keys, pixels))
+    findings.count(split, keys, pixels)
     for png, layout in zip(good, store(pixels) if mode == "stored" else (), strict=False):
         if png.body != layout.tobytes():
             findings.add(file, png.offset, f"{png.name!r} is not in the stored layout")
+
+
+def _check_images(
+    tar: Path, name: str, split: str, shard: Shard, rows: dict[str, list[Any]], findings: Findings
+) -> None:
+    """Every image of a foreign tar that its rows point to.
+
+    What lies between them the scan checked that made the rows: the hash of the tar says that it is
+    still the same.
+    """
+    keys = findings.keys.setdefault(shard.name, [])
+    lines = []
+    for values in zip(*rows.values(), strict=True):
+        line = dict(zip(rows, values, strict=True))
+        if _sensible(line):
+            lines.append(line)
+        else:
+            findings.add(f"{shard.name}.parquet", None, f"the row of {line['key']!r} is no sample")
+    with open(tar, "rb") as file:
+        for start in range(0, len(lines), _BATCH):
+            batch = lines[start : start + _BATCH]
+            bodies = [_read(file, line) for line in batch]
+            numbers = [int(line["key"][1:]) for line in batch]
+            pixels, refused = decode_all(bodies)
+            for i, (line, body) in enumerate(zip(batch, bodies, strict=True)):
+                wrong = "its checksum differs" if zlib.crc32(body) != line["crc32"] else ""
+                if why := wrong or refused.get(i):
+                    findings.add(name, line["offset"], f"{line['path']!r}: {why}")
+                findings.labels[split, line["label"]] += 1
+            keys += numbers
+            findings.count(split, numbers, pixels)
+
+
+def _sensible(row: dict[str, Any]) -> bool:
+    place = row["offset"] >= 0 and 0 < row["size"] <= MAX_PNG_BYTES
+    return place and _KEY.fullmatch(row["key"]) is not None
+
+
+def _read(file: BinaryIO, row: dict[str, Any]) -> bytes:
+    file.seek(row["offset"])
+    return file.read(row["size"])

@@ -6,12 +6,14 @@ A data set is a folder::
     train-000000.tar         plain WebDataset: s000000000.png s000000000.cls s000000001.png ...
     train-000000.parquet     one row a sample: label, offset, size, crc32, source, x, y, ...
 
+Tars of another tool stay where they are: `png` is then "foreign" and each shard says its `path`.
+
 Whoever wrote the folder is not trusted: `load_card` checks every field before it is used.
 """
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,16 @@ NO_LABEL = -1
 
 CARD_NAME = "dataset.json"
 MAX_CARD_BYTES = 64 << 20
-PNG_MODES = ("stored", "keep")
+FOREIGN = "foreign"  # images of another tool, PNG or JPEG, at any place of its tars
+PNG_MODES = ("stored", "keep", FOREIGN)
 
 SIDECAR = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("label", pa.int32(), nullable=False),  # index into classes, -1 = none
-        pa.field("offset", pa.int64(), nullable=False),  # of the first PNG byte in the tar
-        pa.field("size", pa.int32(), nullable=False),  # of the PNG in bytes
-        pa.field("crc32", pa.uint32(), nullable=False),  # of the PNG bytes
+        pa.field("offset", pa.int64(), nullable=False),  # of the first image byte in the tar
+        pa.field("size", pa.int32(), nullable=False),  # of the image in bytes
+        pa.field("crc32", pa.uint32(), nullable=False),  # of the image's bytes
         pa.field("source", pa.string(), nullable=False),  # source image: the group of the patch
         pa.field("slide", pa.string()),
         pa.field("patient", pa.string()),
@@ -42,7 +45,7 @@ SIDECAR = pa.schema(
         pa.field("x", pa.int32()),  # pixel column of the patch in its source image
         pa.field("y", pa.int32()),  # pixel row
         pa.field("mpp", pa.float32()),  # microns a pixel
-        pa.field("path", pa.string(), nullable=False),  # relative to the packed folder
+        pa.field("path", pa.string(), nullable=False),  # in the packed folder; TAR/MEMBER
     ]
 )
 
@@ -62,6 +65,14 @@ class Shard:
     xxh3: str  # xxh3-64 of the tar, hexadecimal
     sidecar_size: int
     sidecar_xxh3: str
+    path: str | None = None  # of a foreign tar: absolute, or relative to the card; None: NAME.tar
+
+    def tar(self, root: Path) -> Path:
+        """Where the tar lies when the card lies in `root`."""
+        return root / (self.path or f"{self.name}.tar")
+
+    def sidecar(self, root: Path) -> Path:
+        return root / f"{self.name}.parquet"
 
 
 @dataclass(frozen=True)
@@ -75,8 +86,8 @@ class SplitCard:
 class DatasetCard:
     """What `dataset.json` says."""
 
-    png: str  # "stored" or "keep"
-    classes: list[str]  # sorted; empty when unlabelled
+    png: str  # one of PNG_MODES
+    classes: list[str]  # by label; empty when unlabelled
     splits: dict[str, SplitCard]
     channel_mean: list[float]  # RGB in [0, 1], of the train split (of all splits without one)
     provenance: dict[str, Any]
@@ -106,12 +117,30 @@ def valid_split(name: str) -> bool:
 
 def dumps_card(card: DatasetCard) -> bytes:
     """The exact bytes of `dataset.json`: the same card gives the same bytes."""
-    return (json.dumps(asdict(card), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    fields = asdict(card, dict_factory=_present)
+    return (json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def card_hash(card: DatasetCard) -> str:
-    """The hash that names a data set in run folders: it covers every shard through its own hash."""
-    return xxhash.xxh3_64_hexdigest(dumps_card(card))
+    """The hash that names a data set in run folders: it covers every shard through its own hash.
+
+    Where tars lie does not count: a copy elsewhere is the same data set.
+    """
+    return xxhash.xxh3_64_hexdigest(dumps_card(without_paths(card)))
+
+
+def without_paths(card: DatasetCard) -> DatasetCard:
+    """The card of a copy with every tar beside it."""
+    splits = {
+        name: replace(split, shards=[replace(shard, path=None) for shard in split.shards])
+        for name, split in card.splits.items()
+    }
+    return replace(card, splits=splits)
+
+
+def _present(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Cards of before `path` existed keep their bytes, and with them their hash."""
+    return {name: value for name, value in fields if value is not None}
 
 
 def load_card(root: Path) -> DatasetCard:
@@ -124,19 +153,32 @@ def load_card(root: Path) -> DatasetCard:
     if not path.is_file():
         raise DataError(
             f"{path} does not exist: {root} is not a packed data set. "
-            f"Pack one with: python -m shards.pack SOURCE {root}"
+            f"Pack one with: python -m shards.pack SOURCE {root} (WebDataset tars of another "
+            f"tool are indexed with: python -m shards.verify {root} --index OUT)"
         )
     if path.stat().st_size > MAX_CARD_BYTES:
         raise DataError(f"{path} is larger than {MAX_CARD_BYTES} bytes: not a data set card")
+    return loads_card(path.read_bytes(), str(path))
+
+
+def loads_card(data: bytes, place: str) -> DatasetCard:
+    """Check the bytes of a card.
+
+    Args:
+        place: where they were read, for messages.
+
+    Raises:
+        DataError: as `load_card`.
+    """
     try:
-        raw = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON ({error}); pack the data set again") from None
+        raw = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place} is not valid JSON ({error}); pack the data set again") from None
     try:
         return _parse_card(raw)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
-            f"{path}: {type(error).__name__}: {error}; pack the data set again"
+            f"{place}: {type(error).__name__}: {error}; pack the data set again"
         ) from None
 
 
@@ -148,6 +190,8 @@ def _parse_card(raw: Any) -> DatasetCard:
     _expect(len(set(classes)) == len(classes), "a class is listed twice")
     splits = {name: _parse_split(name, split, classes) for name, split in raw["splits"].items()}
     _expect(bool(splits), "there are no splits")
+    paths = [shard.path for split in splits.values() for shard in split.shards if shard.path]
+    _expect(raw["png"] == FOREIGN or not paths, f"a shard of {raw['png']} PNGs has a path")
     mean = [float(v) for v in raw["channel_mean"]]
     _expect(len(mean) == CHANNELS and all(0 <= v <= 1 for v in mean), f"channel_mean is {mean}")
     return DatasetCard(raw["png"], classes, splits, mean, dict(raw["provenance"]))
@@ -159,10 +203,11 @@ def _parse_split(name: str, raw: dict[str, Any], classes: list[str]) -> SplitCar
     for i, entry in enumerate(raw["shards"]):
         shard = Shard(
             str(entry["name"]), int(entry["count"]), int(entry["size"]), str(entry["xxh3"]),
-            int(entry["sidecar_size"]), str(entry["sidecar_xxh3"]),
+            int(entry["sidecar_size"]), str(entry["sidecar_xxh3"]), _parse_path(entry),
         )  # fmt: skip
         _expect(shard.name == shard_name(name, i), f"shard {i} of {name} is named {shard.name!r}")
         _expect(0 < shard.count <= shard.size // 1024, f"{shard.name} has count {shard.count}")
+        _expect(shard.sidecar_size > 0, f"{shard.name} has sidecar_size {shard.sidecar_size}")
         hashes = _HASH.fullmatch(shard.xxh3) and _HASH.fullmatch(shard.sidecar_xxh3)
         _expect(bool(hashes), f"{shard.name} has a malformed hash")
         shards.append(shard)
@@ -171,6 +216,13 @@ def _parse_split(name: str, raw: dict[str, Any], classes: list[str]) -> SplitCar
     _expect(int(raw["count"]) == total, f"{name} has count {raw['count']}, its shards {total}")
     _expect(len(counts) == len(classes), f"{name} counts {len(counts)} classes of {len(classes)}")
     return SplitCard(total, counts, shards)
+
+
+def _parse_path(entry: dict[str, Any]) -> str | None:
+    path = entry.get("path")
+    _expect(path is None or (isinstance(path, str) and path.endswith(".tar")), f"path is {path!r}")
+    _expect(path is None or "\0" not in path, f"path is {path!r}")
+    return path
 
 
 def _expect(condition: bool, message: str) -> None:

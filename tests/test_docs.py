@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.tars import members, samples, write_tar
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "your-data.md").read_text()
 SHORT = ["--images", "64", "--batch-size", "16", "--loop.validations", "1", "--track"]
@@ -75,12 +77,18 @@ def flat(folder: Path) -> None:
         patch(folder / "patches" / f"{i:04d}.png")
 
 
+def tars(folder: Path) -> None:
+    for split in ("train", "val"):
+        write_tar(folder / "tars" / f"{split}-000000.tar", members(samples(9, f"{split}/")))
+
+
 @pytest.mark.parametrize(
     ("section", "made"),
     [
         ("Class folders", class_folders),
         ("A table with patients and sites", table),
         ("Slides cut by TRIDENT or a similar tool", dumps),
+        ("Shards that another tool wrote", tars),
     ],
 )
 def test_packing_commands_run(section: str, made: Callable[[Path], None], tmp_path: Path) -> None:

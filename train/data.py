@@ -4,6 +4,7 @@ from pathlib import Path
 
 from shards.pack import pack
 from shards.progress import progress
+from shards.remote import local
 from shards.schema import CARD_NAME, DataError
 from shards.synthetic import SyntheticConfig, generate
 
@@ -11,14 +12,14 @@ SHARDS, RAW, SYNTHETIC = Path("data/shards"), Path("data/raw"), Path("data/synth
 SYNTHETIC_IMAGES = 25_600  # training budget on the synthetic set: about a minute on two cores
 
 
-def find_data(named: Path | None) -> tuple[Path, str]:
-    """The packed folder to train on, made first where needed, and a sentence on why.
+def find_data(named: str | Path | None) -> tuple[Path, str]:
+    """The packed folder to train on, made or fetched first where needed, and a sentence on why.
 
     Raises:
         DataError: `named` is not a packed data set, or data/raw cannot be packed.
     """
     if named is not None:
-        return _packed(named), f"data: {named}"
+        return _packed(local(named)), f"data: {named}"
     if (SHARDS / CARD_NAME).exists() or (SHARDS.exists() and not RAW.exists()):
         return _packed(SHARDS), f"data: {SHARDS}"
     if RAW.exists():  # an interrupted packing continues

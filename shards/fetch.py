@@ -1,0 +1,39 @@
+"""Copy a data set that lies elsewhere into the cache: `python -m shards.fetch URL`.
+
+It prints the folder. Every command that takes a data set takes a URL too and does the same.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from shards.command import run_command
+from shards.remote import fetch
+from shards.store import SCHEMES
+
+_Url = Annotated[
+    str, tyro.conf.arg(metavar="URL", help=", ".join(f"{scheme}://..." for scheme in SCHEMES))
+]
+_Cache = Annotated[
+    Path | None,
+    tyro.conf.arg(help="folder; default: $EQDVAE_CACHE, or eqdvae in $XDG_CACHE_HOME or ~/.cache"),
+]
+_Splits = Annotated[tuple[str, ...], tyro.conf.arg(help="only these")]
+
+
+def _command(
+    url: tyro.conf.Positional[_Url], cache: _Cache = None, splits: _Splits = ()
+) -> Callable[[], None]:
+    """Copy a data set that lies elsewhere into the cache, verified, and print its folder."""
+    return lambda: print(fetch(url, cache, splits))
+
+
+def main() -> int:
+    return run_command("shards.fetch", _command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

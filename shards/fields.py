@@ -1,0 +1,92 @@
+"""What the text members of a foreign sample say: a class in `.cls`, fields in `.json`."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+MAX_LABEL = 256  # letters of a class name
+_INT32 = 1 << 31
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The fields of KEY.json that become columns; see `shards.schema.SIDECAR`."""
+
+    source: str | None = None
+    slide: str | None = None
+    patient: str | None = None
+    site: str | None = None
+    x: int | None = None
+    y: int | None = None
+    mpp: float | None = None
+
+
+NONE = Fields()
+
+
+def class_text(body: bytes) -> str:
+    """The class in a `.cls` member: a number or a name, without the space around it.
+
+    Raises:
+        ValueError: not UTF-8, empty, or longer than MAX_LABEL.
+    """
+    return _label(body.decode("utf-8").strip())
+
+
+def json_fields(body: bytes, label_field: str | None) -> tuple[str | None, Fields]:
+    """The label, where `label_field` names one, and the fields of a `.json` member.
+
+    Raises:
+        ValueError: not a JSON object, no label, or a field that is not what its column holds.
+    """
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"a JSON {type(found).__name__}, expected an object")
+    source, slide, patient, site = (
+        _text(name, found.get(name)) for name in ("source", "slide", "patient", "site")
+    )
+    x, y = (_pixel(name, found.get(name)) for name in ("x", "y"))
+    label = None
+    if label_field is not None:
+        if found.get(label_field) is None:
+            raise ValueError(f"no field {label_field!r}, only {sorted(found)[:10]}")
+        label = _label(_text(label_field, found[label_field]) or "")
+    return label, Fields(source, slide, patient, site, x, y, _microns(found.get("mpp")))
+
+
+def _label(text: str) -> str:
+    if not 0 < len(text) <= MAX_LABEL:
+        raise ValueError(f"a class of {len(text)} letters, expected 1 to {MAX_LABEL}")
+    return text
+
+
+def _text(name: str, value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        if isinstance(value, str):
+            value.encode()  # a lone surrogate is no text: UnicodeEncodeError is a ValueError
+        return value or None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError(f"field {name!r} is {value!r:.40}, expected text")
+
+
+def _pixel(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0
+    if not whole or not -_INT32 <= value < _INT32:
+        raise ValueError(f"field {name!r} is {value!r:.40}, expected a whole number of pixels")
+    return int(value)
+
+
+def _microns(value: Any) -> float | None:
+    if value is None:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (0 < value < math.inf):
+        raise ValueError(f"field 'mpp' is {value!r:.40}, expected microns a pixel")
+    return float(value)
