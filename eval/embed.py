@@ -3,18 +3,16 @@
 SOURCE is a packed data set, a folder that `shards.pack` understands, or one image file. DIR gets
 `part-00000.parquet`, ...: one row a patch in the order of the paths, with a fixed-size list of
 float32. Parts that are there already are kept, so the same command continues an interrupted one;
-under `accelerate launch` or torchrun the ranks share the parts.
+under `accelerate launch` or torchrun the ranks share the parts, which are the same for any number.
 """
 
 import os
-import re
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -23,21 +21,25 @@ import torch
 import tyro
 from numpy.typing import NDArray
 
+from eval import formats
 from eval import run as runs
 from eval.encoder import PatchEncoder, load
-from eval.readouts import READOUTS, Features, read_embeddings, with_embeddings
+from eval.formats import Format
+from eval.readouts import READ, READOUTS, with_embeddings
+from pipeline import ranks
 from pipeline.index import Dataset, open_dataset
 from pipeline.reader import Reader
-from shards.command import run_command
+from shards.command import DONE, UNUSABLE_DATA, run_command
 from shards.pack import pack
 from shards.plan import PackOptions
 from shards.progress import progress
+from shards.remote import local
 from shards.schema import CARD_NAME, CHANNELS, PATCH, DataError
 
 KEPT = ("path", "source", "slide", "patient", "site", "x", "y", "mpp")
-READ = 1024  # images a read
+PARTS = 64  # of a source, for the ranks to share, where that leaves a part enough work
+MOST_ROWS = 65_536  # of a part: 100 MB
 SHARDS = ".shards"  # the packed form of a folder, until its embeddings are complete
-UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,16 @@ class EmbedOptions:
     """Folder of the embeddings; default RUN/embeddings/SOURCE's name."""
     readout: str = "mean"
     """mean (384 numbers, the primary one), orbit_aligned, orbit_invariant, channel_stats."""
-    formats: tuple[Literal["npy", "h5"], ...] = ()
+    formats: tuple[Format, ...] = ()
     """Beside Parquet: npy, one array of all rows; h5, a file a slide with features and coords."""
-    part_rows: int = 65_536
-    """Rows of a Parquet part."""
+    part_rows: int | None = None
+    """Rows of a Parquet part; by default a 64th of the source, from 1024 to 65,536."""
     pack: Annotated[PackOptions, tyro.conf.arg(name="")] = field(default_factory=PackOptions)
 
     def __post_init__(self) -> None:
         if self.readout not in READOUTS:
             raise ValueError(f"unknown readout {self.readout!r}; there are {list(READOUTS)}")
-        if self.part_rows < 1:
+        if self.part_rows is not None and self.part_rows < 1:
             raise ValueError(f"part_rows is {self.part_rows}; expected at least 1")
 
 
@@ -75,35 +77,32 @@ class Rows:
         return len(self.sample)
 
 
-def embed(run: Path, source: Path, options: EmbedOptions = EmbedOptions()) -> Path:
-    """Write the embeddings of `source` and return their folder.
+Part = tuple[Path, NDArray[np.int64]]  # a file, and which rows it holds
+
+
+def embed(run: Path, source: Path | str, options: EmbedOptions = EmbedOptions()) -> Path:
+    """Write the embeddings of `source`, or of the data set at that URL; return their folder.
 
     Raises:
         DataError: the run or the source cannot be used, or the folder holds embeddings of another
-            run, source or readout.
+            run, source or readout; on every rank where it is so on one.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if "h5" in options.formats:
-        _h5py()
-    out = options.out or run / "embeddings" / UNSAFE.sub("_", source.resolve().name)
-    encoder = load(run, _device())
-    rows = _rows(_packed(source, out, options.pack, rank))
+    formats.check(options.formats)
+    found = ranks.main_first(lambda: local(source))
+    out = options.out or run / "embeddings" / formats.file_name(found.resolve().name)
+    ranks.require_shared(out)
+    encoder = ranks.together(lambda: load(run, _device()))
+    packed = ranks.together(lambda: _packed(found, out, options.pack))
+    rows = ranks.together(lambda: _rows(open_dataset(packed)))
     about = {
         "readout": options.readout,
         "snapshot_xxh3": runs.snapshot_hash(run),
         "dataset_hash": rows.dataset.hash,
     }
-    parts = [
-        (out / f"part-{i:05d}.parquet", np.arange(first, min(first + options.part_rows, len(rows))))
-        for i, first in enumerate(range(0, len(rows), options.part_rows))
-    ]
-    mine = [part for part in parts[rank::world] if not _finished(*part, about)]
-    with progress("embedding", sum(len(chosen) for _, chosen in mine), "patches") as advance:
-        for path, chosen in mine:
-            _write_part(path, rows, chosen, encoder, about, advance)
-    if rank == 0:
-        _wait(lambda: all(_finished(*part, about) for part in parts))
-        _finish(out, [path for path, _ in parts], options)
+    ranks.require_same(about, "the run or the source")
+    parts = _parts(out, len(rows), options.part_rows)
+    ranks.together(lambda: _write_mine(parts, rows, encoder, about))
+    ranks.together(lambda: _finish(out, parts, about, options))
     return out
 
 
@@ -112,30 +111,44 @@ def _device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu"
 
 
-def _wait(condition: Callable[[], bool]) -> None:
-    """For the other ranks; the launcher ends this one too when one of them fails."""
-    while not condition():
-        time.sleep(0.2)
+def _parts(out: Path, rows: int, part_rows: int | None) -> list[Part]:
+    """The same for any number of ranks, so that another number continues an interrupted one."""
+    fair = -(-rows // PARTS // READ) * READ  # whole reads: the parts do not change the numbers
+    size = part_rows or min(max(fair, READ), MOST_ROWS)
+    return [
+        (out / f"part-{i:05d}.parquet", np.arange(first, min(first + size, rows)))
+        for i, first in enumerate(range(0, rows, size))
+    ]
 
 
-def _packed(source: Path, out: Path, options: PackOptions, rank: int) -> Dataset:
-    """The data set at `source`, packed first, by rank 0, where it is not one."""
+def _write_mine(
+    parts: list[Part], rows: Rows, encoder: PatchEncoder, about: dict[str, str]
+) -> None:
+    """This rank's share of the parts that are not there yet."""
+    mine = [part for part in parts[ranks.rank() :: ranks.world()] if not _finished(*part, about)]
+    with progress("embedding", sum(len(chosen) for _, chosen in mine), "patches") as advance:
+        for path, chosen in mine:
+            _write_part(path, rows, chosen, encoder, about, advance)
+
+
+def _packed(source: Path, out: Path, options: PackOptions) -> Path:
+    """The data set at `source`, or where the main rank packs what is there."""
     if (source / CARD_NAME).is_file():
-        return open_dataset(source)
+        return source
     if not source.exists():
         raise DataError(f"{source} does not exist; name a packed data set, a folder or an image")
     shards = out / SHARDS
-    if rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        if source.is_file():
-            listed = out / ".files.csv"
-            quoted = source.name.replace('"', '""')
-            listed.write_text(f'path\n"{quoted}"\n', encoding="utf-8")
-            source, options = source.parent, replace(options, manifest=listed)
-        shutil.rmtree(shards, ignore_errors=True)  # of an interruption: the source may differ now
-        pack(source, shards, options)
-    _wait((shards / CARD_NAME).is_file)  # it is written last
-    return open_dataset(shards)
+    if ranks.rank() > 0:
+        return shards
+    out.mkdir(parents=True, exist_ok=True)
+    if source.is_file():
+        listed = out / ".files.csv"
+        quoted = source.name.replace('"', '""')
+        listed.write_text(f'path\n"{quoted}"\n', encoding="utf-8")
+        source, options = source.parent, replace(options, manifest=listed)
+    shutil.rmtree(shards, ignore_errors=True)  # of an interruption: the source may differ now
+    pack(source, shards, options)
+    return shards
 
 
 def _rows(dataset: Dataset) -> Rows:
@@ -200,48 +213,19 @@ def _images(rows: Rows, chosen: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]
             reader.close()
 
 
-def _finish(out: Path, parts: list[Path], options: EmbedOptions) -> None:
-    """Other formats, from the parts; then the packed form of a folder goes."""
-    if "npy" in options.formats:
-        with runs.whole_file(out / "embeddings.npy") as temp:
-            np.save(temp, np.concatenate([read_embeddings(path)[0] for path in parts]))
-    if "h5" in options.formats:
-        _write_h5(out / "h5", parts)
+def _finish(out: Path, parts: list[Part], about: dict[str, str], options: EmbedOptions) -> None:
+    """On the main rank: other formats, from the parts; then the packed form of a folder goes."""
+    if ranks.rank() > 0:
+        return
+    if missing := [path.name for path, chosen in parts if not _finished(path, chosen, about)]:
+        raise DataError(f"{out} lacks {missing[:5]}: they were removed; run the command again")
+    formats.write(out, [path for path, _ in parts], options.formats)
     shutil.rmtree(out / SHARDS, ignore_errors=True)
     (out / ".files.csv").unlink(missing_ok=True)
 
 
-def _write_h5(folder: Path, parts: list[Path]) -> None:
-    """A file a slide: `features` (n, d) float32 and `coords` (n, 2) x, y, in the order of paths."""
-    h5py = _h5py()
-    slides: dict[str, tuple[list[Features], list[tuple[int, int]]]] = {}
-    for path in parts:
-        features, table = read_embeddings(path)
-        columns = (table[name].to_pylist() for name in ("slide", "source", "x", "y"))
-        for vector, slide, source, x, y in zip(features, *columns, strict=True):
-            vectors, places = slides.setdefault(slide or source, ([], []))
-            vectors.append(vector)
-            places.append((-1 if x is None else x, -1 if y is None else y))
-    names = {slide: UNSAFE.sub("_", slide).lstrip(".") or "_" for slide in slides}
-    if len(set(names.values())) < len(names):
-        raise DataError("two slides have one file name once unsafe characters are replaced")
-    for slide, (vectors, places) in slides.items():
-        with runs.whole_file(folder / f"{names[slide]}.h5") as temp, h5py.File(temp, "w") as file:
-            file["features"] = np.stack(vectors)
-            file["coords"] = np.array(places, np.int64)
-            file.attrs["slide"] = slide
-
-
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise DataError("the format h5 needs h5py: pip install 'eqdvae[h5]'") from None
-    return h5py
-
-
 _Run = Annotated[Path, tyro.conf.arg(metavar="RUN", help="folder of a finished run")]
-_Source = Annotated[Path, tyro.conf.arg(metavar="SOURCE", help="data set, folder or image")]
+_Source = Annotated[str, tyro.conf.arg(metavar="SOURCE", help="data set, URL, folder or image")]
 _Options = Annotated[EmbedOptions, tyro.conf.arg(name="")]
 
 
@@ -249,9 +233,26 @@ def _command(
     run: tyro.conf.Positional[_Run],
     source: tyro.conf.Positional[_Source],
     options: _Options = EmbedOptions(),
-) -> Callable[[], None]:
+) -> Callable[[], int]:
     """Embed any patches with a trained run."""
-    return lambda: print(embed(run, source, options))
+
+    def action() -> int:
+        # the launcher leaves each process one thread
+        torch.set_num_threads(max(1, ranks.usable_cores() // ranks.local_ranks()))
+        ranks.join()
+        try:
+            out = embed(run, source, options)
+            if ranks.rank() == 0:
+                print(out)
+        except ranks.SharedError:
+            if ranks.rank() == 0:  # who tells it for all
+                raise
+            return UNUSABLE_DATA
+        finally:
+            ranks.leave()
+        return DONE
+
+    return action
 
 
 def main() -> int:

@@ -42,6 +42,8 @@ class PatchEncoder:
         """
         if readout not in READOUTS:
             raise ValueError(f"unknown readout {readout!r}; there are {list(READOUTS)}")
+        if isinstance(images, np.ndarray):
+            images = np.require(images, requirements="W")  # torch warns of what it could not write
         x_BCHW = _checked(torch.as_tensor(images))
         found = [np.empty((0, self.dimensions(readout)), np.float32)]
         for part in x_BCHW.split(batch_for(self.device)):

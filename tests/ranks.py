@@ -1,62 +1,63 @@
-"""A program for two ranks, started by `test_launch`: one epoch of samples, and one DDP gradient.
-
-Writes OUT/rank-R.safetensors with the sample indices that the rank saw and, on rank 0, the
-gradients averaged by DDP and those of one process on the whole batch.
+"""Real ranks for tests: the processes of a gloo group, forked from a server that has torch loaded,
+so that starting some takes no longer than their work. What they do is a function of a test file.
 """
 
-import sys
-from pathlib import Path
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save_file
 
-from models.objective import Objective, ObjectiveConfig
-from models.vae import ModelConfig, build
-from pipeline import corrupt
-from pipeline.index import open_dataset
-from pipeline.loader import Loader
-from train.launch import start_accelerator
-from train.step import Draws, TrainStep, generator_for
+T = TypeVar("T")
 
-BATCH = 12
+TIMEOUT_S = 240
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["train.main", "eval.embed"])
 
 
-def make_step() -> TrainStep:
-    objective = Objective(ObjectiveConfig(equivariance=0.3), 24)
-    return TrainStep(build(ModelConfig(), 0), objective, corrupt.NONE)
+def run_ranks(world: int, work: Callable[..., T], *args: Any) -> list[T]:
+    """What `work(*args)` returns on each of `world` ranks; None for a rank that died."""
+    port = _free_port()
+    processes, pipes = [], []
+    for rank in range(world):
+        ours, theirs = SERVER.Pipe(duplex=False)
+        process = SERVER.Process(target=_be, args=(rank, world, port, theirs, work, args))
+        process.start()
+        theirs.close()
+        processes.append(process)
+        pipes.append(ours)
+    try:
+        return [_answer(pipe) for pipe in pipes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
-def join(parts: list[Draws]) -> Draws:
-    fields = [torch.cat([getattr(p, name) for p in parts]) for name in Draws._fields[:-1]]
-    return Draws(*fields, parts[0].corruption)
+def _be(
+    rank: int, world: int, port: int, answers: Connection, work: Callable[..., T], args: Any
+) -> None:
+    """In the environment that torchrun makes."""
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ |= {name: str(value) for name, value in where.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    answers.send(work(*args))
 
 
-def main(data: Path, out: Path) -> None:
-    accelerator = start_accelerator()
-    rank, world = accelerator.process_index, accelerator.num_processes
-    split = open_dataset(data).split("train")
-    loaders = [
-        Loader(split, BATCH, 0, accelerator.device, "stream", r, world) for r in range(world)
-    ]
-    mine = list(loaders[rank].batches(0, len(split)))
-    tensors = {"indices": torch.cat([torch.from_numpy(b.indices) for b in mine])}
-
-    step = make_step()
-    draws = [
-        step.draw(BATCH // world, generator_for(0, 0, r, accelerator.device)) for r in range(world)
-    ]
-    wrapped = accelerator.prepare(step)
-    accelerator.backward(wrapped(mine[0].images, draws[rank])["loss"])
-    if rank == 0:
-        single = make_step()
-        images = torch.cat([next(iter(loader.batches(0, BATCH))).images for loader in loaders])
-        single(images, join(draws))["loss"].backward()
-        for name, parameter in step.named_parameters():
-            tensors[f"ddp/{name}"] = parameter.grad.contiguous()
-            tensors[f"single/{name}"] = single.get_parameter(name).grad.contiguous()
-    save_file(tensors, out / f"rank-{rank}.safetensors")
-    accelerator.end_training()
+def _answer(pipe: Connection) -> Any:
+    assert pipe.poll(TIMEOUT_S), "a rank hangs"
+    try:
+        return pipe.recv()
+    except EOFError:
+        return None
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -90,19 +89,14 @@ def test_an_interrupted_command_continues(
     np.testing.assert_allclose(features, direct(run, raw, paths), atol=1e-5)
 
 
-def test_ranks_share_the_parts(
-    run: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command.pack(raw, tmp_path / "shards", PackOptions(workers=1))
-    out, rows = tmp_path / "ranks", 0
-    for rank in ("1", "0"):
-        monkeypatch.setenv("RANK", rank)
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        embed(run, tmp_path / "shards", EmbedOptions(out, part_rows=4))
-        parts = sorted(out.glob("part-*.parquet"))
-        assert sum(pq.read_metadata(p).num_rows for p in parts) > rows
-        rows = sum(pq.read_metadata(p).num_rows for p in parts)
-    assert rows == 22 and len(set(read(out)[1])) == 22
+@pytest.mark.parametrize("rows", [0, 1, 1024, 1025, 60_000, 1_000_000, 10_000_000])
+def test_parts_hold_each_row_once_and_are_enough_to_share(rows: int) -> None:
+    sizes = [len(chosen) for _, chosen in command._parts(Path(), rows, None)]
+    firsts = [int(chosen[0]) for _, chosen in command._parts(Path(), rows, None)]
+    assert sum(sizes) == rows and firsts == [sum(sizes[:i]) for i in range(len(sizes))]
+    assert all(size % command.READ == 0 and size <= command.MOST_ROWS for size in sizes[:-1])
+    reads = -(-rows // command.READ)
+    assert len(sizes) >= min(reads, 33)  # more than half of 64 parts, or one a read
 
 
 def test_other_formats_hold_the_same(run: Path, tmp_path: Path) -> None:

@@ -1,18 +1,17 @@
 """Whole processes: both ways of launching, two ranks, signals and kills."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.index import open_dataset
 from train import state
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,25 +145,32 @@ def test_a_full_disk_is_named_and_keeps_the_run(small_dataset: Path, tmp_path: P
     assert not list((tmp_path / "run/checkpoints").glob("*"))
 
 
-def test_two_ranks_see_each_sample_once_and_agree_with_one(
-    small_dataset: Path, tmp_path: Path
-) -> None:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [*LAUNCH, "--config_file", "accelerate_config.yaml", "--num_processes", "2",
-               "tests/ranks.py", str(small_dataset), str(tmp_path)]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    ranks = [load_file(tmp_path / f"rank-{r}.safetensors") for r in range(2)]
-    seen = torch.cat([rank["indices"] for rank in ranks]).sort().values
-    assert torch.equal(seen, torch.arange(len(open_dataset(small_dataset).split("train"))))
-    for name in (n.removeprefix("ddp/") for n in ranks[0] if n.startswith("ddp/")):
-        ddp, single = ranks[0][f"ddp/{name}"], ranks[0][f"single/{name}"]
-        assert torch.allclose(ddp, single, rtol=1e-3, atol=1e-6), name
-
-
 def test_two_ranks_train_a_run(small_dataset: Path, tmp_path: Path) -> None:
     command = train_command(small_dataset, tmp_path / "run")[1:]
     flags = ["--config_file", "accelerate_config.yaml", "--num_processes", "2"]
     done = run([*LAUNCH, *flags, *command])
     assert done.returncode == 0 and status(tmp_path / "run") == "done", done.stderr
     assert done.stdout.count("images in") == 1  # one rank speaks
+
+
+@pytest.mark.parametrize("told", ["the launcher", "every process"])
+def test_two_ranks_save_and_end_on_sigterm(told: str, small_dataset: Path, tmp_path: Path) -> None:
+    """A user ends the launcher; a scheduler tells every process, and the launcher passes it on."""
+    out = tmp_path / "run"
+    flags = ["--config_file", "accelerate_config.yaml", "--num_processes", "2"]
+    long = ["--images", "160000", "--loop.checkpoints", "1000"]
+    process = subprocess.Popen(
+        [*LAUNCH, *flags, *train_command(small_dataset, out)[1:], *long], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_for_checkpoint(out, process)
+    launcher = psutil.Process(process.pid)
+    ranks = launcher.children(recursive=True)
+    for each in [*ranks, launcher] if told == "every process" else [launcher]:
+        each.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    _, alive = psutil.wait_procs(ranks, timeout=120)
+    assert len(ranks) >= 2 and not alive
+    assert status(out) == "interrupted" and process.returncode != 0
+    saved = state.load_newest(out, print)
+    assert saved is not None and f"saved at {saved.images_seen:,} images" in said

@@ -1,5 +1,7 @@
 """The entry point: arguments, launching, the run folder, exit codes and status.json."""
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from shards.plan import PackOptions
 from tests.conftest import write_patches
 from train import introduction
 from train import main as entry
+from train.interrupt import Interrupts
 
 
 @pytest.mark.parametrize(
@@ -51,3 +54,27 @@ def test_the_introduction_counts_groups_and_warns(small_dataset: Path, tmp_path:
     pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1))
     lines = " ".join(introduction.warnings(open_dataset(tmp_path / "out")))
     assert "no val split" in lines and "one class (only)" in lines and "group of its own" in lines
+
+
+@pytest.fixture
+def interrupts() -> Iterator[Interrupts]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield Interrupts()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_scheduler_and_the_launcher_may_both_say_sigterm(interrupts: Interrupts) -> None:
+    with interrupts.graceful(lambda: True):
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupts.requested
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)  # while the end is written
+
+
+def test_what_cannot_be_finished_ends_at_once(interrupts: Interrupts) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    assert interrupts.requested

@@ -17,7 +17,11 @@ class Interrupts:
 
     @contextmanager
     def graceful(self, can_finish: Callable[[], bool]) -> Iterator[None]:
-        """Inside, a first signal only asks; `can_finish` is False while compiling, say."""
+        """Inside, a first signal only asks; `can_finish` is False while compiling, say.
+
+        A second Ctrl-C does not wait. A second SIGTERM says nothing new: schedulers tell every
+        process, and the launcher passes on what it was told.
+        """
         self._can_finish = can_finish
         try:
             yield
@@ -25,6 +29,8 @@ class Interrupts:
             self._can_finish = lambda: False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested or not self._can_finish():
+        again, self.requested = self.requested, True
+        if again and number == signal.SIGTERM:
+            return
+        if again or not self._can_finish():
             raise KeyboardInterrupt
-        self.requested = True

@@ -5,7 +5,7 @@ import pyarrow.compute as pc
 from pipeline.index import Dataset, Split
 from shards.schema import PATCH_BYTES
 from train.config import Config
-from train.loop import plan
+from train.schedule import plan
 
 FEW_GROUPS = 10  # a class: below, an interval by group means little
 MEGABYTE = 1e6

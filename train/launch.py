@@ -2,10 +2,8 @@
 
 import os
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
-import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
@@ -13,6 +11,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from pipeline.corrupt import KINDS
 from pipeline.index import Split
 from pipeline.loader import choose_storage
+from pipeline.ranks import PATIENCE, local_ranks, usable_cores
 from shards.schema import DataError
 from train.config import Config
 
@@ -35,7 +34,7 @@ def start_accelerator() -> Accelerator:
         torch.set_num_threads(max(1, usable_cores() // local_ranks()))
     # precision, accumulation and compilation are the run's own: not those of a launcher's cache
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
-    patient = InitProcessGroupKwargs(timeout=timedelta(hours=12))  # while the main rank packs
+    patient = InitProcessGroupKwargs(timeout=PATIENCE)  # while the main rank packs
     accelerator = Accelerator(
         cpu=cpu, mixed_precision="no", dynamo_backend="no", kwargs_handlers=[patient]
     )
@@ -47,18 +46,6 @@ def start_accelerator() -> Accelerator:
             f"--num_processes {world} train/main.py"
         )
     return accelerator
-
-
-def usable_cores() -> int:
-    return (
-        len(psutil.Process().cpu_affinity())
-        if hasattr(psutil.Process, "cpu_affinity")
-        else (os.cpu_count() or 1)
-    )
-
-
-def local_ranks() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def device_warning() -> str | None:
