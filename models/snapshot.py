@@ -4,13 +4,16 @@ Snapshots from elsewhere are hostile: only tensors and JSON are read, and both a
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
+from torch import Tensor
 
 from models.vae import VAE, ModelConfig
 from shards.output import publish
@@ -18,7 +21,11 @@ from shards.schema import DataError
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MAX_CONFIG_BYTES = 1 << 20
+MAX_WEIGHT_BYTES = 1 << 30
 MAX_WIDTH = 4096
+# what safetensors raises, depending on what is wrong with a file
+UNREADABLE = (SafetensorError, ValueError, KeyError, RuntimeError, AssertionError)
+MAX_NAME = 100  # characters of a name from a file that a message repeats
 
 
 def save(model: VAE, folder: Path, about: dict[str, Any]) -> None:
@@ -41,12 +48,30 @@ def load(folder: Path) -> VAE:
     path = folder / WEIGHTS
     if not path.is_file():
         raise DataError(f"{path} does not exist: the snapshot is incomplete")
-    model = VAE(config)
+    if path.stat().st_size > MAX_WEIGHT_BYTES:
+        raise DataError(f"{path} is larger than {MAX_WEIGHT_BYTES} bytes: not a snapshot's weights")
     try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        raise DataError(f"{path} does not hold the weights of its config.json: {error}") from None
+        tensors = load_file(path)
+    except UNREADABLE as error:
+        raise DataError(f"{path} is not safetensors: {error!r}"[:500]) from None
+    with torch.device("meta"):  # without memory, so that a config cannot ask for a gigantic model
+        expected = VAE(config).state_dict()
+    if problem := mismatch(tensors, expected):
+        raise DataError(f"{path} does not hold the weights of its config.json: {problem}")
+    model = VAE(config)
+    model.load_state_dict(tensors)
     return model.eval().requires_grad_(False)
+
+
+def mismatch(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """The first difference in names, shapes or dtypes, in words; None where there is none."""
+    for name in sorted(found.keys() ^ expected.keys()):
+        return f"{name[:MAX_NAME]!r} is {'not expected' if name in found else 'missing'}"
+    for name, tensor in expected.items():
+        have, want = ((t.dtype, tuple(t.shape)) for t in (found[name], tensor))
+        if have != want:
+            return f"{name} is {have[0]} {have[1]}, expected {want[0]} {want[1]}"
+    return None
 
 
 def load_config(path: Path) -> ModelConfig:
@@ -59,22 +84,28 @@ def load_config(path: Path) -> ModelConfig:
         raw = json.loads(path.read_bytes())["model"]
         known = {field.name for field in fields(ModelConfig)}
         if unknown := set(raw) - known:
-            raise ValueError(f"unknown settings {sorted(unknown)}")
-        config = ModelConfig(**{**raw, "widths": tuple(int(w) for w in raw["widths"])})
+            raise ValueError(f"unknown settings {sorted(unknown)[:3]}"[:MAX_NAME])
+        if not all(type(number) is int for number in (*raw["widths"], *_integers(raw))):
+            raise ValueError("expected whole numbers for widths, latent_channels, stage1_kernel")
+        config = ModelConfig(**{**raw, "widths": tuple(raw["widths"])})
         _check_ranges(config)
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path} is not a model config: {error!r}") from None
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DataError(f"{path} is not a model config: {error!r}"[:500]) from None
     return config
 
 
+def _integers(raw: dict[str, Any]) -> list[Any]:
+    return [raw[name] for name in ("latent_channels", "stage1_kernel") if name in raw]
+
+
 def _check_ranges(config: ModelConfig) -> None:
-    if config.architecture not in ("seed", "refined"):
+    if config.architecture not in ("seed", "refined", "tied"):
         raise ValueError(f"architecture {config.architecture!r}")
     if config.upsample not in ("nearest", "bilinear", "transposed"):
         raise ValueError(f"upsample {config.upsample!r}")
     if config.stage1_kernel not in (3, 5) or not isinstance(config.latent_stage, bool):
         raise ValueError(f"stage1_kernel {config.stage1_kernel!r}, latent_stage")
-    if len(config.widths) != 3 or max(*config.widths, config.latent_channels) > MAX_WIDTH:
-        raise ValueError(f"widths {config.widths} or latent_channels {config.latent_channels}")
-    if not isinstance(config.latent_channels, int) or config.latent_channels < 1:
-        raise ValueError(f"latent_channels {config.latent_channels!r}")
+    if len(config.widths) != 3 or max(config.widths) > MAX_WIDTH:
+        raise ValueError(f"widths {config.widths}")
+    if not 1 <= config.latent_channels <= MAX_WIDTH:
+        raise ValueError(f"latent_channels {config.latent_channels}")

@@ -1,24 +1,28 @@
-"""The two architectures: `seed` and `refined`, with a 4x4x24 latent for 32x32 RGB patches.
+"""The architectures `seed`, `refined` and `tied`: a 4x4x24 latent for 32x32 RGB patches.
 
 `refined` is `seed` with its measured weaknesses mended: an even downsampling kernel (symmetric
 lattice), no centring where it would lose the grey level, biases at the ends, standardised input.
+`tied` is `refined` with its weights tied (`models.tied`): exactly equivariant under a group.
 Shapes: B batch, C = 3 image or 24 latent channels, H = W = 32 pixels or 4 latent cells.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models.blocks import GAMMA_SILU, UPSAMPLE, BiasSiLU, Downsample, ResidualBlock, ScaledConv2d
+from models.tied import tie
+from pipeline import d4
 
 BLOCKS_PER_STAGE = 2
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    architecture: Literal["seed", "refined"] = "seed"
+    architecture: Literal["seed", "refined", "tied"] = "seed"
+    group: Literal["D4", "C4"] = "D4"  # that `tied` is equivariant under
     widths: tuple[int, int, int] = (16, 32, 64)  # channels at 32x32, 16x16, 8x8; 4x4 has twice 8x8
     latent_channels: int = 24
     stage1_kernel: Literal[3, 5] = 3  # depthwise kernel of the encoder's first stage
@@ -29,10 +33,22 @@ class ModelConfig:
         first, second, third = self.widths
         if first < 1 or second != 2 * first or third != 2 * second:
             raise ValueError(f"widths are {self.widths}; expected each twice the one before")
+        if self.group not in d4.ORDER:
+            raise ValueError(f"group is {self.group!r}; expected one of {sorted(d4.ORDER)}")
+        order = d4.ORDER[self.group]
+        if self.tied and (first % order or self.latent_channels % order):
+            raise ValueError(
+                f"widths are {self.widths} and latent_channels {self.latent_channels}; expected "
+                f"multiples of {order}, the order of {self.group}"
+            )
+
+    @property
+    def tied(self) -> bool:
+        return self.architecture == "tied"
 
     @property
     def refined(self) -> bool:
-        return self.architecture == "refined"
+        return self.architecture in ("refined", "tied")
 
     @property
     def fixup(self) -> float:
@@ -69,13 +85,15 @@ class Encoder(nn.Module):
         )
         self.head_act = BiasSiLU(top) if refined else nn.Identity()
         self.head = _head(config) if refined else ScaledConv2d(top, 2 * config.latent_channels)
+        if config.tied:
+            tie(self, config.group, lift=self.stem)
 
     def forward(self, x_BCHW: Tensor) -> Posterior:
         """Float images (B, 3, 32, 32) in [0, 1] to the posterior."""
         stem = self.stem((x_BCHW - self.input_shift) * self.input_scale)
         features = self.body(stem)
-        mean, log_var = self.head(self.head_act(features)).float().chunk(2, dim=1)
-        return Posterior(mean, log_var.clamp(*self.log_var_range), features.float())
+        mean, log_var = _full(self.head(self.head_act(features))).chunk(2, dim=1)
+        return Posterior(mean, log_var.clamp(*self.log_var_range), _full(features))
 
 
 class Decoder(nn.Module):
@@ -96,11 +114,13 @@ class Decoder(nn.Module):
         )
         self.output_act = BiasSiLU(first) if refined else nn.Identity()
         self.output = _plain(first, 3, first**-0.5) if refined else ScaledConv2d(first, 3)
+        if config.tied:
+            tie(self, config.group, to_rgb=self.output)
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
         """Latents (B, 24, 4, 4) to float32 images (B, 3, 32, 32) in [0, 1]."""
         logits = self.output(self.output_act(self.body(self.stem(z_BCHW))))
-        return torch.sigmoid(logits.float())
+        return torch.sigmoid(_full(logits))
 
 
 class VAE(nn.Module):
@@ -123,7 +143,8 @@ def build(config: ModelConfig, seed: int, channel_mean: list[float] | None = Non
     """A new model whose weights depend on (config, seed) only.
 
     Args:
-        channel_mean: RGB means in [0, 1] of the train split; `refined` starts its output there.
+        channel_mean: RGB means in [0, 1] of the train split; the output of `refined` and `tied`
+            starts there.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -134,6 +155,22 @@ def build(config: ModelConfig, seed: int, channel_mean: list[float] | None = Non
         with torch.no_grad():
             bias.copy_(torch.logit(mean))
     return model
+
+
+def fold(model: VAE) -> VAE:
+    """The `refined` model that computes the same function as a `tied` one, its weights expanded,
+    on the CPU: for export to where tying is not known."""
+    folded = build(replace(model.config, architecture="refined"), 0)
+    with torch.no_grad():
+        for name, parameter in folded.named_parameters():
+            layer, _, leaf = name.rpartition(".")
+            parameter.copy_(getattr(model.get_submodule(layer), leaf))
+    return folded.train(model.training)
+
+
+def _full(x: Tensor) -> Tensor:
+    """At least float32: autocast's bfloat16 is raised, the float64 of an exactness test stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _blocks(c: int, fixup: float, k: int = 3) -> list[nn.Module]:

@@ -1,6 +1,7 @@
 """The architectures: exact counts, initial behaviour, symmetry, snapshots."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,10 @@ def count(module: torch.nn.Module) -> int:
         (ModelConfig(), 68_790, 148_521),
         (ModelConfig("refined"), 70_502, 148_777),
         (ModelConfig(latent_stage=True), 68_790, 354_529 - 68_790),
+        (ModelConfig("tied"), 8_818, 18_605),
+        (ModelConfig("tied", "C4"), 17_630, 54_831 - 17_630),
+        (ModelConfig("tied", "D4", (48, 96, 192)), 66_750, 227_379 - 66_750),
+        (ModelConfig("tied", "C4", (32, 64, 128)), 62_122, 206_403 - 62_122),
     ],
 )
 def test_parameter_counts(config: ModelConfig, encoder: int, decoder: int) -> None:
@@ -31,7 +36,12 @@ def test_parameter_counts(config: ModelConfig, encoder: int, decoder: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("config", "macs"), [(ModelConfig(), 31_930_368), (ModelConfig("refined"), 32_030_720)]
+    ("config", "macs"),
+    [
+        (ModelConfig(), 31_930_368),
+        (ModelConfig("refined"), 32_030_720),
+        (ModelConfig("tied"), 32_030_720),
+    ],
 )
 def test_multiply_adds_in_convolutions(config: ModelConfig, macs: int) -> None:
     flops = FlopCountAnalysis(build(config, 0), torch.rand(1, 3, 32, 32))
@@ -48,11 +58,15 @@ def test_standardised_weights_have_unit_power() -> None:
     assert torch.allclose(weight.square().sum((0, 2, 3)), torch.full((4,), 1.5**2), rtol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["seed", "refined"])
+@pytest.mark.parametrize("architecture", ["seed", "refined", "tied"])
 @pytest.mark.parametrize("upsample", ["nearest", "bilinear", "transposed"])
-@pytest.mark.parametrize("kernel", [3, 5])
-def test_every_option_runs_and_starts_alive(architecture: str, upsample: str, kernel: int) -> None:
-    config = ModelConfig(architecture, stage1_kernel=kernel, upsample=upsample)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("kernel", "latent_stage"), [(3, True), (5, False)])
+def test_every_option_runs_and_starts_alive(
+    architecture: Any, upsample: Any, kernel: Any, latent_stage: bool
+) -> None:
+    config = ModelConfig(
+        architecture, stage1_kernel=kernel, upsample=upsample, latent_stage=latent_stage
+    )
     model = build(config, 0, [0.8, 0.6, 0.7])
     x = torch.rand(4, 3, 32, 32)
     q = model.encoder(x)
@@ -104,8 +118,11 @@ def test_an_even_kernel_keeps_the_lattice_symmetric(
     assert low <= max(errors) <= high
 
 
-def test_snapshot_round_trip(tmp_path: Path) -> None:
-    config = ModelConfig("refined", upsample="bilinear", stage1_kernel=5)
+@pytest.mark.parametrize(
+    "config",
+    [ModelConfig("refined", upsample="bilinear", stage1_kernel=5), ModelConfig("tied", "C4")],
+)
+def test_snapshot_round_trip(config: ModelConfig, tmp_path: Path) -> None:
     model = build(config, 1)
     snapshot.save(model, tmp_path, {"preset": "x"})
     loaded = snapshot.load(tmp_path)
@@ -120,6 +137,8 @@ def test_snapshot_round_trip(tmp_path: Path) -> None:
         ("config.json", b'{"model": {"architecture": "seed", "evil": 1, "widths": [16, 32, 64]}}'),
         ("config.json", b'{"model": {"widths": [1000000, 2000000, 4000000]}}'),
         ("config.json", b'{"model": {"architecture": "refined", "widths": [16, 32, 64]}}'),
+        ("config.json", b'{"model": {"architecture": "tied", "widths": [4, 8, 16]}}'),
+        ("config.json", b'{"model": {"group": "O3", "widths": [16, 32, 64]}}'),
         ("model.safetensors", b"\x00" * 100),
         ("model.safetensors", b"\x80\x04\x95 a pickle"),
     ],

@@ -5,10 +5,18 @@ import math
 import pytest
 import torch
 import torch._dynamo.testing
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
+from torchmetrics.functional.image import structural_similarity_index_measure
 
-from models.objective import Objective, ObjectiveConfig, kl_terms, reconstruction_nll
+from models.objective import (
+    Objective,
+    ObjectiveConfig,
+    kl_terms,
+    reconstruction_nll,
+    structural_loss,
+)
 from models.vae import ModelConfig, build
 from pipeline import d4
 from pipeline.corrupt import CorruptionConfig
@@ -125,12 +133,21 @@ def test_learned_noise_variance_finds_the_mean_squared_error() -> None:
     assert float(objective.noise_var()) == pytest.approx(0.01, rel=1e-2)
 
 
-def test_ssim_term_is_zero_for_a_perfect_image() -> None:
-    from models.objective import structural_loss
-
-    x, other = pair()
+def test_ssim_term_is_the_one_of_torchmetrics() -> None:
+    x, noise = pair()
+    x = F.avg_pool2d(x, 5, 1, 2)  # smooth, so that there is structure to lose
+    x_hat = (x + 0.1 * noise).clamp(0, 1)
+    reference = structural_similarity_index_measure(x_hat, x, data_range=1.0)
+    assert float(structural_loss(x, x_hat)) == pytest.approx(D * (1 - float(reference)), rel=1e-4)
     assert float(structural_loss(x, x)) == pytest.approx(0, abs=1e-3)
-    assert 0.5 * D < float(structural_loss(x, other)) < 1.5 * D
+
+
+def test_ssim_term_is_added_with_its_weight() -> None:
+    model = build(ModelConfig(), 0)
+    plain, with_ssim = (Objective(ObjectiveConfig(ssim=w), 24)(model, *inputs()) for w in (0, 0.7))
+    added = 0.7 * with_ssim["ssim"] / D
+    assert "ssim" not in plain and float(added) > 0.05
+    assert float(with_ssim["loss"]) == pytest.approx(float(plain["loss"] + added), rel=1e-5)
 
 
 def test_gradient_reaches_both_branches_of_the_equivariance_term() -> None:

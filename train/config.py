@@ -76,6 +76,13 @@ class Config:
             raise ValueError(f"seed is {self.seed}; expected 0 or more")
         if self.objective.fibres == "regular":  # refuses channels that do not split into fibres
             d4.channel_index(self.model.latent_channels, self.objective.group)
+        codes = (self.objective.group, self.objective.fibres)
+        if self.model.tied and codes != (self.model.group, "regular"):
+            raise ValueError(
+                f"objective.group and fibres are {codes}, but the codes of this tied model move as "
+                f"regular fibres of {self.model.group}: set --objective.group {self.model.group} "
+                "--objective.fibres regular"
+            )
 
 
 LAMBDA = 0.3
@@ -111,6 +118,24 @@ def eq_dvae_refined() -> Config:
     return replace(eq_dvae(), model=ModelConfig(architecture="refined"))
 
 
+def d4_dvae() -> Config:
+    """DVAE on the architecture that is exactly equivariant under D4 by weight tying."""
+    return _tied("D4")
+
+
+def c4_dvae() -> Config:
+    """The same under C4, the quarter turns."""
+    return _tied("C4")
+
+
+def _tied(group: Literal["D4", "C4"]) -> Config:
+    # no equivariance term: group and fibres say how the codes move, for evaluation
+    return Config(
+        model=ModelConfig(architecture="tied", group=group),
+        objective=ObjectiveConfig(group=group, fibres="regular"),
+    )
+
+
 PRESETS: dict[str, Callable[[], Config]] = {
     "ae": ae,
     "vae": vae,
@@ -118,6 +143,8 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "eq-dvae": eq_dvae,
     "eq-dvae-c4": eq_dvae_c4,
     "eq-dvae-refined": eq_dvae_refined,
+    "d4-dvae": d4_dvae,
+    "c4-dvae": c4_dvae,
 }
 DEFAULT_PRESET = "eq-dvae"
 
