@@ -14,6 +14,7 @@ from shards.schema import CHANNELS, PATCH, PATCH_BYTES
 Transform = Callable[[Pixels], Features]
 
 PCA_COMPONENTS = 384
+BINS = 16  # of the histogram of a channel
 GRID = 4  # cells a side of the colour grid, those of the latent
 RANDOM_INIT_SEED = 0
 
@@ -21,6 +22,20 @@ RANDOM_INIT_SEED = 0
 def _mean_rgb(train: Pixels, model: VAE) -> Transform:
     """3: the mean colour."""
     return lambda pixels: _unit(pixels).mean((1, 2), dtype=np.float32)
+
+
+def _histogram(train: Pixels, model: VAE) -> Transform:
+    """48: shares of the pixels in 16 equal bins a channel."""
+
+    def transform(pixels: Pixels) -> Features:
+        channels = pixels.reshape(len(pixels), -1, CHANNELS).swapaxes(1, 2)
+        bins = channels.reshape(-1, channels.shape[2]) // (256 // BINS)
+        rows = np.arange(len(bins))[:, None] * BINS
+        counts = np.bincount((rows + bins).reshape(-1), minlength=len(bins) * BINS)
+        shares = counts.reshape(len(pixels), -1) / channels.shape[2]
+        return shares.astype(np.float32)
+
+    return transform
 
 
 def _colour_grid(train: Pixels, model: VAE) -> Transform:
@@ -38,6 +53,11 @@ def _pca(train: Pixels, model: VAE) -> Transform:
     return lambda pixels: pca.transform(_unit(pixels).reshape(-1, PATCH_BYTES))
 
 
+def _raw(train: Pixels, model: VAE) -> Transform:
+    """3072: the pixels themselves."""
+    return lambda pixels: _unit(pixels).reshape(-1, PATCH_BYTES)
+
+
 def _random_init(train: Pixels, model: VAE) -> Transform:
     """384: the mean of an untrained encoder of the model's architecture."""
     device = next(model.parameters()).device
@@ -48,8 +68,10 @@ def _random_init(train: Pixels, model: VAE) -> Transform:
 
 BASELINES: dict[str, Callable[[Pixels, VAE], Transform]] = {
     "mean_rgb": _mean_rgb,
+    "rgb_histogram": _histogram,
     "colour_grid": _colour_grid,
     "pca384": _pca,
+    "raw_pixels": _raw,
     "random_init": _random_init,
 }
 

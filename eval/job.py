@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from eval import run as runs
+from eval.baselines import BASELINES
+from eval.probe import PROBES
 from eval.readouts import READOUTS, Symmetry
 from models import snapshot
 from models.vae import VAE
@@ -26,8 +28,14 @@ Say = Callable[[str], None]
 class EvalConfig:
     """What to evaluate, and on how much."""
 
-    baselines: bool = True
-    """Probe features that need no training beside the model's."""
+    baselines: tuple[str, ...] = tuple(BASELINES)
+    """Features that need no training, probed beside the model's."""
+    probes: tuple[str, ...] = tuple(PROBES)
+    """Classifiers: logistic for all features, the others for the primary readout and baselines."""
+    budgets: bool = True
+    """Probe with labels of 1, 2, 5 groups a class and of 1, 5, 10 % of them, 20 draws each."""
+    robustness: bool = True
+    """Probe corrupted test patches: five kinds, five severities."""
     figures: bool = True
     """Draw RUN/figures."""
     readouts: tuple[str, ...] = tuple(READOUTS)
@@ -42,8 +50,9 @@ class EvalConfig:
     """auto: a GPU where torch can use one."""
 
     def __post_init__(self) -> None:
-        if unknown := set(self.readouts) - set(READOUTS):
-            raise ValueError(f"unknown readout {sorted(unknown)}; there are {list(READOUTS)}")
+        for what, known in (("readouts", READOUTS), ("baselines", BASELINES), ("probes", PROBES)):
+            if unknown := set(getattr(self, what)) - set(known):
+                raise ValueError(f"unknown {what} {sorted(unknown)}; there are {list(known)}")
         for name in ("embed_images", "probe_images", "test_images"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 2")

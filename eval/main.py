@@ -15,40 +15,43 @@ import pyarrow.compute as pc
 import torch
 import tyro
 
+from eval import embedded as embeddings
 from eval import figures, metrics, readouts
 from eval import run as runs
 from eval.environment import environment
 from eval.job import EvalConfig, Job, Say, open_job, subset
-from eval.probe import C_GRID
+from eval.probe import PROBES
 from eval.readouts import Features
-from eval.suite import probe_all, write_all_embeddings
+from eval.suite import probe_all
 from pipeline import d4
 from pipeline.index import Dataset, Split
 from shards.command import run_command
+from shards.remote import local
 from shards.schema import NO_LABEL
 from shards.split import GROUPS, leaks
 from shards.summary import leak_warning
 
-VERSION = 1
+VERSION = 2
 
 
 def evaluate(
     run: Path,
-    data: Path | None = None,
+    data: Path | str | None = None,
     config: EvalConfig = EvalConfig(),  # noqa: B008 - frozen
     say: Say | None = None,
 ) -> dict[str, Any]:
     """Evaluate a finished run and return what was written to RUN/results.json.
 
     Args:
-        data: the packed data set; by default the one the run trained on.
+        data: the packed data set, or its URL; by default the one the run trained on.
         say: takes lines for people; by default they are printed.
 
     Raises:
         DataError: the run or the data set cannot be used.
     """
     start = time.monotonic()
-    job = open_job(Path(run), data, config, say or _print)
+    found = None if data is None else local(data)
+    job = open_job(Path(run), found, config, say or _print)
     rows = subset(len(job.metrics_split), config.test_images)
     pixels = readouts.images_of(job.metrics_split, rows)
     images = readouts.to_device(pixels, job.device)
@@ -60,8 +63,8 @@ def evaluate(
         "protocol": _protocol(job, len(images)),
         **_metrics(job, images),
     }
-    embedded = write_all_embeddings(job)
-    results["probe"] = probe_all(job, embedded)
+    embedded = embeddings.write_all(job)
+    results |= probe_all(job, embedded)
     if config.figures:
         with job.timed("figures"):
             _draw(job, images, embedded)
@@ -116,7 +119,7 @@ def _protocol(job: Job, images: int) -> dict[str, Any]:
         "active_units_above_nats": metrics.ACTIVE_NATS,
         "probe": "standardised logistic regression with an L2 penalty, fitted on train; C selected "
         "on val by macro one-vs-rest AUROC; test scored once with the selected probe",
-        "probe_C_grid": list(C_GRID),
+        "probe_C_grid": list(PROBES["logistic"].grid),
         "embed_images": job.config.embed_images,
         "probe_images": job.config.probe_images,
         "classes": job.data.card.classes,
@@ -206,7 +209,7 @@ def _print(line: str) -> None:
 
 _Run = Annotated[Path, tyro.conf.arg(metavar="RUN", help="folder of a finished run")]
 _Data = Annotated[
-    Path | None, tyro.conf.arg(metavar="DIR", help="packed data set; default: the run's own")
+    str | None, tyro.conf.arg(metavar="DIR", help="data set or URL; default: the run's own")
 ]
 _Config = Annotated[EvalConfig, tyro.conf.arg(name="")]
 

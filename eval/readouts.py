@@ -27,7 +27,8 @@ Features = NDArray[np.float32]  # (n, d)
 
 READ = 1024  # images a read
 ROW_GROUP = 16_384
-KEPT_COLUMNS = ("key", "label", "source", "site", "path")
+KEPT_COLUMNS = ("key", "label", "source", "slide", "patient", "site", "path")
+PRIMARY = "mean"  # the readout of every headline number
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def write_embeddings(
 ) -> None:
     """Stream the embeddings of `samples`, rows of a sidecar, in their order to a Parquet file.
 
-    Columns: key, label, source, site, path of the sidecar and `embedding`, a fixed-size list of
+    Columns: KEPT_COLUMNS of the sidecar and `embedding`, a fixed-size list of
     float32. `about` becomes metadata of the file. Rows are written in groups: memory does not
     grow with the split.
     """
@@ -176,8 +177,8 @@ def _groups(batches: Iterable[Features]) -> Iterator[Features]:
         yield np.concatenate(held)
 
 
-def with_embeddings(rows: pa.Table, features: Features) -> pa.Table:
-    """The rows with a column `embedding`, a fixed-size list of float32."""
+def with_embeddings(rows: pa.Table, features: Features, name: str = "embedding") -> pa.Table:
+    """The rows with one more column, a fixed-size list of float32."""
     values = pa.array(np.ascontiguousarray(features, np.float32).reshape(-1))
     column = pa.FixedSizeListArray.from_arrays(values, features.shape[1])
-    return rows.append_column("embedding", column)
+    return rows.append_column(name, column)

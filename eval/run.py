@@ -135,7 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is larger than {MAX_JSON_BYTES} bytes: not a file of a run")
     try:
         found = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter from thousands of brackets
         raise DataError(f"{path} is not valid JSON ({error}); make it again") from None
     if not isinstance(found, dict):
         raise DataError(f"{path} holds a {type(found).__name__}, expected an object")

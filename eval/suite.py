@@ -1,118 +1,181 @@
-"""The embeddings of a run, and one linear probe for every readout and baseline on the same rows."""
+"""The probes of a run: every readout and baseline on the same rows, in every condition."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from eval import readouts
+from eval import budgets, readouts, robustness
 from eval import run as runs
 from eval.baselines import BASELINES
 from eval.job import Job
-from eval.probe import Labelled, ProbeResult, probe
-from eval.readouts import Features, Pixels
+from eval.probe import PRIMARY_PROBE, PROBES, Labelled, Probe, fit
+from eval.readouts import PRIMARY, Features, Pixels
+from eval.scores import SCORES, Condition, ScoreBook
 from shards.schema import DataError
 
-PRIMARY = "mean"
-PROBE_SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
+BUDGETED = (PRIMARY, "mean_rgb", "colour_grid", "random_init")  # features of the label budgets
+SCORED = ("key", "label", "source", "slide", "patient", "site")
+
+Transform = Callable[[Pixels], Features]
 
 
-def write_all_embeddings(job: Job) -> dict[str, Features]:
-    """Embed every split into RUN/embeddings; the rows of the probes come back, by split."""
-    about = {
-        "readout": PRIMARY,
-        "snapshot_xxh3": runs.snapshot_hash(job.run),
-        "dataset_hash": job.data.hash,
-    }
-    kept: dict[str, Features] = {}
-    for name, split in job.splits.items():
-        path = job.run / "embeddings" / f"{name}.parquet"
-        rows = job.embed_rows(split)
-        if len(rows) < len(split):
-            job.notice(f"{name}: embeddings of {len(rows):,} random images of {len(split):,}")
-        with job.timed(f"embedding {name}, {len(rows):,} images"):
-            found = readouts.embed_batches(
-                job.model, readouts.image_batches(split, rows), [PRIMARY]
-            )
-            chosen = np.isin(rows, job.probe_rows(split))
-            held: list[Features] = []
-            batches = _holding((batch[PRIMARY] for batch in found), chosen, held)
-            readouts.write_embeddings(path, split.table.take(rows), batches, about)
-        kept[name] = np.concatenate(held)
-    return kept
+@dataclass(frozen=True)
+class Rows:
+    """What every probe of a run works on, by split."""
+
+    labels: dict[str, NDArray[np.int64]]
+    groups: dict[str, list[str]]
+    pixels: dict[str, Pixels]
+    book: ScoreBook  # of test
+
+    def labelled(self, features: dict[str, Features]) -> dict[str, Labelled]:
+        return {name: Labelled(features[name], self.labels[name]) for name in SPLITS}
 
 
-def _holding(
-    batches: Iterator[Features], chosen: NDArray[np.bool_], held: list[Features]
-) -> Iterator[Features]:
-    """The same batches; their chosen rows are appended to `held` as they pass."""
-    start = 0
-    for batch in batches:
-        held.append(batch[chosen[start : start + len(batch)]])
-        start += len(batch)
-        yield batch
-
-
-def probe_all(job: Job, embedded: dict[str, Features]) -> dict[str, dict[str, Any]]:
-    """Test scores by name of the features; empty where probing is impossible, with a notice."""
+def probe_all(job: Job, embedded: dict[str, Features]) -> dict[str, Any]:
+    """Sections of results.json by name, and RUN/scores.parquet; empty, with a notice, where
+    probing is impossible."""
     if reason := _obstacle(job):
         job.notice(f"no probes: {reason}")
-        return {}
-    splits = {name: job.splits[name] for name in PROBE_SPLITS}
-    rows = {name: job.probe_rows(split) for name, split in splits.items()}
-    labels = {name: split.labels[rows[name]] for name, split in splits.items()}
-    pixels = {name: readouts.images_of(split, rows[name]) for name, split in splits.items()}
-    found = {}
-    for name, kind, features in _feature_sets(job, embedded, pixels):
-        start = time.monotonic()
-        try:
-            result = probe(*(Labelled(features[s], labels[s]) for s in PROBE_SPLITS))
-        except DataError as error:
-            job.notice(f"no probe of {name}: {error}")
+        return {"probe": {}}
+    rows = _rows(job)
+    sections: dict[str, Any] = {"probe": {}}
+    for name, kind, features in _feature_sets(job, embedded, rows.pixels):
+        data = rows.labelled(features)
+        primary = _probe(job, rows, data, name, PRIMARY_PROBE)
+        if primary is None:
             continue
         dimensions = features["train"].shape[1]
-        found[name] = {"features": kind, "dimensions": dimensions, **asdict(result)}
-        _tell(job, name, result, time.monotonic() - start)
-    return found
+        found = {"features": kind, "dimensions": dimensions, **asdict(primary.test(data["test"]))}
+        sections["probe"][name] = found
+        if kind == "baseline" or name == PRIMARY:
+            others = _other_probes(job, rows, data, name)
+            sections.setdefault("other_probes", {})[name] = others
+        if name in BUDGETED and job.config.budgets:
+            sections.setdefault("budgets", {})[name] = _budgets(job, rows, data, name)
+        if name == PRIMARY and job.config.robustness:
+            sections["robustness"] = _robustness(job, rows, primary)
+    about = {"snapshot_xxh3": runs.snapshot_hash(job.run), "dataset_hash": job.data.hash}
+    rows.book.write(job.run / SCORES, about)
+    return sections
 
 
 def _obstacle(job: Job) -> str | None:
     if not job.data.card.labelled:
         return "the data set has no labels"
-    missing = [name for name in PROBE_SPLITS if name not in job.splits]
+    missing = [name for name in SPLITS if name not in job.splits]
     if missing:
         return f"there is no {' and no '.join(missing)} split; C is selected on val, never on test"
     return None
+
+
+def _rows(job: Job) -> Rows:
+    splits = {name: job.splits[name] for name in SPLITS}
+    chosen = {name: job.probe_rows(split) for name, split in splits.items()}
+    groups = {
+        name: np.array(split.groups, object)[chosen[name]].tolist()
+        for name, split in splits.items()
+    }
+    test = splits["test"].table.select(SCORED).take(pa.array(chosen["test"]))
+    test = test.append_column("group", pa.array(groups["test"], pa.string()))
+    return Rows(
+        {name: split.labels[chosen[name]] for name, split in splits.items()},
+        groups,
+        {name: readouts.images_of(split, chosen[name]) for name, split in splits.items()},
+        ScoreBook(test, len(job.data.card.classes)),
+    )
 
 
 def _feature_sets(
     job: Job, embedded: dict[str, Features], pixels: dict[str, Pixels]
 ) -> Iterator[tuple[str, str, dict[str, Features]]]:
     """(name, readout or baseline, features by split), made one by one; the primary one first."""
-    yield PRIMARY, "readout", {s: embedded[s] for s in PROBE_SPLITS}
+    yield PRIMARY, "readout", {s: embedded[s] for s in SPLITS}
     others = [name for name in job.config.readouts if name != PRIMARY]
     if others:
         with job.timed(f"other readouts ({', '.join(others)})"):
             codes = {
-                s: readouts.embed_pixels(job.model, pixels[s], others, job.symmetry)
-                for s in PROBE_SPLITS
+                s: readouts.embed_pixels(job.model, pixels[s], others, job.symmetry) for s in SPLITS
             }
         for name in others:
-            yield name, "readout", {s: codes[s][name] for s in PROBE_SPLITS}
-    for name in BASELINES if job.config.baselines else ():
+            yield name, "readout", {s: codes[s][name] for s in SPLITS}
+    for name in job.config.baselines:
         with job.timed(f"baseline {name}"):
-            transform = BASELINES[name](pixels["train"], job.model)
-            made = {s: transform(pixels[s]) for s in PROBE_SPLITS}
+            transform: Transform = BASELINES[name](pixels["train"], job.model)
+            made = {s: transform(pixels[s]) for s in SPLITS}
         yield name, "baseline", made
 
 
-def _tell(job: Job, name: str, result: ProbeResult, seconds: float) -> None:
+def _probe(job: Job, rows: Rows, data: dict[str, Labelled], name: str, family: str) -> Probe | None:
+    """Fit one probe, keep its scores on test, and tell; None, with a notice, where it fails."""
+    start = time.monotonic()
+    try:
+        probe = fit(data["train"], data["val"], family)
+        result = probe.test(data["test"])
+    except DataError as error:
+        job.notice(f"no {family} probe of {name}: {error}")
+        return None
     if not result.converged:
-        job.notice(f"probe of {name}: the solver stopped before it converged for some C")
+        job.notice(f"probe of {name}: the solver stopped before it converged for some setting")
+    scores = probe.scores(data["test"].features)
+    rows.book.add(Condition(name, family), scores, probe.classes)
     job.say(
-        f"probe {name}: AUROC {result.auroc:.3f}, balanced accuracy "
-        f"{result.balanced_accuracy:.3f}, C {result.C:g}: {seconds:.1f} s"
+        f"{family} probe of {name}: AUROC {result.auroc:.3f}, balanced accuracy "
+        f"{result.balanced_accuracy:.3f}, {PROBES[family].setting} {result.setting:g}: "
+        f"{time.monotonic() - start:.1f} s"
     )
+    return probe
+
+
+def _other_probes(
+    job: Job, rows: Rows, data: dict[str, Labelled], name: str
+) -> dict[str, dict[str, Any]]:
+    found = {}
+    for family in job.config.probes:
+        if family == PRIMARY_PROBE:
+            continue
+        if probe := _probe(job, rows, data, name, family):
+            found[family] = asdict(probe.test(data["test"]))
+    return found
+
+
+def _budgets(
+    job: Job, rows: Rows, data: dict[str, Labelled], name: str
+) -> dict[str, dict[str, Any]]:
+    """By budget: the mean AUROC over draws; the scores of every draw are kept."""
+    train, groups, found = data["train"], rows.groups["train"], {}
+    for budget in budgets.budgets(train.labels, groups):
+        with job.timed(f"{name}, labels of {budget.name}"):
+            aurocs, patches = [], []
+            fits = budgets.fits(train, data["val"], groups, budget)
+            for number, (probe, count) in enumerate(fits):
+                auroc, scores = budgets.auroc(probe, data["test"])
+                condition = Condition(name, PRIMARY_PROBE, budget.name, number)
+                rows.book.add(condition, scores, probe.classes)
+                aurocs.append(auroc)
+                patches.append(count)
+            found[budget.name] = budgets.summary(budget, aurocs, patches)
+    return found
+
+
+def _robustness(job: Job, rows: Rows, probe: Probe) -> dict[str, Any]:
+    labels = rows.labels["test"]
+
+    def score(kind: str, severity: int, pixels: Pixels) -> float:
+        features = readouts.embed_pixels(job.model, pixels, [PRIMARY])[PRIMARY]
+        auroc, scores = budgets.auroc(probe, Labelled(features, labels))
+        rows.book.add(
+            Condition(PRIMARY, PRIMARY_PROBE, f"{kind}-{severity}"), scores, probe.classes
+        )
+        return auroc
+
+    with job.timed("robustness"):
+        clean = readouts.embed_pixels(job.model, rows.pixels["test"], [PRIMARY])[PRIMARY]
+        unspoilt, _ = budgets.auroc(probe, Labelled(clean, labels))
+        return robustness.curves(job.model, rows.pixels["test"], score, unspoilt)

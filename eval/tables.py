@@ -8,7 +8,7 @@ from typing import Any
 from eval.figures import KIND_TITLES
 from eval.markdown import MISSING, escape, number, table
 from eval.metrics import ELEMENTS
-from eval.suite import PRIMARY
+from eval.readouts import PRIMARY
 from pipeline.corrupt import KINDS
 
 PROBE_SCORES = ("auroc", "balanced_accuracy", "accuracy")

@@ -33,7 +33,10 @@ ABOUT: dict[str, Any] = {
     "equivariance": 0.3, "group": "D4", "fibres": "trivial", "stochastic": True,
 }  # fmt: skip
 COUNTS = {"train": 24, "val": 12, "test": 12}  # a class
-PLAIN = EvalConfig(figures=False, baselines=False, readouts=("mean",))
+PLAIN = EvalConfig(
+    figures=False, baselines=(), readouts=("mean",), probes=("logistic",), budgets=False,
+    robustness=False,
+)  # fmt: skip
 
 
 def quiet(line: str) -> None:
@@ -130,7 +133,7 @@ def test_embeddings_read_back_in_sample_order(evaluated: Path, data: Path) -> No
         np.testing.assert_array_equal(found, readouts.embed_split(model, split))
         assert rows["key"].to_pylist() == split.table["key"].to_pylist()
         assert rows["label"].to_pylist() == split.labels.tolist()
-        assert rows.column_names == ["key", "label", "source", "site", "path"]
+        assert rows.column_names == list(readouts.KEPT_COLUMNS)
         schema = pq.read_schema(path)
         assert schema.field("embedding").type.list_size == 384
         assert schema.metadata[b"dataset_hash"].decode() == dataset.hash

@@ -35,7 +35,7 @@ def splits(classes: int, spread: float = 2.0) -> tuple[Labelled, Labelled, Label
 def test_it_is_the_plain_scikit_learn_pipeline(classes: int) -> None:
     train, val, test = splits(classes)
     found = probe(train, val, test)
-    plain = make_pipeline(StandardScaler(), LogisticRegression(C=found.C, max_iter=5000))
+    plain = make_pipeline(StandardScaler(), LogisticRegression(C=found.setting, max_iter=5000))
     plain.fit(train.features.astype(np.float64), train.labels)
     scores = plain.predict_proba(test.features)
     auroc = (
@@ -56,22 +56,28 @@ def test_c_maximises_val_and_never_sees_test() -> None:
     train, val, test = splits(3)
     found = probe(train, val, test)
     by_c = {}
-    for c in module.C_GRID:
+    for c in module.PROBES["logistic"].grid:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=5000))
         model.fit(train.features.astype(np.float64), train.labels)
         by_c[c] = macro_auroc(model.predict_proba(val.features), model.classes_, val.labels)
     assert found.val_auroc == pytest.approx(max(by_c.values()), abs=1e-6)
-    assert by_c[found.C] == pytest.approx(max(by_c.values()), abs=1e-6)
+    assert by_c[found.setting] == pytest.approx(max(by_c.values()), abs=1e-6)
     shuffled = np.random.default_rng(0).permutation(test.labels)
     other = probe(train, val, Labelled(test.features, shuffled))
-    assert (other.C, other.val_auroc) == (found.C, found.val_auroc)
+    assert (other.setting, other.val_auroc) == (found.setting, found.val_auroc)
     assert other.accuracy != found.accuracy
 
 
-def test_ties_go_to_the_smaller_c() -> None:
+def test_ties_go_to_the_better_accuracy_then_to_the_smaller_c() -> None:
     train, val, test = splits(2, spread=0.01)
     found = probe(train, val, test)
-    assert (found.C, found.val_auroc, found.auroc) == (module.C_GRID[0], 1.0, 1.0)
+    accuracies = []
+    for c in module.PROBES["logistic"].grid:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=5000))
+        model.fit(train.features.astype(np.float64), train.labels)
+        accuracies.append(balanced_accuracy_score(val.labels, model.predict(val.features)))
+    assert found.setting == module.PROBES["logistic"].grid[int(np.argmax(accuracies))]
+    assert (found.val_auroc, found.auroc, found.accuracy) == (1.0, 1.0, 1.0)
 
 
 def test_rows_without_a_label_are_left_out() -> None:
