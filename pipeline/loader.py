@@ -6,7 +6,7 @@ across epochs, so every batch has one shape and each epoch has each sample exact
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Literal, NamedTuple, Protocol
@@ -121,7 +121,7 @@ class Loader:
         self.store = STORES[storage](split, device)
         self.labels = torch.from_numpy(split.labels)
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """Batches that begin at images seen `start`, `start` + batch size, ... below `stop`."""
         pending: deque[Future[tuple[Tensor, NDArray[np.int64]]]] = deque()
         positions = iter(range(start, stop, self.batch_size))
@@ -142,6 +142,8 @@ class Loader:
         return self.store.gather(indices), indices
 
     def _to_device(self, tensor: Tensor) -> Tensor:
+        if self.device.type == "cuda" and not tensor.is_cuda:
+            tensor = tensor.pin_memory()  # from other memory a copy may wait for the device
         return tensor.to(self.device, non_blocking=True)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.ndimage import correlate1d
-from scipy.stats import chisquare
+from scipy.stats import chi2_contingency, chisquare
 
 from models.objective import Objective, ObjectiveConfig
 from models.vae import ModelConfig, build
@@ -83,10 +83,13 @@ def test_elements_are_uniform_and_independent_of_the_corruption() -> None:
     )  # fmt: skip
     counts = step.corruption.counts(256)
     kind = np.repeat(np.arange(4), counts)
-    augment, element = np.zeros((4, 8)), np.zeros(8)
+    augment, element = np.zeros((4, 8)), np.zeros((4, 8))
     for i in range(200):
         draws = step.draw(256, generator_for(3, i * 256, 0, CPU))
         np.add.at(augment, (kind, draws.augment_B.numpy()), 1)
-        np.add.at(element, draws.element_B.numpy(), 1)
-    assert element[0] == 0 and chisquare(element[1:]).pvalue > 1e-3
-    assert chisquare(augment.ravel()).pvalue > 1e-3
+        np.add.at(element, (kind, draws.element_B.numpy()), 1)
+    assert not element[:, 0].any()
+    for table in (augment, element[:, 1:]):  # kinds have equal shares: every cell has one mean
+        assert chisquare(table.sum(0)).pvalue > 1e-3
+        assert chisquare(table.ravel()).pvalue > 1e-3
+        assert chi2_contingency(table).pvalue > 1e-3

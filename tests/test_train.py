@@ -16,7 +16,8 @@ from pipeline.index import Dataset, open_dataset
 from shards.schema import DataError
 from train import state
 from train.config import PRESETS, Config, LoopConfig, as_json, differences, from_json
-from train.loop import NonFiniteError, Trainer, ema_decay, learning_rate, plan
+from train.loop import NonFiniteError, Trainer
+from train.schedule import ema_decay, learning_rate, plan
 from train.tracker import Tracker
 
 LOOP = LoopConfig(logs=4, validations=2, checkpoints=2, validation_images=8)
@@ -192,6 +193,13 @@ def test_schedules() -> None:
     assert learning_rate(optim, optim.warmup) == pytest.approx(optim.lr)
     assert learning_rate(optim, optim.warmup / 2) == pytest.approx(optim.lr / 2)
     assert learning_rate(optim, 1.0) == pytest.approx(0, abs=1e-12)
+    for steps in (1, 2, 50, 1000):  # every step trains, the last and an only one as well
+        whole = plan(config(images=8 * steps))
+        rates = [learning_rate(optim, whole.progress(done)) for done in range(steps)]
+        assert min(rates) > 0
+        # the middle of a step: the mean over steps is the integral of the schedule
+        expected = optim.lr * 0.5
+        assert steps < 50 or np.mean(rates) == pytest.approx(expected, rel=1e-3)
     weight, seen = 1.0, 10_000  # one half-life later, half of the old average is left
     for _ in range(50):
         weight *= ema_decay(optim, seen, 10)

@@ -1,11 +1,9 @@
 """The training loop: everything is a function of images seen."""
 
 import copy
-import math
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,15 +16,18 @@ from torch import Tensor, nn
 from eval.metrics import validate
 from models import snapshot
 from models.objective import Objective
+from models.snapshot import mismatch
 from models.vae import build
 from pipeline.index import Dataset, Order, Split
 from pipeline.loader import Batch, Loader
 from pipeline.reader import Reader
 from shards.schema import DataError
 from train import state
-from train.config import Config, OptimConfig
+from train.config import Config
+from train.saver import Saver
+from train.schedule import ema_decay, learning_rate, make_optimizer, plan
 from train.step import TrainStep, generator_for
-from train.tracker import Progress, Sums, Tracker
+from train.tracker import LOG, Progress, Sums, Tracker
 
 Say = Callable[[str], None]
 
@@ -36,56 +37,6 @@ STOP_EVERY = 16  # steps between questions whether any of several ranks was inte
 
 class NonFiniteError(Exception):
     """A loss term was NaN or infinite; the message names step, terms and samples."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The run in steps: all intervals and the budget, settled once at the top."""
-
-    batch: int
-    steps: int
-    log_every: int
-    validate_every: int
-    checkpoint_every: int
-
-    @property
-    def images(self) -> int:
-        return self.steps * self.batch
-
-
-def plan(config: Config) -> Plan:
-    """Round the budget up to whole batches and spread the intervals over it."""
-    assert config.images is not None and config.batch_size is not None
-    steps = -(-config.images // config.batch_size)
-    every = [max(1, steps // max(1, n)) for n in
-             (config.loop.logs, config.loop.validations, config.loop.checkpoints)]  # fmt: skip
-    return Plan(config.batch_size, steps, *every)
-
-
-def learning_rate(optim: OptimConfig, progress: float) -> float:
-    """Linear warm-up, then cosine to 0; `progress` is images seen / budget, in [0, 1]."""
-    if progress < optim.warmup:
-        return optim.lr * progress / optim.warmup
-    rest = (progress - optim.warmup) / (1 - optim.warmup)
-    return optim.lr * 0.5 * (1 + math.cos(math.pi * rest))
-
-
-def ema_decay(optim: OptimConfig, images_seen: int, batch: int) -> float:
-    """Decay of one step for a half-life that is a share of the images seen (EDM2)."""
-    return float(0.5 ** (batch / max(optim.ema_halflife * images_seen, 1e-8)))
-
-
-def make_optimizer(step: TrainStep, optim: OptimConfig) -> torch.optim.AdamW:
-    """Weight decay on convolution weights only; the noise variance has a rate of its own."""
-    model = list(step.model.parameters())
-    groups = [
-        {"params": [p for p in model if p.ndim == 4], "weight_decay": optim.weight_decay},
-        {"params": [p for p in model if p.ndim < 4], "weight_decay": 0.0},
-        {"params": list(step.objective.parameters()), "weight_decay": 0.0,
-         "scale": optim.noise_var_lr},
-    ]  # fmt: skip
-    groups = [{"scale": 1.0, **group} for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
 
 
 class Trainer:
@@ -125,20 +76,27 @@ class Trainer:
         return self.plan.images - self.images_seen
 
     def train(self, tracker: Tracker, interrupted: Callable[[], bool]) -> bool:
-        """Run to the end of the budget; False when `interrupted` after saving a checkpoint."""
+        """Run to the end of the budget; False when `interrupted` after saving a checkpoint.
+
+        Raises:
+            NonFiniteError: a loss term, or the gradient, was NaN or infinite.
+            DataError: a checkpoint could not be written; known at the latest one step after.
+        """
         progress = Progress(self.plan.images, self.images_seen, self.say)
-        for batch in self.loader.batches(self.images_seen, self.plan.images):
-            self.update(batch)
-            last = self.done == self.plan.steps
-            stop = (last or self._looks_up()) and self._any_rank(interrupted())
-            if last or self.done % self.plan.log_every == 0:
-                self._log(tracker, progress)
-            if last or self.done % self.plan.validate_every == 0:
-                self._validate(tracker)
-            if last or stop or self.done % self.plan.checkpoint_every == 0:
-                self._checkpoint(tracker)
-            if stop and not last:
-                return False
+        with Saver(self.run, self.config.loop.keep_checkpoints, self.say) as saver:
+            for batch in self.loader.batches(self.images_seen, self.plan.images):
+                self.update(batch)
+                saver.check()
+                last = self.done == self.plan.steps
+                if last or self.done % self.plan.log_every == 0:
+                    self._log(tracker, progress)
+                if last or self.done % self.plan.validate_every == 0:
+                    self._validate(tracker)
+                stop = (last or self._looks_up()) and self._any_rank(interrupted())
+                if last or stop or self.done % self.plan.checkpoint_every == 0:
+                    self._checkpoint(tracker, saver)
+                if stop and not last:
+                    return False
         return True
 
     def seconds_a_step(self) -> float:
@@ -166,7 +124,7 @@ class Trainer:
     def update(self, batch: Batch) -> None:
         """One optimizer step on one global batch."""
         optim, seen = self.config.optim, self.images_seen
-        rate = learning_rate(optim, (seen + self.plan.batch) / self.plan.images)
+        rate = learning_rate(optim, self.plan.progress(self.done))
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         losses = self._backward(batch)
@@ -209,39 +167,43 @@ class Trainer:
             )
         self.accelerator.wait_for_everyone()
 
-    def _checkpoint(self, tracker: Tracker) -> None:
+    def _checkpoint(self, tracker: Tracker, saver: Saver) -> None:
         self._refuse_non_finite()
         sums = self._gathered_sums()
         if self.accelerator.is_main_process:
-            parts = {
-                "step": dict(self.step.state_dict()),
-                "optimizer": state.optimizer_tensors(self.step, self.optimizer),
-                "ema": dict(self.ema.state_dict()),
-                "sums": sums,
-            }
+            optimizer = state.optimizer_tensors(self.step, self.optimizer)
             meta = {"log_bytes": tracker.bytes(), "processes": self.accelerator.num_processes}
-            state.save_checkpoint(
-                self.run, self.images_seen, meta, state.pack_state(parts),
-                self.config.loop.keep_checkpoints,
-            )  # fmt: skip
-        self.accelerator.wait_for_everyone()
+            saver.save(self.images_seen, meta, self._state(optimizer, sums))
+
+    def _state(self, optimizer: dict[str, Tensor], sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        step, ema = dict(self.step.state_dict()), dict(self.ema.state_dict())
+        return state.pack_state({"step": step, "optimizer": optimizer, "ema": ema, "sums": sums})
 
     def restore(self, checkpoint: state.Checkpoint) -> None:
         """Continue from a checkpoint: on CPU, at an equal thread count, to the bit.
 
         Raises:
-            DataError: its tensors do not fit this run's model.
+            DataError: it is not one of this run: other tensors, or a place outside its budget.
         """
-        parts = {n: state.unpack_state(checkpoint.tensors, n) for n in ("step", "ema", "sums")}
-        try:
-            self.step.load_state_dict(parts["step"])
-            self.ema.load_state_dict(parts["ema"])
-        except RuntimeError as error:
-            raise DataError(f"the checkpoint in {self.run} is of another model: {error}") from None
+        if problem := self._misfit(checkpoint):
+            raise DataError(f"the checkpoint in {self.run} is not of this run: {problem}")
+        self.step.load_state_dict(state.unpack_state(checkpoint.tensors, "step"))
+        self.ema.load_state_dict(state.unpack_state(checkpoint.tensors, "ema"))
         optimizer = state.unpack_state(checkpoint.tensors, "optimizer")
         state.restore_optimizer(self.step, self.optimizer, optimizer)
-        self.sums.restore(parts["sums"])
+        self.sums.restore(state.unpack_state(checkpoint.tensors, "sums"))
         self.done = checkpoint.images_seen // self.plan.batch
+
+    def _misfit(self, checkpoint: state.Checkpoint) -> str | None:
+        """Why a checkpoint cannot be continued by this run, if so."""
+        seen, log_bytes = checkpoint.images_seen, checkpoint.meta.get("log_bytes")
+        if seen % self.plan.batch or not 0 < seen <= self.plan.images:
+            return f"{seen:,} images seen; expected whole batches within {self.plan.images:,}"
+        if type(log_bytes) is not int or log_bytes < 0:
+            return f"log_bytes is {log_bytes!r}; expected the bytes of {LOG}"
+        optimizer = state.unpack_state(checkpoint.tensors, "optimizer")
+        expected = state.expected_optimizer(self.step, optimizer)
+        return mismatch(checkpoint.tensors, self._state(expected, self.sums.tensors()))
 
     def save_snapshot(self, about: dict[str, Any]) -> None:
         objective = self.config.objective
