@@ -118,7 +118,7 @@ def _speeds(
     name: str, config: ModelConfig, images: Tensor, settings: Settings, say: Say
 ) -> list[Record]:
     torch.compiler.reset()  # dynamo keeps a limited number of graphs for one piece of code
-    why_not = {v: _obstacle(variant, images.device, settings) for v, variant in VARIANTS.items()}
+    why_not = {v: obstacle(variant, images.device, settings) for v, variant in VARIANTS.items()}
     blocks: dict[tuple[str, str], Callable[[], float]] = {}
     for v, title in product(VARIANTS, PASSES):
         if why_not[v] is None:
@@ -139,7 +139,8 @@ def _speeds(
     ]
 
 
-def _obstacle(variant: Variant, device: torch.device, settings: Settings) -> str | None:
+def obstacle(variant: Variant, device: torch.device, settings: Settings) -> str | None:
+    """Why a variant is not measured here; None where it is."""
     if variant.precision == "bf16" and not launch.has_bf16(device):
         return "no bfloat16 in this hardware"
     if variant.compiled and not settings.compiled:

@@ -1,4 +1,4 @@
-"""`python bench/throughput.py [all|model|train]`: what this machine reaches, as tables and JSON.
+"""`python bench/throughput.py [all|MODE]`: what this machine reaches, as tables and JSON.
 
 Tables go to the standard output, progress to the standard error. Exit status: 0 done, 1 failed,
 2 unusable arguments, 130 interrupted; what was measured by then is in the JSON file.
@@ -12,15 +12,15 @@ print("importing torch ...", file=sys.stderr, flush=True)
 import argparse  # noqa: E402 - not tyro: needs only what training imports
 import json  # noqa: E402
 import os  # noqa: E402
-from collections.abc import Callable  # noqa: E402
 from dataclasses import asdict, replace  # noqa: E402
+from importlib import import_module  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import NamedTuple  # noqa: E402
+from typing import Protocol, cast  # noqa: E402
 
 import torch  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
 
-from bench import model, training  # noqa: E402
+from bench import plot  # noqa: E402
 from bench.settings import DEFAULTS, Settings  # noqa: E402
 from bench.table import Record  # noqa: E402
 from bench.timing import Say  # noqa: E402
@@ -30,15 +30,39 @@ from train.launch import device_warning, start_accelerator  # noqa: E402
 from train.state import write_atomically  # noqa: E402
 
 
-class Mode(NamedTuple):
-    measure: Callable[[Settings, Accelerator, Say], list[Record]]
-    report: Callable[[list[Record], Settings], str]
+class Mode(Protocol):
+    """What the module of a mode holds."""
+
+    def measure(self, settings: Settings, accelerator: Accelerator, say: Say) -> list[Record]:
+        """What was measured, a record of plain JSON types each."""
+        ...
+
+    def report(self, records: list[Record], settings: Settings) -> str:
+        """The records as tables."""
+        ...
 
 
 MODES = {
-    "model": Mode(model.measure, model.report),
-    "train": Mode(training.measure, training.report),
+    "model": "bench.model",
+    "train": "bench.training",
+    "augment": "bench.augment",
+    "side-by-side": "bench.side_by_side",
+    "embed": "bench.embedding",
+    "pack": "bench.packing",
+    "read": "bench.reading",
 }
+
+
+def load_mode(mode: str) -> Mode:
+    """The module of a mode, imported only when it is run: it may need packages of its own.
+
+    Raises:
+        DataError: one of them is not installed.
+    """
+    try:
+        return cast(Mode, import_module(MODES[mode]))
+    except ImportError as error:
+        raise DataError(f"the mode {mode} cannot be measured here: {error}") from error
 
 
 def main(argv: list[str]) -> int:
@@ -49,12 +73,14 @@ def main(argv: list[str]) -> int:
         parser.error("one process is measured: start it with python, without a launcher")
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     target, mode = given.pop("json", None), given.pop("mode")
+    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     try:
         settings = replace(DEFAULTS[accelerator.device.type], **given)
     except ValueError as error:
         parser.error(str(error))
-    if target is not None and not target.parent.is_dir():
-        parser.error(f"--json {target}: the folder {target.parent} does not exist")
+    for option, path in (("json", target), ("plot", settings.plot)):
+        if path is not None and not Path(path).parent.is_dir():
+            parser.error(f"--{option} {path}: the folder {Path(path).parent} does not exist")
     try:
         run(mode, settings, accelerator, target)
     except DataError as error:
@@ -82,14 +108,19 @@ def run(mode: str, settings: Settings, accelerator: Accelerator, target: Path | 
     )
     results: list[Record] = []
     for name in MODES if mode == "all" else [mode]:
-        records = MODES[name].measure(settings, accelerator, say)
-        print(f"\n== {name}\n\n{MODES[name].report(records, settings)}", flush=True)
+        module = load_mode(name)
+        records = module.measure(settings, accelerator, say)
         results += [{"mode": name, **record} for record in records]
         about = {"environment": facts, "mode": mode, "settings": asdict(settings)}
         if target is not None:
             text = json.dumps({**about, "results": results}, indent=1) + "\n"
             write_atomically(target, text.encode())
             say(f"wrote {target}")
+        print(f"\n== {name}\n\n{module.report(records, settings)}", flush=True)
+        rungs = [record for record in records if record.get("kind") == "rung"]
+        if settings.plot is not None and rungs:
+            plot.against_batch_size(rungs, Path(settings.plot))
+            say(f"wrote {settings.plot}")
 
 
 def _stopwatch() -> Say:
@@ -115,6 +146,20 @@ def _parser() -> argparse.ArgumentParser:
         "--compiled", action=argparse.BooleanOptionalAction,
         help="measure compiled graphs; on a CPU each takes 20 to 50 s to compile",
     )  # fmt: skip
+    parser.add_argument(
+        "--peers", action="store_true", default=None,
+        help="also measure other tools on the same work",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-sizes", type=int, nargs="+", metavar="N",
+        help="of the rungs of `train`; default: the batch size alone",
+    )  # fmt: skip
+    parser.add_argument(
+        "--patches", type=int, nargs="+", metavar="N",
+        help="of the sets for `pack` and `read`; default: 8192",
+    )  # fmt: skip
+    parser.add_argument("--plot", metavar="FILE", help="picture of the rungs against them")
+    parser.add_argument("--window", type=float, metavar="S", help="seconds side by side, a round")
     parser.add_argument("--data", metavar="DIR", help="packed folder; default: synthetic patches")
     return parser
 

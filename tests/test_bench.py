@@ -1,56 +1,28 @@
-"""Throughput: exact sizes, timers that time only what they name, tables and JSON of the command."""
+"""Throughput: exact sizes, tables and JSON of the command."""
 
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import counts, throughput, timing, training
+from bench import counts, limits, throughput
 from bench.model import ARCHITECTURES, PASSES, VARIANTS
 from bench.settings import DEFAULTS, Settings
 from bench.table import cell, not_measured, table
 from models.vae import build
-from pipeline import corrupt
-from pipeline.index import open_dataset
 from train import launch
 
 COMMAND = Path(throughput.__file__)
 TINY = Settings(batch_size=8, repeats=2, steps=1, compiled=False)
+TWO = {mode: throughput.MODES[mode] for mode in ("model", "train")}  # those of any machine
 STEM_MACS = 32 * 32 * 16 * 3 * 5 * 5
-
-
-class Clock:
-    """A clock that only moves when it is told to."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 0.0
-        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
-
-    def work(self, seconds: float) -> Callable[..., None]:
-        def call(*_: Any) -> None:
-            self.now += seconds
-
-        return call
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
-
-
-CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -97,75 +69,6 @@ def test_without_fvcore_the_number_is_missing_and_says_why(monkeypatch: pytest.M
     assert "fvcore" in counts.multiply_adds(build(ARCHITECTURES["seed"], 0))["not_measured"]
 
 
-def test_a_timer_gives_the_mean_of_a_call(clock: Clock) -> None:
-    clock.work(5.0)()
-    assert timing.timed(clock.work(0.25), 4, CPU) == 0.25
-
-
-def test_rounds_alternate_their_direction() -> None:
-    order, ticks = [], count()
-
-    def block(name: str) -> Callable[[], float]:
-        def call() -> float:
-            order.append(name)
-            return float(next(ticks))
-
-        return call
-
-    values = timing.rounds({n: block(n) for n in "abc"}, 2, lambda line: None)
-    assert "".join(order) == "abccba"
-    assert values == {"a": [0, 5], "b": [1, 4], "c": [2, 3]}
-
-
-def test_spread() -> None:
-    assert timing.Spread.of([3.0, 1.0, 8.0]) == timing.Spread(3.0, 1.0, 8.0, 3)
-
-
-def test_spans_see_the_calls_inside_them(clock: Clock) -> None:
-    spans = timing.Spans(CPU)
-    inner = spans.around("inner", clock.work(2.0))
-
-    def outer() -> str:
-        clock.now += 1.0
-        inner()
-        return "result"
-
-    watched = spans.around("outer", outer)
-    assert [watched(), watched()] == ["result"] * 2
-    assert spans.seconds() == {"inner": [2.0, 2.0], "outer": [3.0, 3.0]}
-
-
-def test_steps_are_timed_only_when_the_loader_is_at_its_pace(clock: Clock) -> None:
-    closed = []
-
-    def source() -> Any:
-        try:
-            for step in count():
-                yield 100.0 if step < training.WARMUP else 1.0
-        finally:
-            closed.append(True)
-
-    trainer: Any = SimpleNamespace(device=CPU, update=lambda seconds: clock.work(seconds)())
-    assert training._block(trainer, source, steps=3) == 1.0
-    assert closed
-
-
-def test_the_parts_of_a_step_add_up_and_leave_the_trainer_as_it_was(
-    small_dataset: Path, tmp_path: Path
-) -> None:
-    trainer = training.make_trainer(
-        "dvae", TINY, Accelerator(cpu=True), open_dataset(small_dataset), tmp_path
-    )
-    before = trainer.step.draw, trainer.forward, corrupt.corrupt
-    fixed = training.sources(trainer)[training.FIXED]
-    records = training._split(trainer, fixed, TINY, lambda line: None)
-    assert {r["part"] for r in records} == {"draw", "corrupt", "forward", "backward", training.REST}
-    assert sum(r["share"] for r in records) == pytest.approx(1)
-    assert all(r["seconds"]["low"] > 0 for r in records)
-    assert trainer.done == 1 + TINY.repeats * TINY.steps
-    assert (trainer.step.draw, trainer.forward, corrupt.corrupt) == before
-
-
 def test_a_table_is_aligned() -> None:
     lines = table([["name", "n"], ["a", "1,000"], ["longer", "7"]]).splitlines()
     assert lines[0] == "  name        n" and lines[3] == "  longer      7"
@@ -183,13 +86,16 @@ def is_spread(value: Any) -> bool:
 
 @pytest.fixture(scope="module")
 def everything(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The JSON of a tiny run of all modes, on one thread, which suits so small a batch."""
+    """The JSON of a tiny run of two modes, on one thread, which suits so small a batch."""
     target = tmp_path_factory.mktemp("bench") / "all.json"
     argv = ["all", "--json", str(target), "--data", str(small_dataset)]
     tiny = ["--batch-size", "8", "--repeats", "2", "--steps", "1", "--no-compiled"]
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(launch, "usable_cores", lambda: 1)
+        patched.setattr(throughput, "MODES", TWO)
+        patched.setitem(limits.MATRIX, "cpu", 64)
+        patched.setitem(limits.COPY_BYTES, "cpu", 1 << 16)
         assert throughput.main([*argv, *tiny]) == 0
     torch.set_num_threads(threads)
     assert [path.name for path in target.parent.iterdir()] == ["all.json"]
@@ -202,7 +108,8 @@ def test_the_document_says_what_was_measured_and_where(
 ) -> None:
     assert set(everything) == {"environment", "mode", "settings", "results"}
     assert everything["mode"] == "all"
-    assert everything["settings"] == {**vars(TINY), "data": str(small_dataset)}
+    tuples = {"batch_sizes": [], "patches": list(TINY.patches)}  # JSON has lists
+    assert everything["settings"] == {**vars(TINY), **tuples, "data": str(small_dataset)}
     assert everything["environment"]["threads"] == 1
     assert {"device", "packages", "commit", "load_average"} <= set(everything["environment"])
 
@@ -233,9 +140,9 @@ def test_training_is_compared_with_the_same_steps_on_one_batch(everything: dict[
 def test_tables_show_what_the_document_holds(everything: dict[str, Any]) -> None:
     settings = replace(DEFAULTS["cpu"], batch_size=8)
     shown = ""
-    for name, mode in throughput.MODES.items():
+    for name in TWO:
         records = [r for r in everything["results"] if r["mode"] == name]
-        shown += mode.report(records, settings)
+        shown += throughput.load_mode(name).report(records, settings)
     for record in everything["results"]:
         if record["kind"] == "speed":
             assert cell(record["images_per_s"]) in shown
@@ -248,12 +155,17 @@ def test_tables_show_what_the_document_holds(everything: dict[str, Any]) -> None
         (["model", "--json", "nowhere/a.json"], 2, "nowhere does not exist"),
         (["model", "--repeats", "0"], 2, "repeats is 0"),
         (["cook"], 2, "invalid choice"),
+        (["train", "--batch-sizes", "8", "0"], 2, "batch_sizes are (8, 0)"),
+        (["train", "--plot", "nowhere/a.png"], 2, "nowhere does not exist"),
+        (["train", "--window", "0"], 2, "window is 0.0"),
         (["train", "--data", "nowhere"], 1, "not a packed data set"),
     ],
 )
 def test_unusable_arguments_are_refused_before_any_work(
-    argv: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+    argv: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(launch, "usable_cores", lambda: 1)  # the threads of the next tests
     try:
         found = throughput.main(argv)
     except SystemExit as stopped:

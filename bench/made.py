@@ -1,0 +1,123 @@
+"""The same patches in every form that a tool reads or packs: arrays, PNG files, our shards."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bench.settings import Settings
+from pipeline.index import open_dataset
+from pipeline.reader import Reader
+from shards.pack import pack
+from shards.plan import PackOptions
+from shards.schema import CHANNELS, PATCH, DataError
+from shards.synthetic import SyntheticConfig, sources
+
+BASE = 4096  # drawn or read; larger sets repeat them, shifted
+SIDE = 32  # patches along a mosaic
+FEW = 50_000  # as many files are written one a patch; more only as tiles of mosaics
+
+Pixels = NDArray[np.uint8]
+
+
+class Made:
+    """A set of `count` patches in `folder`; each form is made when it is asked for first."""
+
+    def __init__(self, folder: Path, base: Pixels, base_labels: NDArray[np.int64], count: int):
+        self.folder, self.count = folder, count
+        folder.mkdir(parents=True)
+        copies = -(-count // len(base))
+        self.labels = np.tile(base_labels, copies)[:count]
+        shape = (count, PATCH, PATCH, CHANNELS)
+        written = np.lib.format.open_memmap(self.array, "w+", np.uint8, shape)
+        for copy in range(copies):
+            part = written[copy * len(base) : (copy + 1) * len(base)]
+            part[:] = np.roll(base, (copy % PATCH, copy // PATCH), axis=(1, 2))[: len(part)]
+        written.flush()
+        np.save(self.label_array, self.labels)
+
+    @property
+    def array(self) -> Path:
+        """(n, 32, 32, 3) uint8, a NumPy file."""
+        return self.folder / "pixels.npy"
+
+    @property
+    def label_array(self) -> Path:
+        """(n,) int64, a NumPy file."""
+        return self.folder / "labels.npy"
+
+    @property
+    def pixels(self) -> Pixels:
+        """Mapped, not in memory."""
+        found: Pixels = np.load(self.array, mmap_mode="r")
+        return found
+
+    def pngs(self) -> Path:
+        """Class folders of PNG files as PIL compresses them."""
+        root = self.folder / "png"
+        if not root.exists():
+            if self.count > FEW:
+                raise DataError(f"{self.count:,} patches are not written as {self.count:,} files")
+            for i, (pixels, label) in enumerate(zip(self.pixels, self.labels, strict=True)):
+                path = root / f"class{label}" / f"image{i // 4:06d}__{i:07d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+        return root
+
+    def packed(self, png: Literal["stored", "keep"]) -> Path:
+        """Our shards."""
+        out = self.folder / png
+        if not out.exists():
+            if self.count <= FEW:
+                _quietly(self.pngs(), out, PackOptions(png=png))
+            else:
+                _quietly(self._mosaics(), out, PackOptions(png="stored", convert="tile"))
+        return out
+
+    def _mosaics(self) -> Path:
+        """Images of 32x32 patches of one class; what does not fill one is left out."""
+        root, tiles = self.folder / "mosaics", SIDE * SIDE
+        for label in np.unique(self.labels):
+            members = np.flatnonzero(self.labels == label)
+            (root / f"class{label}").mkdir(parents=True)
+            for number, start in enumerate(range(0, len(members) - tiles + 1, tiles)):
+                grid = self.pixels[members[start : start + tiles]]
+                grid = grid.reshape(SIDE, SIDE, PATCH, PATCH, CHANNELS).swapaxes(1, 2)
+                image = Image.fromarray(grid.reshape(SIDE * PATCH, SIDE * PATCH, CHANNELS))
+                image.save(root / f"class{label}" / f"mosaic{number:06d}.png", compress_level=1)
+        return root
+
+
+def base(settings: Settings) -> tuple[Pixels, NDArray[np.int64]]:
+    """At most BASE patches (n, 32, 32, 3) and their labels: of `settings.data`, or synthetic.
+
+    Raises:
+        DataError: the data set has no train split.
+    """
+    wanted = min(BASE, max(settings.patches))
+    if settings.data is not None:
+        split = open_dataset(Path(settings.data)).split("train")
+        rows = np.arange(min(wanted, len(split)))
+        return Reader(split).read(rows), split.labels[rows]
+    drawn = list(islice(_drawn(wanted), wanted))
+    pixels = np.stack([patch for patch, _ in drawn])
+    names = sorted({name for _, name in drawn})
+    return pixels, np.array([names.index(name) for _, name in drawn])
+
+
+def _drawn(count: int) -> Iterator[tuple[Pixels, str]]:
+    for source in sources(SyntheticConfig(train=count, val=0, test=0)):
+        for patch in source.patches:
+            yield patch, source.stem.parent.name
+
+
+def _quietly(root: Path, out: Path, options: PackOptions) -> None:
+    with redirect_stdout(sys.stderr), redirect_stderr(StringIO()):
+        pack(root, out, options)

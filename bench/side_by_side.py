@@ -1,0 +1,181 @@
+"""`side-by-side`: the throughput of one device when 1, 2 and 4 training runs share it.
+
+Each run is a process of its own: it makes its trainer, warms up, says that it is ready and waits.
+When all are ready all are told to go; each counts the images of its steps until the window is
+over, and goes on training until every other is done too, so that none is watched alone. The total
+is the sum of what each reached in the same window. On a CPU the cores are shared out evenly.
+"""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from bench.data import packed
+from bench.ladder import WARMUP, endless, make_trainer
+from bench.settings import Settings
+from bench.table import CELL, Record, cell, spread, table
+from bench.timing import Say
+from pipeline.index import open_dataset
+from pipeline.loader import Batch
+from pipeline.ranks import usable_cores
+from shards.schema import DataError
+from train import launch
+from train.config import PRESETS
+from train.loop import Trainer
+
+PRESET = "dvae"
+RUNS = (1, 2, 4)
+READY, GO = "ready", "go"
+
+Process = subprocess.Popen[str]
+
+
+def measure(settings: Settings, accelerator: Accelerator, say: Say) -> list[Record]:
+    """Records of kind `runs`, one a number of runs: images/s of all together and of each."""
+    records = []
+    with packed(settings, say) as root:
+        for runs in RUNS:
+            threads = max(1, usable_cores() // runs)
+            say(f"side by side: {runs} at once, {threads} threads each: starting")
+            one = replace(settings, data=str(root))
+            with _started(one, runs, threads) as processes:
+                say(f"side by side: {settings.repeats} windows of {settings.window:g} s")
+                rates = [_window(processes) for _ in range(settings.repeats)]
+            records.append(
+                {
+                    "kind": "runs",
+                    "preset": PRESET,
+                    "runs": runs,
+                    "threads": threads if accelerator.device.type == "cpu" else None,
+                    "images_per_s": spread([sum(each) for each in rates]),
+                    "images_per_s_of_each": spread([rate for each in rates for rate in each]),
+                }
+            )
+    return records
+
+
+@contextmanager
+def _started(settings: Settings, runs: int, threads: int) -> Iterator[list[Process]]:
+    """Processes that are warm and wait."""
+    order = json.dumps({"settings": asdict(settings), "threads": threads})
+    command = [sys.executable, "-m", "bench.side_by_side", order]
+    with ExitStack() as stack:  # a run ends when its standard input is closed
+        processes = [stack.enter_context(_popen(command)) for _ in range(runs)]
+        for process in processes:
+            _expect(process, READY)
+        yield processes
+
+
+def _popen(command: list[str]) -> Process:
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _window(processes: list[Process]) -> list[float]:
+    """Images/s of each over one window."""
+    for process in processes:
+        _tell(process)
+    rates = [float(_line(process)) for process in processes]
+    for process in processes:  # all have been watched: they may rest
+        _tell(process)
+    for process in processes:
+        _expect(process, READY)
+    return rates
+
+
+def _tell(process: Process) -> None:
+    assert process.stdin is not None
+    print(GO, file=process.stdin, flush=True)
+
+
+def _line(process: Process) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline().strip()
+    if not line:
+        raise DataError(
+            f"a run of several ended with exit status {process.wait()}; its error stands above"
+        )
+    return line
+
+
+def _expect(process: Process, line: str) -> None:
+    if (found := _line(process)) != line:
+        raise DataError(f"a run of several said {found[:80]!r} where {line!r} was expected")
+
+
+def train(settings: Settings, threads: int) -> None:
+    """One of the runs: it follows what its standard input says, until that is closed."""
+    accelerator = launch.start_accelerator()
+    torch.set_num_threads(threads)
+    config = replace(PRESETS[PRESET](), batch_size=settings.batch_size, compile=settings.compiled)
+    assert settings.data is not None
+    trainer = make_trainer(config, accelerator, open_dataset(Path(settings.data)))
+    with closing(endless(trainer.loader)) as batches:
+        _steps(trainer, batches, WARMUP)
+        _say(READY)
+        while sys.stdin.readline():
+            _say(str(_watched(trainer, batches, settings)))
+            rest = threading.Thread(target=sys.stdin.readline, daemon=True)
+            rest.start()
+            while rest.is_alive():
+                _steps(trainer, batches, 1)
+            _say(READY)
+
+
+def _watched(trainer: Trainer, batches: Iterator[Batch], settings: Settings) -> float:
+    """Images/s over a window, in whole steps."""
+    began, steps = time.perf_counter(), 0
+    while (passed := time.perf_counter() - began) < settings.window:
+        _steps(trainer, batches, settings.steps)
+        steps += settings.steps
+    return steps * trainer.plan.batch / passed
+
+
+def _steps(trainer: Trainer, batches: Iterator[Batch], steps: int) -> None:
+    """Steps in a row, done when this returns."""
+    for _ in range(steps):
+        trainer.update(next(batches))
+    if trainer.device.type == "cuda":
+        torch.cuda.synchronize(trainer.device)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def report(records: list[Record], settings: Settings) -> str:
+    """A table, a row a number of runs."""
+    alone = records[0]["images_per_s"]["median"]
+    title = f"{PRESET}, batch {settings.batch_size:,} each, images/s: {CELL}"
+    rows = [["runs at once", "threads each", "all together", "each", "all / one alone"]]
+    rows += [_row(record, alone) for record in records]
+    return f"{title}\n{table(rows)}"
+
+
+def _row(record: Record, alone: float) -> list[str]:
+    threads = "-" if record["threads"] is None else str(record["threads"])
+    ratio = f"{record['images_per_s']['median'] / alone:.2f}"
+    rates = (record[name] for name in ("images_per_s", "images_per_s_of_each"))
+    return [str(record["runs"]), threads, *map(cell, rates), ratio]
+
+
+def main(order: str) -> None:
+    given = json.loads(order)
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given["settings"].items()
+    }
+    train(Settings(**values), given["threads"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
