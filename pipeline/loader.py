@@ -17,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.index import STREAM_BLOCK, Order, Split
+from pipeline.index import BLOCKS_PER_WINDOW, STREAM_BLOCK, Order, Split
 from pipeline.reader import Reader
 from shards.schema import CHANNELS, PATCH, PATCH_BYTES
 
 Storage = Literal["auto", "stream", "host", "device"]
 PREFETCH = 3  # batches read ahead by one thread
+SLOTS = 2 * BLOCKS_PER_WINDOW  # blocks that a stream keeps: 100 MB
 FILL = 4096  # samples a read when a split is loaded whole
 MEMORY_SHARE = 0.25  # of the free memory that a resident split may take
 
@@ -40,14 +41,45 @@ class Store(Protocol):
 
 
 class Streamed:
-    """Reads each batch from the shards; memory does not grow with the split."""
+    """Reads blocks of consecutive samples from the shards, and keeps those of two windows of the
+    order: memory does not grow with the split, and each block is read about once an epoch."""
 
     def __init__(self, split: Split, device: torch.device) -> None:
         self.reader, self.pin = Reader(split), device.type == "cuda"
+        self.count = len(split)
+        blocks = -(-self.count // STREAM_BLOCK)
+        slots = min(SLOTS, blocks)
+        self.pixels = np.empty((slots * STREAM_BLOCK, PATCH_BYTES), np.uint8)
+        self.slot = np.full(blocks, -1)  # that holds a block, or -1
+        self.block = np.full(slots, -1)  # that a slot holds, or -1
+        self.filled = np.zeros(slots, np.int64)  # when, as a count of reads
 
     def gather(self, indices: NDArray[np.int64]) -> Tensor:
-        images = torch.from_numpy(self.reader.read(indices))
-        return _channels_last(images.pin_memory() if self.pin else images)
+        out = torch.empty(len(indices), PATCH_BYTES, dtype=torch.uint8, pin_memory=self.pin)
+        slots = len(self.block)
+        for first in range(0, len(indices), slots):  # so few have their blocks there at once
+            part = indices[first : first + slots]
+            blocks = part // STREAM_BLOCK
+            if (self.slot[blocks] < 0).any():
+                self._hold(np.unique(blocks))
+            rows = self.slot[blocks] * STREAM_BLOCK + part % STREAM_BLOCK
+            self.pixels.take(rows, axis=0, out=out.numpy()[first : first + slots], mode="clip")
+        return _channels_last(out)
+
+    def _hold(self, needed: NDArray[np.int64]) -> None:
+        """Read the blocks that are not there, in place of the oldest that are not needed."""
+        missing = needed[self.slot[needed] < 0]
+        free = np.flatnonzero(~np.isin(self.block, needed))
+        free = free[np.argsort(self.filled[free], kind="stable")]
+        for block, slot in zip(missing.tolist(), free[: len(missing)].tolist(), strict=True):
+            first = block * STREAM_BLOCK
+            found = self.reader.read(np.arange(first, min(first + STREAM_BLOCK, self.count)))
+            if (old := self.block[slot]) >= 0:
+                self.slot[old] = -1
+            start = slot * STREAM_BLOCK
+            self.pixels[start : start + len(found)] = found.reshape(len(found), PATCH_BYTES)
+            self.block[slot], self.slot[block] = block, slot
+            self.filled[slot] = self.filled.max() + 1
 
 
 class HostResident:
@@ -63,7 +95,8 @@ class HostResident:
         out = torch.empty(len(indices), PATCH_BYTES, dtype=torch.uint8, pin_memory=self.pin)
         # not torch's gather: in the reading thread it would start a second pool of OpenMP threads,
         # which takes the cores from training (bench/LOG.md)
-        np.take(self.pixels.numpy(), indices, axis=0, out=out.numpy())
+        # clip: otherwise numpy buffers the output to leave it alone in case of an error
+        np.take(self.pixels.numpy(), indices, axis=0, out=out.numpy(), mode="clip")
         return _channels_last(out)
 
 

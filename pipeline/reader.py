@@ -1,4 +1,4 @@
-"""Positioned reads of patches from shards: no memory maps, every sample checked by its CRC.
+"""Positioned reads of patches from shards: no memory maps, every sample checked by its CRC once.
 
 A truncated memory map kills Python with SIGBUS and counts as resident memory; `os.preadv` into a
 buffer raises and does not.
@@ -7,9 +7,11 @@ buffer raises and does not.
 import os
 import zlib
 from collections import OrderedDict
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from pipeline.index import Split
@@ -17,6 +19,8 @@ from shards import images, png
 from shards.schema import CHANNELS, FOREIGN, PATCH, DataError
 
 MAX_OPEN_FILES = 64
+RUN = 64  # samples a read, at most
+MAX_STEP = 1 << 16  # bytes from one sample of a run to the next: what lies between is read too
 
 
 class Files:
@@ -41,7 +45,11 @@ class Files:
 
 
 class Reader:
-    """Decoded patches of one split by sample index. Not for use by two threads at once."""
+    """Decoded patches of one split by sample index. Not for use by two threads at once.
+
+    Every sample is checked by its CRC when it is first read. Neighbours in a shard are read
+    together: a run of them is one system call.
+    """
 
     def __init__(self, split: Split) -> None:
         self.split = split
@@ -50,6 +58,7 @@ class Reader:
         self.offsets = split.table["offset"].to_numpy()
         self.sizes = split.table["size"].to_numpy()
         self.crcs = split.table["crc32"].to_numpy()
+        self.checked = np.zeros(len(split), np.bool_)
         self.stored = split.png == "stored"
         self.decode = images.decode_trusted if split.png == FOREIGN else png.decode_trusted
         if self.stored and not (self.sizes == png.STORED_PNG_BYTES).all():
@@ -61,35 +70,71 @@ class Reader:
         Raises:
             DataError: a sample's bytes are missing or altered; names shard, key and byte offset.
         """
-        if self.stored:
-            return self._read_stored(indices)
         out = np.empty((len(indices), PATCH, PATCH, CHANNELS), np.uint8)
-        scratch = np.empty(int(self.sizes[indices].max(initial=0)), np.uint8)
-        for row, i in enumerate(indices):
-            data = scratch.data[: self.sizes[i]]
-            self._fetch(int(i), data)
-            try:
-                out[row] = self.decode(bytes(data))
-            except png.PngError as error:
-                raise self._refusal(int(i), str(error)) from None
+        fill = self._fill_stored if self.stored else self._fill_decoded
+        edges = self._edges(indices)
+        for first, stop in pairwise(edges):
+            run = indices[first:stop]
+            data, places = self._fetch(run)
+            self._check(run, data, places)
+            fill(run, data, places, out[first:stop])
         return out
 
-    def _read_stored(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        raw = np.empty((len(indices), png.STORED_PNG_BYTES), np.uint8)
-        view = raw.reshape(-1).data
-        for row, i in enumerate(indices):
-            start = row * png.STORED_PNG_BYTES
-            self._fetch(int(i), view[start : start + png.STORED_PNG_BYTES])
-        return np.ascontiguousarray(png.stored_pixels(raw))
+    def _edges(self, indices: NDArray[np.int64]) -> list[int]:
+        """Where a run of samples that lie close together in one shard begins, and the end."""
+        if not len(indices):
+            return [0]
+        offsets, follow = self.offsets[indices], np.diff(indices) == 1
+        follow &= np.diff(np.searchsorted(self.starts, indices, side="right")) == 0
+        steps = np.diff(offsets)
+        if self.stored:  # one stride, so that a run is one array
+            follow &= steps == (steps[follow][0] if follow.any() else 0)
+        else:
+            follow &= (steps > 0) & (steps <= MAX_STEP)
+        rows = np.flatnonzero(np.concatenate([[True], ~follow]))
+        runs = zip(rows.tolist(), [*rows[1:].tolist(), len(indices)], strict=True)
+        return [row for first, stop in runs for row in range(first, stop, RUN)] + [len(indices)]
 
-    def _fetch(self, i: int, data: memoryview) -> None:
-        shard = int(np.searchsorted(self.starts, i, side="right")) - 1
-        offset = int(self.offsets[i])
-        got = os.preadv(self.files.descriptor(shard), [data], offset)
+    def _fetch(self, run: NDArray[np.int64]) -> tuple[memoryview, list[int]]:
+        """The bytes of a run, and where each sample begins in them."""
+        offsets = self.offsets[run]
+        shard = int(np.searchsorted(self.starts, run[0], side="right")) - 1
+        places: list[int] = (offsets - offsets[0]).tolist()
+        data = np.empty(places[-1] + int(self.sizes[run[-1]]), np.uint8).data
+        got = os.preadv(self.files.descriptor(shard), [data], int(offsets[0]))
         if got != len(data):
-            raise self._refusal(i, f"{got} of {len(data)} bytes")
-        if zlib.crc32(data) != self.crcs[i]:
-            raise self._refusal(i, "its checksum differs")
+            ends = np.array(places) + self.sizes[run]
+            row = int((ends > got).argmax())
+            there = max(0, got - places[row])
+            raise self._refusal(int(run[row]), f"{there} of {self.sizes[run[row]]} bytes")
+        return data, places
+
+    def _check(self, run: NDArray[np.int64], data: memoryview, places: list[int]) -> None:
+        if self.checked[run].all():
+            return
+        rows = zip(places, self.sizes[run].tolist(), self.crcs[run].tolist(), strict=True)
+        for row, (place, size, crc) in enumerate(rows):
+            if zlib.crc32(data[place : place + size]) != crc:
+                raise self._refusal(int(run[row]), "its checksum differs")
+        self.checked[run] = True
+
+    def _fill_stored(
+        self, run: NDArray[np.int64], data: memoryview, places: list[int], out: NDArray[np.uint8]
+    ) -> None:
+        raw = np.frombuffer(data, np.uint8)
+        stride = places[1] if len(places) > 1 else png.STORED_PNG_BYTES
+        shape = (len(run), png.STORED_PNG_BYTES)
+        out[:] = png.stored_pixels(as_strided(raw, shape, (stride, 1), writeable=False))
+
+    def _fill_decoded(
+        self, run: NDArray[np.int64], data: memoryview, places: list[int], out: NDArray[np.uint8]
+    ) -> None:
+        rows = zip(run.tolist(), places, self.sizes[run].tolist(), strict=True)
+        for row, (i, place, size) in enumerate(rows):
+            try:
+                out[row] = self.decode(bytes(data[place : place + size]))
+            except png.PngError as error:
+                raise self._refusal(i, str(error)) from None
 
     def _refusal(self, i: int, why: str) -> DataError:
         shard = int(np.searchsorted(self.starts, i, side="right")) - 1

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline import loader as loader_module
 from pipeline.index import Dataset, open_dataset
-from pipeline.loader import STORES, Loader, load_pixels
+from pipeline.loader import STORES, Loader, Streamed, load_pixels
 from pipeline.reader import MAX_OPEN_FILES, Reader
 from shards.pack import pack
 from shards.plan import PackOptions
@@ -70,6 +71,20 @@ def test_resuming_continues_the_order(storage: str, dataset: Dataset) -> None:
 def test_batches_must_divide_among_ranks(dataset: Dataset) -> None:
     with pytest.raises(ValueError, match="not divisible by 3"):
         Loader(dataset.split("train"), 10, 0, CPU, "host", 0, 3)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5, 9])
+def test_a_stream_with_little_room_gives_the_same_samples(
+    slots: int, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader_module, "STREAM_BLOCK", 8)
+    monkeypatch.setattr(loader_module, "SLOTS", slots)
+    split, rng = dataset.split("train"), np.random.default_rng(slots)
+    pixels, stream = Reader(split).read(np.arange(len(split))), Streamed(split, CPU)
+    for _ in range(60):
+        rows = rng.integers(len(split), size=int(rng.integers(1, 30)))
+        found = stream.gather(rows).permute(0, 2, 3, 1).numpy()
+        assert np.array_equal(found, pixels[rows])
 
 
 def test_twenty_epochs_leak_nothing(dataset: Dataset) -> None:
