@@ -16,6 +16,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
+from eval import memory
 from models.objective import kl_terms
 from models.vae import VAE
 from pipeline import corrupt, d4
@@ -40,6 +41,7 @@ ELEMENTS = (
 @contextmanager
 def evaluating(model: VAE) -> Iterator[None]:
     """No gradient, no autocast, no TF32; the model's train or eval mode is given back."""
+    memory.keep_freed()
     was_training = model.training
     device = next(model.parameters()).device.type
     cudnn = torch.backends.cudnn.flags(

@@ -1,5 +1,7 @@
 """Metrics against independent computations, and the equivariance error against its definition."""
 
+import platform
+import resource
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from eval import metrics
+from eval import memory, metrics
 from models.vae import ModelConfig, build
 from pipeline import d4
 from pipeline.corrupt import KINDS, CorruptionConfig
@@ -177,3 +179,17 @@ def test_every_model_sees_the_same_corruptions_in_the_ranges_of_the_run() -> Non
         clean = float(metrics.psnr(model(x), x).mean())
     assert one["identity"]["psnr"] == pytest.approx(clean, rel=1e-5)
     assert one == metrics.denoising(build(SMALL, 0), grey, config)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_kept() -> None:
+    """A block of 16 MB that is freed and asked for again causes no page faults."""
+    assert memory.keep_freed()
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.zeros(4 << 20)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    first = [faults() for _ in range(5)][-1]
+    assert first < 100  # of 4096 pages
