@@ -12,8 +12,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 
 from pipeline.index import Split
-from pipeline.ranks import usable_cores
 from pipeline.reader import Reader
+from shards.cores import usable_cores
 
 PATCHES = 4096  # written out at most, or four batches where that is more
 MOST_WORKERS = 8

@@ -27,7 +27,7 @@ from bench.table import CELL, Record, cell, spread, table
 from bench.timing import Say
 from pipeline.index import open_dataset
 from pipeline.loader import Batch
-from pipeline.ranks import usable_cores
+from shards.cores import usable_cores
 from shards.schema import DataError
 from train import launch
 from train.config import PRESETS

@@ -30,6 +30,7 @@ from pipeline import ranks
 from pipeline.index import Dataset, open_dataset
 from pipeline.reader import Reader
 from shards.command import DONE, UNUSABLE_DATA, run_command
+from shards.cores import usable_cores
 from shards.pack import pack
 from shards.plan import PackOptions
 from shards.progress import progress
@@ -238,7 +239,7 @@ def _command(
 
     def action() -> int:
         # the launcher leaves each process one thread
-        torch.set_num_threads(max(1, ranks.usable_cores() // ranks.local_ranks()))
+        torch.set_num_threads(max(1, usable_cores() // ranks.local_ranks()))
         ranks.join()
         try:
             out = embed(run, source, options)

@@ -14,7 +14,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import psutil
 import torch.distributed as dist
 
 from shards.schema import DataError
@@ -52,14 +51,6 @@ def place() -> Place:
 def local_ranks() -> int:
     """Processes that the launcher started on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def usable_cores() -> int:
-    return (
-        len(psutil.Process().cpu_affinity())
-        if hasattr(psutil.Process, "cpu_affinity")
-        else (os.cpu_count() or 1)
-    )
 
 
 def join() -> None:

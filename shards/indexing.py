@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards.collect import Found, collect
+from shards.cores import usable_cores
 from shards.foreign import MAX_LISTED, Scan, ScanOptions, scan_tar
 from shards.output import publish, sync_folder
 from shards.progress import progress
@@ -94,7 +95,7 @@ def index_tars(source: str, out: Path, options: IndexOptions | None = None) -> D
 
 def _scan_all(tars: list[Tar], options: IndexOptions) -> list[Scan]:
     sizes = [tar.path.stat().st_size for tar in tars]
-    workers = options.workers or (1 if sum(sizes) < _FEW else len(os.sched_getaffinity(0)))
+    workers = options.workers or (1 if sum(sizes) < _FEW else usable_cores())
     scans: dict[int, Scan] = {}
     with progress("scanning", sum(sizes), "bytes") as advance:
         for i, scan in _scanned(tars, options, min(workers, len(tars))):

@@ -4,7 +4,6 @@ The bytes written depend on the files and on the options alone: not on the numbe
 tasks, the order of the directory, the machine or the time.
 """
 
-import os
 import sys
 import time
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ import tyro
 from shards.build import Job, Record
 from shards.card import conclude, refuse_bad
 from shards.command import run_command
+from shards.cores import usable_cores
 from shards.crew import build_all
 from shards.intake import Intake, gather
 from shards.locks import locked, plan_locked, task_locked
@@ -161,10 +161,7 @@ def _build(
 
 
 def _default_workers(patches: int) -> int:
-    if patches <= _FEW:
-        return 1
-    # macOS has no affinity to ask for.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if patches <= _FEW else usable_cores()
 
 
 _Source = Annotated[Path, tyro.conf.arg(metavar="SOURCE", help="folder of patches")]

@@ -11,7 +11,8 @@ from accelerate.utils import InitProcessGroupKwargs
 from pipeline.corrupt import KINDS
 from pipeline.index import Split
 from pipeline.loader import choose_storage
-from pipeline.ranks import PATIENCE, local_ranks, usable_cores
+from pipeline.ranks import PATIENCE, local_ranks
+from shards.cores import usable_cores
 from shards.schema import DataError
 from train.config import Config
 

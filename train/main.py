@@ -23,6 +23,7 @@ from eval.main import evaluate  # noqa: E402
 from eval.report import write_report  # noqa: E402
 from eval.run import read_json  # noqa: E402
 from pipeline import ranks  # noqa: E402
+from shards.cores import usable_cores  # noqa: E402
 from shards.schema import DataError  # noqa: E402
 from train import introduction, launch, state  # noqa: E402
 from train.arguments import parse  # noqa: E402
@@ -146,7 +147,7 @@ def train(run: Run, accelerator: Any, interrupts: Interrupts, say: Callable[[str
 def conclude(run: Run, say: Callable[[str], None]) -> None:
     """Evaluation, pictures and a short report."""
     say("evaluating ...")
-    torch.set_num_threads(ranks.usable_cores())  # the other ranks wait
+    torch.set_num_threads(usable_cores())  # the other ranks wait
     evaluate(run.folder, run.dataset.root, SHORT_EVALUATION)
     report = write_report([run.folder], run.folder / "report")
     say(f"done in {clock(time.monotonic() - BEGAN)}: {report}")
