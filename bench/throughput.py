@@ -50,6 +50,7 @@ MODES = {
     "embed": "bench.embedding",
     "pack": "bench.packing",
     "read": "bench.reading",
+    "shuffle": "bench.shuffle",
 }
 
 

@@ -78,3 +78,16 @@ def test_what_cannot_be_finished_ends_at_once(interrupts: Interrupts) -> None:
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
     assert interrupts.requested
+
+
+@pytest.mark.parametrize(
+    ("images", "samples", "said"),
+    [
+        (30, 100, "30 of 100 in train: 30 of them once;"),
+        (100, 100, "100 of 100 in train: each once;"),
+        (150, 100, "150 of 100 in train: each once, 50 of them once more;"),
+        (320, 100, "320 of 100 in train: each 3 times, 20 of them once more;"),
+    ],
+)
+def test_the_end_says_what_was_read(images: int, samples: int, said: str) -> None:
+    assert said in introduction.read(images, samples)

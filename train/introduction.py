@@ -61,6 +61,17 @@ def warnings(dataset: Dataset) -> list[str]:
     return lines
 
 
+def read(images: int, samples: int) -> str:
+    """What became of the samples of train, at the end: the order loses none."""
+    epochs, rest = divmod(images, samples)
+    times = f"each {epochs:,} times" if epochs != 1 else "each once"
+    whole = f"{times}, {rest:,} of them once more" if epochs and rest else times
+    return (
+        f"samples read: {images:,} of {samples:,} in train: "
+        f"{whole if epochs else f'{rest:,} of them once'}; none skipped"
+    )
+
+
 def groups(split: Split) -> int:
     """Groups of a split: patients where known, else slides, else source images."""
     return int(pc.count_distinct(_group(split)).as_py())

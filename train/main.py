@@ -137,7 +137,9 @@ def train(run: Run, accelerator: Any, interrupts: Interrupts, say: Callable[[str
         tracker.close()
     if finished and main_rank:
         trainer.save_snapshot({"preset": run.preset, "seed": run.config.seed})
-    if not finished:
+    if finished:
+        say(introduction.read(trainer.images_seen, len(trainer.split)))
+    else:
         say(f"interrupted: saved at {trainer.images_seen:,} images; continue with --resume")
         write_status(run, "interrupted")
     accelerator.wait_for_everyone()  # a scheduler may end the job with the first that leaves
