@@ -26,6 +26,7 @@ SSIM_WINDOW = 11
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
+    task: Literal["reconstruct", "classify"] = "reconstruct"  # classify: `models.classification`
     beta: float = 1.0  # weight of the KL term
     noise_var: Literal["learned"] | float = "learned"  # 0.5 is the plain squared error
     noise_var_init: float = 0.02  # where "learned" starts
@@ -46,6 +47,13 @@ class ObjectiveConfig:
             raise ValueError(f"noise_var_init is {self.noise_var_init}; expected above 1e-4")
         if self.form == "features" and self.fibres == "regular":
             raise ValueError("regular fibres are defined on the latent: use form mean or implicit")
+        if self.task == "classify" and (
+            self.stochastic or self.beta or self.equivariance or self.ssim
+        ):
+            raise ValueError(
+                "objective.task classify has one term, the cross-entropy: set beta, equivariance "
+                "and ssim to 0 and stochastic to False, as the preset supervised does"
+            )
 
 
 def reconstruction_nll(x: Tensor, x_hat: Tensor, noise_var: Tensor | float) -> Tensor:
@@ -124,6 +132,8 @@ class Action(nn.Module):
 class Objective(nn.Module):
     """(clean, corrupted, random tensors) to losses. Owns the noise variance."""
 
+    shown = "mse"  # the term that a line of progress names
+
     def __init__(self, config: ObjectiveConfig, latent_channels: int) -> None:
         super().__init__()
         self.config = config
@@ -132,18 +142,36 @@ class Objective(nn.Module):
         self.encode = self._encode_pair if self._compares_codes else self._encode_one
 
     @property
+    def terms(self) -> tuple[str, ...]:
+        """The names of what `forward` returns, in order."""
+        config = self.config
+        optional = {"kl": config.stochastic, "equivariance": config.equivariance > 0,
+                    "ssim": config.ssim > 0}  # fmt: skip
+        return ("loss", "reconstruction", "mse", *(n for n, there in optional.items() if there))
+
+    def scalars(self) -> dict[str, Tensor]:
+        """What the objective itself learns and a log should follow."""
+        return {"noise_var": self.noise_var()}
+
+    def untrained(self, model: VAE) -> tuple[nn.Module, ...]:
+        """The parts of the model that this objective does not reach."""
+        return ()
+
+    @property
     def _compares_codes(self) -> bool:
         return self.config.equivariance > 0 and self.config.form != "implicit"
 
     def forward(
-        self, model: VAE, x: Tensor, x_tilde: Tensor, noise: Tensor, g_B: Tensor
-    ) -> dict[str, Tensor]:
+        self, model: VAE, x: Tensor, x_tilde: Tensor, noise: Tensor, g_B: Tensor,
+        labels_B: Tensor | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
         """Scalars in float32: `loss` to optimise, and its terms in nats or squared units.
 
         Args:
             x: clean targets; x_tilde: what the encoder sees, both (B, 3, 32, 32).
             noise: standard normal (B, 24, 4, 4).
             g_B: one element other than the identity a sample.
+            labels_B: not looked at; what `Classification` learns from.
         """
         config = self.config
         q, q_moved = self.encode(model.encoder, x_tilde, g_B)

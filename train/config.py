@@ -136,6 +136,11 @@ def _tied(group: Literal["D4", "C4"]) -> Config:
     )
 
 
+def supervised() -> Config:
+    """The ceiling: the encoder of `dvae` trained on the labels, its decoder not at all."""
+    return Config(objective=ObjectiveConfig(task="classify", beta=0.0, stochastic=False))
+
+
 PRESETS: dict[str, Callable[[], Config]] = {
     "ae": ae,
     "vae": vae,
@@ -145,6 +150,7 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "eq-dvae-refined": eq_dvae_refined,
     "d4-dvae": d4_dvae,
     "c4-dvae": c4_dvae,
+    "supervised": supervised,
 }
 DEFAULT_PRESET = "eq-dvae"
 

@@ -8,25 +8,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from eval.metrics import validate
 from models import snapshot
-from models.objective import Objective
 from models.snapshot import mismatch
 from models.vae import build
-from pipeline.index import Dataset, Order, Split
+from pipeline.index import Dataset, Order
 from pipeline.loader import Batch, Loader
-from pipeline.reader import Reader
 from shards.schema import DataError
 from train import state
 from train.config import Config
 from train.saver import Saver
 from train.schedule import ema_decay, learning_rate, make_optimizer, plan
 from train.step import TrainStep, generator_for
+from train.task import HeldOut, held_out, make_objective, validate
 from train.tracker import LOG, Progress, Sums, Tracker
 
 Say = Callable[[str], None]
@@ -49,7 +46,7 @@ class Trainer:
         self.say, self.plan, self.device = say, plan(config), accelerator.device
         self.split = dataset.split("train")
         model = build(config.model, config.seed, dataset.card.channel_mean)
-        objective = Objective(config.objective, config.model.latent_channels)
+        objective = make_objective(config, dataset)
         assert config.precision is not None
         self.step = TrainStep(model, objective, config.corruption, config.precision, config.augment)
         self.step.to(self.device)
@@ -63,8 +60,9 @@ class Trainer:
             self.split, self.plan.batch, config.seed, self.device, config.storage,
             accelerator.process_index, accelerator.num_processes,
         )  # fmt: skip
-        self.sums = Sums(self._loss_names(), self.device)
-        self.validation = self._validation_images()
+        names = [*objective.terms, "grad_norm", *objective.scalars()]
+        self.sums = Sums(names, self.device)
+        self.held_out = self._held_out()
         self.done = 0  # steps
 
     @property
@@ -117,7 +115,7 @@ class Trainer:
         rank = self.accelerator.process_index
         generator = generator_for(self.config.seed, self.images_seen, rank, self.device)
         draws = self.step.draw(len(batch.images), generator)
-        losses: dict[str, Tensor] = self.forward(batch.images, draws)
+        losses: dict[str, Tensor] = self.forward(batch.images, draws, batch.labels)
         self.accelerator.backward(losses["loss"])
         return losses
 
@@ -137,9 +135,7 @@ class Trainer:
             ema: list[Tensor] = list(self.ema.parameters())
             model: list[Tensor] = list(self.model.parameters())
             torch._foreach_lerp_(ema, model, 1 - decay)
-        self.sums.add(
-            {**losses, "grad_norm": norm, "noise_var": self.step.objective.noise_var()}, seen
-        )
+        self.sums.add({**losses, "grad_norm": norm, **self.step.objective.scalars()}, seen)
         if self.device.type == "cpu":  # no synchronisation there: stop at the very step
             self._refuse_non_finite()
 
@@ -151,20 +147,16 @@ class Trainer:
         if self.accelerator.is_main_process:
             means["lr"] = self.optimizer.param_groups[0]["lr"]
             tracker.write("train", self.images_seen, means)
-            note = f"loss {means['loss']:.4f}  mse {means['mse']:.5f}"
+            shown = self.step.objective.shown
+            note = f"loss {means['loss']:.4f}  {shown} {means[shown]:.5f}"
             progress.update(self.images_seen, note)
 
     def _validate(self, tracker: Tracker) -> None:
-        """On the EMA weights and the main rank, whose model is every rank's."""
-        if self.validation is not None and self.accelerator.is_main_process:
-            objective = self.config.objective
-            scores = validate(self.ema, self.validation, objective.group, objective.fibres)
+        """On the main rank, whose model is every rank's."""
+        if self.held_out is not None:
+            scores, line = validate(self.step, self.ema, self.held_out)
             tracker.write("val", self.images_seen, scores)
-            self.say(
-                f"  val: PSNR {scores['psnr']:.2f} dB  KL {scores['kl']:.0f} nats  "
-                f"active {scores['active_units']:.0f}  "
-                f"equivariance error {scores['equivariance_error']:.3f}"
-            )
+            self.say(f"  val: {line}")
         self.accelerator.wait_for_everyone()
 
     def _checkpoint(self, tracker: Tracker, saver: Saver) -> None:
@@ -207,35 +199,26 @@ class Trainer:
 
     def save_snapshot(self, about: dict[str, Any]) -> None:
         objective = self.config.objective
+        scalars = {name: value.item() for name, value in self.step.objective.scalars().items()}
         facts = {
             "images_seen": self.images_seen,
-            "noise_var": self.step.objective.noise_var().item(),
+            "noise_var": scalars.get("noise_var"),
             "beta": objective.beta,
             "equivariance": objective.equivariance,
             "group": objective.group,
             "fibres": objective.fibres,
             "stochastic": objective.stochastic,
+            "decodes": objective.task == "reconstruct",
             "dataset_hash": self.dataset.hash,
         }
         snapshot.save(self.ema, self.run / "snapshot", {**about, **facts})
 
-    def _loss_names(self) -> list[str]:
-        config = self.config.objective
-        optional = {"kl": config.stochastic, "equivariance": config.equivariance > 0,
-                    "ssim": config.ssim > 0}  # fmt: skip
-        terms = [name for name, present in optional.items() if present]
-        return ["loss", "reconstruction", "mse", *terms, "grad_norm", "noise_var"]
-
-    def _validation_images(self) -> Tensor | None:
-        """The first images of the val split (shards are permuted: a fair sample), uint8."""
-        split: Split | None = self.dataset.splits.get("val")
+    def _held_out(self) -> HeldOut | None:
+        """For the rank that validates, where there is a val split."""
+        split = self.dataset.splits.get("val")
         if split is None or not self.accelerator.is_main_process:
             return None
-        count = min(len(split), self.config.loop.validation_images)
-        reader = Reader(split)
-        pixels = reader.read(np.arange(count))
-        reader.close()
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
+        return held_out(split, self.config.loop.validation_images, self.device)
 
     def _gathered_sums(self) -> dict[str, Tensor]:
         """Sums averaged over ranks, so that a resume on another number of ranks continues them."""

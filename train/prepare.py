@@ -15,8 +15,10 @@ from train import launch, state
 from train.arguments import Arguments, recorded
 from train.config import Config, as_json, differences
 from train.data import SYNTHETIC_IMAGES, find_data, is_synthetic
+from train.task import require_labels
 
 STORAGES: list[Storage] = ["stream", "host", "device"]  # from what always fits on
+LOG = "log.txt"  # what a run prints, written there by what started it
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def _opened(root: Path, expected: str | None) -> Dataset:
 
 
 def _resolved(config: Config, dataset: Dataset, accelerator: Any) -> Config:
+    require_labels(config, dataset)
     device, processes = accelerator.device, accelerator.num_processes
     if config.images is None and is_synthetic(dataset.root) and device.type == "cpu":
         config = replace(config, images=SYNTHETIC_IMAGES)
@@ -118,7 +121,7 @@ def _require_same(run: Run) -> None:
 def _claim(run: Run) -> None:
     """Make the run folder with its config.json, or check that a resume is of the same run."""
     path = run.folder / "config.json"
-    if not run.folder.exists() or not any(run.folder.iterdir()):
+    if not run.folder.exists() or all(path.name == LOG for path in run.folder.iterdir()):
         run.folder.mkdir(parents=True, exist_ok=True)
         facts = {
             "preset": run.preset,

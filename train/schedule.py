@@ -56,11 +56,12 @@ def ema_decay(optim: OptimConfig, images_seen: int, batch: int) -> float:
 
 def make_optimizer(step: TrainStep, optim: OptimConfig) -> torch.optim.AdamW:
     """Weight decay on convolution weights only; the noise variance has a rate of its own."""
-    model = list(step.model.parameters())
+    model, objective = list(step.model.parameters()), list(step.objective.parameters())
+    head = [p for p in objective if p.ndim > 0]
     groups = [
         {"params": [p for p in model if p.ndim == 4], "weight_decay": optim.weight_decay},
-        {"params": [p for p in model if p.ndim < 4], "weight_decay": 0.0},
-        {"params": list(step.objective.parameters()), "weight_decay": 0.0,
+        {"params": [*(p for p in model if p.ndim < 4), *head], "weight_decay": 0.0},
+        {"params": [p for p in objective if p.ndim == 0], "weight_decay": 0.0,
          "scale": optim.noise_var_lr},
     ]  # fmt: skip
     groups = [{"scale": 1.0, **group} for group in groups if group["params"]]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from models.classification import Classification
 from models.objective import LATENT_SIDE, Objective
 from models.vae import VAE
 from pipeline import corrupt, d4
@@ -35,12 +36,14 @@ def generator_for(seed: int, images_seen: int, rank: int, device: torch.device) 
 
 class TrainStep(nn.Module):
     def __init__(
-        self, model: VAE, objective: Objective, corruption: corrupt.CorruptionConfig,
-        precision: Precision = "fp32", augment: bool = True,
+        self, model: VAE, objective: Objective | Classification,
+        corruption: corrupt.CorruptionConfig, precision: Precision = "fp32", augment: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         self.model, self.objective, self.corruption = model, objective, corruption
         self.bf16, self.augment = precision == "bf16", augment
+        for part in objective.untrained(model):
+            part.requires_grad_(False)  # DDP waits for the gradient of every parameter that has one
 
     def draw(self, batch: int, generator: Generator) -> Draws:
         on: Any = {"generator": generator, "device": generator.device}
@@ -53,13 +56,15 @@ class TrainStep(nn.Module):
             corrupt.draw(self.corruption, batch, PATCH, generator),
         )
 
-    def forward(self, images_BCHW: Tensor, draws: Draws) -> dict[str, Tensor]:
-        """uint8 (B, 3, 32, 32) and draws to the losses of `Objective`, float32 scalars."""
+    def forward(
+        self, images_BCHW: Tensor, draws: Draws, labels_B: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """uint8 (B, 3, 32, 32), draws and labels to the objective's losses, float32 scalars."""
         moved = d4.act(images_BCHW, draws.augment_B, self.objective.action.pixels)
         x = moved.float() / 255
         x_tilde = corrupt.corrupt(x, self.corruption, draws.corruption)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             losses: dict[str, Tensor] = self.objective(
-                self.model, x, x_tilde, draws.latent_noise, draws.element_B
+                self.model, x, x_tilde, draws.latent_noise, draws.element_B, labels_B
             )
         return losses
