@@ -22,7 +22,7 @@ def file_name(name: str) -> str:
 def check(formats: tuple[Format, ...]) -> None:
     """Raise a DataError, before the work, where a format needs a library that is not there."""
     if "h5" in formats:
-        _h5py()
+        h5py_module()
 
 
 def write(out: Path, parts: list[Path], formats: tuple[Format, ...]) -> None:
@@ -36,7 +36,7 @@ def write(out: Path, parts: list[Path], formats: tuple[Format, ...]) -> None:
 
 def _write_h5(folder: Path, parts: list[Path]) -> None:
     """A file a slide: `features` (n, d) float32 and `coords` (n, 2) x, y, in the order of paths."""
-    h5py = _h5py()
+    h5py = h5py_module()
     slides: dict[str, tuple[list[Features], list[tuple[int, int]]]] = {}
     for path in parts:
         features, table = read_embeddings(path)
@@ -55,7 +55,8 @@ def _write_h5(folder: Path, parts: list[Path]) -> None:
             file.attrs["slide"] = slide
 
 
-def _h5py() -> Any:
+def h5py_module() -> Any:
+    """The library, imported only where it is needed."""
     try:
         import h5py
     except ImportError:

@@ -59,25 +59,13 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A run and its data, opened; `notices` gathers what a reader must know."""
+class Session:
+    """A data set, opened, and how to probe it; `notices` gathers what a reader must know."""
 
-    run: Path
-    config: EvalConfig
-    about: runs.About
-    model: VAE
-    corruption: corrupt.CorruptionConfig
     data: Dataset
+    config: EvalConfig
     say: Say
-    notices: list[str] = field(default_factory=list)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    @property
-    def symmetry(self) -> Symmetry:
-        return Symmetry(self.about.group, self.about.fibres)
+    notices: list[str] = field(default_factory=list, kw_only=True)
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -108,6 +96,24 @@ class Job:
         self.say(f"{what}: {time.monotonic() - start:.1f} s")
 
 
+@dataclass(frozen=True)
+class Job(Session):
+    """A run and its data, opened."""
+
+    run: Path
+    about: runs.About
+    model: VAE
+    corruption: corrupt.CorruptionConfig
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def symmetry(self) -> Symmetry:
+        return Symmetry(self.about.group, self.about.fibres)
+
+
 def open_job(run: Path, data: Path | None, config: EvalConfig, say: Say) -> Job:
     """Open RUN and its data set, or the one in `data`.
 
@@ -115,10 +121,10 @@ def open_job(run: Path, data: Path | None, config: EvalConfig, say: Say) -> Job:
         DataError: the run or the data set cannot be used.
     """
     about = runs.load_about(run)
-    model = snapshot.load(run / "snapshot").to(_device(config.device))
+    model = snapshot.load(run / "snapshot").to(device_named(config.device))
     corruption = runs.load_corruption(run)
     dataset = open_dataset(data or runs.data_root(run))
-    job = Job(run, config, about, model, corruption, dataset, say)
+    job = Job(dataset, config, say, run, about, model, corruption)
     if not job.splits:
         raise DataError(f"{dataset.root} holds no samples: there is nothing to evaluate on")
     counts = ", ".join(f"{name} {len(split):,}" for name, split in job.splits.items())
@@ -133,7 +139,8 @@ def open_job(run: Path, data: Path | None, config: EvalConfig, say: Say) -> Job:
     return job
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """Of "auto", a GPU where torch can use one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)

@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 import torch
 import tyro
 
+from eval import code_figures, figures, metrics, readouts
 from eval import embedded as embeddings
-from eval import figures, metrics, readouts
 from eval import run as runs
 from eval.environment import environment
-from eval.job import EvalConfig, Job, Say, open_job, subset
+from eval.job import EvalConfig, Job, Say, Session, open_job, subset
 from eval.probe import PROBES
 from eval.readouts import Features
 from eval.suite import probe_all
@@ -117,10 +117,17 @@ def _protocol(job: Job, images: int) -> dict[str, Any]:
         "corruption": asdict(job.corruption),
         "corruption_seed": metrics.CORRUPTION_SEED,
         "active_units_above_nats": metrics.ACTIVE_NATS,
+        "embed_images": job.config.embed_images,
+        **probe_protocol(job),
+    }
+
+
+def probe_protocol(job: Session) -> dict[str, Any]:
+    """How the probes are made, and what the splits hold."""
+    return {
         "probe": "standardised logistic regression with an L2 penalty, fitted on train; C selected "
         "on val by macro one-vs-rest AUROC; test scored once with the selected probe",
         "probe_C_grid": list(PROBES["logistic"].grid),
-        "embed_images": job.config.embed_images,
         "probe_images": job.config.probe_images,
         "classes": job.data.card.classes,
         "splits": {name: _composition(split, job.data) for name, split in job.splits.items()},
@@ -149,7 +156,7 @@ def _composition(split: Split, data: Dataset) -> dict[str, Any]:
     }
 
 
-def _crossing(job: Job) -> dict[str, int]:
+def _crossing(job: Session) -> dict[str, int]:
     """How many source images, slides and patients are in more than one split."""
     found = {}
     for column in GROUPS:
@@ -172,35 +179,47 @@ def _metrics(job: Job, images: torch.Tensor) -> dict[str, Any]:
         kinds = metrics.denoising(model, images, job.corruption)
     with job.timed(f"latent of {n:,} images"):
         latent = metrics.latent_summary(*metrics.posterior(model, images))
+    if not about.decodes:
+        for scores in kinds.values():
+            scores |= {"psnr": None, "ssim": None}
+        job.notice("trained on labels: the decoder is untrained, so no PSNR and no SSIM")
     if not about.stochastic:
         latent |= {"kl": None, "active_units": None, "posterior_std": None}
         latent["kl_per_dimension"] = None
-        job.notice("an autoencoder has no posterior variance: no KL and no active units")
+        what = "an autoencoder" if about.decodes else "a classifier"
+        job.notice(f"{what} has no posterior variance: no KL and no active units")
     with job.timed("equivariance"), metrics.evaluating(model):
         errors = metrics.equivariance_errors(
             lambda x: model.encoder(x).mean, images, about.group, about.fibres
         )
-    groups = [name for name, order in d4.ORDER.items() if order <= len(errors) + 1]
     return {
         "reconstruction": {**kinds["identity"], "by_kind": kinds},
         "latent": latent,
-        "equivariance": {
-            "error": metrics.mean_error(errors, about.group),
-            "by_group": {name: metrics.mean_error(errors, name) for name in groups},
-            "by_element": {metrics.ELEMENTS[g]: error for g, error in errors.items()},
-        },
+        "equivariance": summary_of_errors(errors, about.group),
+    }
+
+
+def summary_of_errors(errors: dict[int, float], group: str) -> dict[str, Any]:
+    """Equivariance errors over the group, over those whose elements are known, and by element."""
+    groups = [name for name, order in d4.ORDER.items() if order <= len(errors) + 1]
+    return {
+        "error": metrics.mean_error(errors, group),
+        "by_group": {name: metrics.mean_error(errors, name) for name in groups},
+        "by_element": {metrics.ELEMENTS[g]: error for g, error in errors.items()},
     }
 
 
 def _draw(job: Job, images: torch.Tensor, embedded: dict[str, Features]) -> None:
     folder, about, split = job.run / "figures", job.about, job.metrics_split
-    figures.reconstructions(job.model, images, job.corruption, folder / "reconstructions.png")
-    figures.orbit(job.model, images[0], folder / "orbit.png", about.group, about.fibres)
+    if about.decodes:
+        figures.reconstructions(job.model, images, job.corruption, folder / "reconstructions.png")
+        figures.orbit(job.model, images[0], folder / "orbit.png", about.group, about.fibres)
     if log := runs.load_metrics(job.run):
         figures.curves({about.preset: log}, folder / "curves.png")
     if len(embedded[split.name]) > 2:
         labels, classes = split.labels[job.probe_rows(split)], job.data.card.classes
         figures.embedding(embedded[split.name], labels, classes, folder / "embedding.png")
+    code_figures.draw(job, images, embedded[split.name], folder)
 
 
 def _print(line: str) -> None:

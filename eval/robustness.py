@@ -81,11 +81,12 @@ def corrupted(pixels: Pixels, name: str, severity: int) -> Pixels:
 
 
 def curves(
-    model: VAE, pixels: Pixels, score: Callable[[str, int, Pixels], float], clean: float
+    model: VAE | None, pixels: Pixels, score: Callable[[str, int, Pixels], float], clean: float
 ) -> dict[str, Any]:
     """AUROC and PSNR by kind and severity, and the areas under the curves.
 
     Args:
+        model: what reconstructs; None measures no PSNR.
         pixels: (n, 32, 32, 3) of the test split.
         score: kind, severity and the corrupted pixels to the AUROC of the probe.
         clean: the AUROC without corruption.
@@ -95,10 +96,10 @@ def curves(
         rows = []
         for severity, level in enumerate(kind.levels, 1):
             seen = corrupted(pixels, name, severity)
-            rows.append(
-                {"severity": severity, "level": level, "auroc": score(name, severity, seen)}
-                | _psnr(model, pixels[:PSNR_IMAGES], seen[:PSNR_IMAGES])
-            )
+            row = {"severity": severity, "level": level, "auroc": score(name, severity, seen)}
+            if model is not None:
+                row |= _psnr(model, pixels[:PSNR_IMAGES], seen[:PSNR_IMAGES])
+            rows.append(row)
         area = float(np.mean([row["auroc"] for row in rows]))
         found[name] = {"unit": kind.unit, "trained": kind.trained, "area": area, "levels": rows}
     areas = [entry["area"] for entry in found.values()]

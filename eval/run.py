@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,14 @@ class About:
     preset: str
     seed: int
     images_seen: int
-    noise_var: float
+    noise_var: float | None  # None: trained on labels
     beta: float
     equivariance: float  # lambda
     group: str  # D4 or C4
     fibres: str  # trivial or regular
     stochastic: bool  # False: an autoencoder
     dataset_hash: str
+    decodes: bool = True  # False: trained on labels, the decoder not at all
 
 
 def load_about(run: Path) -> About:
@@ -54,7 +55,8 @@ def load_about(run: Path) -> About:
         )
     raw = _section(read_json(path), "about", path)
     try:
-        about = About(**{f.name: _typed(f.name, f.type, raw[f.name]) for f in fields(About)})
+        given = [f for f in fields(About) if f.name in raw or f.default is MISSING]
+        about = About(**{f.name: _typed(f.name, f.type, raw[f.name]) for f in given})
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: about: {error!r}; save the snapshot again") from None
     if about.group not in ("D4", "C4") or about.fibres not in ("trivial", "regular"):
@@ -65,6 +67,8 @@ def load_about(run: Path) -> About:
 def _typed(name: str, kind: Any, value: Any) -> Any:
     if kind is bool and not isinstance(value, bool):
         raise ValueError(f"{name} is {value!r}, expected true or false")
+    if kind == (float | None):
+        return None if value is None else float(value)
     return kind(value)
 
 

@@ -1,7 +1,7 @@
 """The probes of a run: every readout and baseline on the same rows, in every condition."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from eval import budgets, readouts, robustness
 from eval import run as runs
 from eval.baselines import BASELINES
-from eval.job import Job
+from eval.job import Job, Session
 from eval.probe import PRIMARY_PROBE, PROBES, Labelled, Probe, fit
 from eval.readouts import PRIMARY, Features, Pixels
 from eval.scores import SCORES, Condition, ScoreBook
@@ -23,6 +23,7 @@ BUDGETED = (PRIMARY, "mean_rgb", "colour_grid", "random_init")  # features of th
 SCORED = ("key", "label", "source", "slide", "patient", "site")
 
 Transform = Callable[[Pixels], Features]
+FeatureSet = tuple[str, str, dict[str, Features]]  # name, readout or baseline, features by split
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,13 @@ class Rows:
     """What every probe of a run works on, by split."""
 
     labels: dict[str, NDArray[np.int64]]
-    groups: dict[str, list[str]]
+    tables: dict[str, pa.Table]  # columns SCORED and group
     pixels: dict[str, Pixels]
     book: ScoreBook  # of test
+
+    def groups(self, split: str) -> list[str]:
+        found: list[str] = self.tables[split]["group"].to_pylist()
+        return found
 
     def labelled(self, features: dict[str, Features]) -> dict[str, Labelled]:
         return {name: Labelled(features[name], self.labels[name]) for name in SPLITS}
@@ -41,12 +46,26 @@ class Rows:
 def probe_all(job: Job, embedded: dict[str, Features]) -> dict[str, Any]:
     """Sections of results.json by name, and RUN/scores.parquet; empty, with a notice, where
     probing is impossible."""
-    if reason := _obstacle(job):
+    if reason := obstacle(job):
         job.notice(f"no probes: {reason}")
         return {"probe": {}}
-    rows = _rows(job)
+    rows = rows_of(job)
+    sections, primary = probe_sets(job, rows, _feature_sets(job, embedded, rows.pixels))
+    if primary and job.config.robustness:
+        sections["robustness"] = _robustness(job, rows, primary)
+    about = {"snapshot_xxh3": runs.snapshot_hash(job.run), "dataset_hash": job.data.hash}
+    rows.book.write(job.run / SCORES, about)
+    return sections
+
+
+def probe_sets(
+    job: Session, rows: Rows, sets: Iterable[FeatureSet]
+) -> tuple[dict[str, Any], Probe | None]:
+    """Sections of results.json by name, and the probe of the primary features; scores go to
+    `rows.book`."""
     sections: dict[str, Any] = {"probe": {}}
-    for name, kind, features in _feature_sets(job, embedded, rows.pixels):
+    headline = None
+    for name, kind, features in sets:
         data = rows.labelled(features)
         primary = _probe(job, rows, data, name, PRIMARY_PROBE)
         if primary is None:
@@ -59,14 +78,13 @@ def probe_all(job: Job, embedded: dict[str, Features]) -> dict[str, Any]:
             sections.setdefault("other_probes", {})[name] = others
         if name in BUDGETED and job.config.budgets:
             sections.setdefault("budgets", {})[name] = _budgets(job, rows, data, name)
-        if name == PRIMARY and job.config.robustness:
-            sections["robustness"] = _robustness(job, rows, primary)
-    about = {"snapshot_xxh3": runs.snapshot_hash(job.run), "dataset_hash": job.data.hash}
-    rows.book.write(job.run / SCORES, about)
-    return sections
+        if name == PRIMARY:
+            headline = primary
+    return sections, headline
 
 
-def _obstacle(job: Job) -> str | None:
+def obstacle(job: Session) -> str | None:
+    """Why the data cannot be probed, if so."""
     if not job.data.card.labelled:
         return "the data set has no labels"
     missing = [name for name in SPLITS if name not in job.splits]
@@ -75,27 +93,28 @@ def _obstacle(job: Job) -> str | None:
     return None
 
 
-def _rows(job: Job) -> Rows:
+def rows_of(job: Session) -> Rows:
+    """At most `probe_images` of each split, their pixels read."""
     splits = {name: job.splits[name] for name in SPLITS}
     chosen = {name: job.probe_rows(split) for name, split in splits.items()}
-    groups = {
-        name: np.array(split.groups, object)[chosen[name]].tolist()
+    tables = {
+        name: split.table.select(SCORED)
+        .append_column("group", pa.array(split.groups, pa.string()))
+        .take(pa.array(chosen[name]))
         for name, split in splits.items()
     }
-    test = splits["test"].table.select(SCORED).take(pa.array(chosen["test"]))
-    test = test.append_column("group", pa.array(groups["test"], pa.string()))
     return Rows(
         {name: split.labels[chosen[name]] for name, split in splits.items()},
-        groups,
+        tables,
         {name: readouts.images_of(split, chosen[name]) for name, split in splits.items()},
-        ScoreBook(test, len(job.data.card.classes)),
+        ScoreBook(tables["test"], len(job.data.card.classes)),
     )
 
 
 def _feature_sets(
     job: Job, embedded: dict[str, Features], pixels: dict[str, Pixels]
-) -> Iterator[tuple[str, str, dict[str, Features]]]:
-    """(name, readout or baseline, features by split), made one by one; the primary one first."""
+) -> Iterator[FeatureSet]:
+    """Made one by one; the primary one first."""
     yield PRIMARY, "readout", {s: embedded[s] for s in SPLITS}
     others = [name for name in job.config.readouts if name != PRIMARY]
     if others:
@@ -112,7 +131,9 @@ def _feature_sets(
         yield name, "baseline", made
 
 
-def _probe(job: Job, rows: Rows, data: dict[str, Labelled], name: str, family: str) -> Probe | None:
+def _probe(
+    job: Session, rows: Rows, data: dict[str, Labelled], name: str, family: str
+) -> Probe | None:
     """Fit one probe, keep its scores on test, and tell; None, with a notice, where it fails."""
     start = time.monotonic()
     try:
@@ -134,7 +155,7 @@ def _probe(job: Job, rows: Rows, data: dict[str, Labelled], name: str, family: s
 
 
 def _other_probes(
-    job: Job, rows: Rows, data: dict[str, Labelled], name: str
+    job: Session, rows: Rows, data: dict[str, Labelled], name: str
 ) -> dict[str, dict[str, Any]]:
     found = {}
     for family in job.config.probes:
@@ -146,10 +167,10 @@ def _other_probes(
 
 
 def _budgets(
-    job: Job, rows: Rows, data: dict[str, Labelled], name: str
+    job: Session, rows: Rows, data: dict[str, Labelled], name: str
 ) -> dict[str, dict[str, Any]]:
     """By budget: the mean AUROC over draws; the scores of every draw are kept."""
-    train, groups, found = data["train"], rows.groups["train"], {}
+    train, groups, found = data["train"], rows.groups("train"), {}
     for budget in budgets.budgets(train.labels, groups):
         with job.timed(f"{name}, labels of {budget.name}"):
             aurocs, patches = [], []
@@ -178,4 +199,8 @@ def _robustness(job: Job, rows: Rows, probe: Probe) -> dict[str, Any]:
     with job.timed("robustness"):
         clean = readouts.embed_pixels(job.model, rows.pixels["test"], [PRIMARY])[PRIMARY]
         unspoilt, _ = budgets.auroc(probe, Labelled(clean, labels))
-        return robustness.curves(job.model, rows.pixels["test"], score, unspoilt)
+        found = robustness.curves(job.model, rows.pixels["test"], score, unspoilt)
+    if not job.about.decodes:
+        for row in (row for kind in found["kinds"].values() for row in kind["levels"]):
+            row["psnr"] = None
+    return found
