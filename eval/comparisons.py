@@ -1,113 +1,181 @@
-"""Pictures that compare runs, drawn from their results: probes, denoising, equivariance.
+"""The charts of a report: which numbers of the runs stand against which."""
 
-`runs` maps the label of each run to its results.json; numbers that are missing are left out.
-"""
-
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-
-from eval.figures import COLOURS, KIND_TITLES, MARKERS, grid, plain, save, style
+from eval import arms as of_runs
+from eval import charts
+from eval import run as runs
+from eval.arms import Arm, Compared
+from eval.bootstrap import Interval
+from eval.charts import Axis, Point, Series
+from eval.contrasts import MARGIN, Contrast
+from eval.document import Chart
+from eval.entries import Entry
 from eval.metrics import ELEMENTS
-from pipeline.corrupt import KINDS
+from eval.readouts import PRIMARY
+from eval.robustness import KINDS
+from eval.verdicts import ALL_LABELS, CURVE, of_arm
 
-Runs = Mapping[str, dict[str, Any]]
+Headlines = Mapping[str, Mapping[str, Interval]]
+SHORT = ("90°", "180°", "270°", "mirror ↔", "transp.", "mirror ↕", "anti-tr.")  # elements
+CURVES = (  # kind of line, field, title with unit
+    ("train", "loss", "Training loss (nats per value)"),
+    ("val", "psnr", "Validation PSNR (dB)"),
+    ("val", "kl", "Validation KL (nats per patch)"),
+    ("val", "equivariance_error", "Relative equivariance error"),
+)
 
-SPREAD = 0.6  # of the unit between two positions that the runs share
+
+def differences(found: Sequence[tuple[str, Contrast]], name: str) -> Chart:
+    """Every contrast with its interval; dashed: no difference, and the margin of H1."""
+    rows = [(title, _point(contrast.difference)) for title, contrast in found]
+    axis = Axis("difference of AUROC", marks=(0.0, -MARGIN))
+    title = "Differences between arms with 95 % intervals"
+    caption = (
+        f"{title}. Dashed: no difference, and {MARGIN} below it, the margin of non-inferiority."
+    )
+    return Chart(name, title, charts.forest(rows, axis, title), caption)
 
 
-def probes(runs: Runs, baselines: Mapping[str, float], path: Path) -> Path:
-    """AUROC on test of every readout of every run, and below them the baselines."""
-    readouts = list(dict.fromkeys(
-        name
-        for results in runs.values()
-        for name, entry in results["probe"].items()
-        if entry["features"] == "readout"
-    ))  # fmt: skip
-    names = [*map(plain, runs), *map(plain, baselines)]
-    figure = Figure((8.0, 1.7 + 0.3 * len(names)), layout="constrained")
-    ax = figure.subplots()
-    for row, results in enumerate(runs.values()):
-        for i, name in reversed(list(enumerate(readouts))):
-            value = results["probe"].get(name, {}).get("auroc", np.nan)
-            size = 8 if i == 0 else 5
-            ax.plot(value, row, ls="", ms=size, color=COLOURS[i], marker=MARKERS[i], alpha=0.9)
-    rows = range(len(runs), len(names))
-    ax.plot([*baselines.values()], rows, ls="", ms=7, color="#555555", marker="|", mew=2)
-    if baselines:
-        ax.axvline(max(baselines.values()), color="#555555", lw=0.8, ls=":")
-        ax.axhline(len(runs) - 0.5, color="#BBBBBB", lw=0.8)
-    ax.set_yticks(range(len(names)), names, fontsize=9)
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.set_xlabel("macro AUROC on test")
-    ax.set_title("Linear probes; dotted: the best baseline", fontsize=11)
-    grid(ax)
-    keys = [
-        Line2D([], [], ls="", color=COLOURS[i], marker=MARKERS[i], label=name)
-        for i, name in enumerate(readouts)
+def headlines(found: Headlines, name: str) -> Chart:
+    """AUROC with all labels of every arm and baseline."""
+    measured = {arm: cells[ALL_LABELS.name] for arm, cells in found.items()
+                if ALL_LABELS.name in cells}  # fmt: skip
+    rows = [(arm, _point(cell)) for arm, cell in measured.items()]
+    title = "Linear probe with all labels: arms and baselines with 95 % intervals"
+    axis = Axis("macro AUROC on test", marks=(0.5,))
+    return Chart(name, title, charts.forest(rows, axis, title), f"{title}. Dashed: chance.")
+
+
+def _point(found: Interval, x: float = 0.0) -> Point:
+    return Point(x, found.estimate, found.low, found.high)
+
+
+def labels(compared: Compared, name: str) -> Chart:
+    """AUROC against how many groups a class are labelled."""
+    series = []
+    for i, arm in enumerate(compared.arms.values()):
+        points = [*_budgets(compared, arm), *_all_labels(compared, arm)]
+        series.append(Series(arm.name, sorted(points, key=lambda p: p.x), i))
+    x = Axis("labelled source images a class (mean)", log=True)
+    title = "Linear probe against labels"
+    caption = (
+        f"{title}: mean over seeds and draws of the labelled subset, bars are 95 % intervals "
+        f"({CURVE.replicates:,} replicates). The last point has all labels."
+    )
+    return Chart(name, title, charts.plot(series, x, Axis("macro AUROC on test"), title), caption)
+
+
+def _budgets(compared: Compared, arm: Arm) -> Iterable[Point]:
+    first = next(iter(arm.runs.values()))
+    for budget, found in first.section("budgets", PRIMARY).items():
+        cell = of_arm(compared, arm, of_runs.budget(budget), plan=CURVE)
+        counts = found.get("groups_per_class")
+        if cell is not None and isinstance(counts, list) and counts:
+            yield _point(cell, sum(counts) / len(counts))
+
+
+def _all_labels(compared: Compared, arm: Arm) -> Iterable[Point]:
+    first = next(iter(arm.runs.values()))
+    classes = first.section("protocol", "splits", "train", "classes").values()
+    counts = [count for found in classes if isinstance(count := found.get("groups"), int) and count]
+    cell = of_arm(compared, arm, ALL_LABELS.pick, plan=CURVE)
+    if counts and cell is not None:
+        yield _point(cell, sum(counts) / len(counts))
+
+
+def robustness(arms: Iterable[Arm], slug: str) -> list[Chart]:
+    """A chart a corruption: AUROC against its severity, 0 is clean."""
+    found, arms = [], list(arms)
+    for kind, about in KINDS.items():
+        series = [
+            Series(arm.name, _severities(arm, kind), i) for i, arm in enumerate(arms)
+        ]  # fmt: skip
+        levels = ", ".join(f"{level:g}" for level in about.levels)
+        trained = "a milder range is trained" if about.trained else "never trained"
+        title = f"Robustness to {kind}"
+        x = Axis("severity", names=("clean", *(str(i + 1) for i in range(len(about.levels)))))
+        svg = charts.plot(series, x, Axis("macro AUROC on test"), title)
+        caption = f"{title} ({about.unit}: {levels}; {trained}): mean over seeds."
+        found.append(Chart(f"{slug}-robustness-{kind}.svg", title, svg, caption))
+    return found
+
+
+def _severities(arm: Arm, kind: str) -> list[Point]:
+    values: dict[int, list[float]] = {}
+    for run in arm.runs.values():
+        rows = run.at("robustness", "kinds", kind, "levels")
+        clean = {"severity": 0, "auroc": run.at("robustness", "clean")}
+        for row in [clean, *(rows if isinstance(rows, list) else [])]:
+            if isinstance(row, dict) and isinstance(row.get("auroc"), float):
+                values.setdefault(int(row["severity"]), []).append(row["auroc"])
+    return [Point(severity, sum(v) / len(v)) for severity, v in values.items()]
+
+
+def rate_distortion(arms: Iterable[Arm], name: str) -> Chart:
+    """A point a run: the KL it spends and the PSNR it gets."""
+    series = [
+        Series(arm.name, [Point(_of(run, "latent", "kl"), _of(run, "reconstruction", "psnr"))
+                          for run in arm.runs.values()], i, joined=False)
+        for i, arm in enumerate(arms)
+    ]  # fmt: skip
+    title = "Rate and distortion"
+    svg = charts.plot(
+        series, Axis("KL (nats per patch)"), Axis("PSNR of clean patches (dB)"), title
+    )
+    caption = (
+        f"{title}: a point a run. Up and to the left is better; arms at different rates are not "
+        "at equal conditions."
+    )
+    return Chart(name, title, svg, caption)
+
+
+def equivariance(arms: Iterable[Arm], name: str) -> Chart:
+    """The relative error of every element of D4, a point a run."""
+    arms, elements, series = list(arms), ELEMENTS[1:], []
+    for i, arm in enumerate(arms):
+        shift = 0.6 * ((i + 0.5) / len(arms) - 0.5)
+        points = [
+            Point(j + shift, _of(run, "equivariance", "by_element", element))
+            for run in arm.runs.values()
+            for j, element in enumerate(elements)
+        ]
+        series.append(Series(arm.name, points, i, joined=False))
+    title = "Equivariance error of the code by group element"
+    svg = charts.plot(
+        series, Axis("", names=SHORT), Axis("relative error", marks=(0.0, 1.0)), title
+    )
+    return Chart(name, title, svg, f"{title}: 0 exact, about 1 (dashed) unrelated.")
+
+
+def training(arms: Iterable[Arm], slug: str) -> list[Chart]:
+    """Curves of training and validation against images seen, a line a run."""
+    logs = [
+        (i, arm.name, runs.load_metrics(run.folder))
+        for i, arm in enumerate(arms)
+        for run in arm.runs.values()
     ]
-    keys.append(Line2D([], [], ls="", color="#555555", marker="|", mew=2, label="baseline"))
-    figure.legend(handles=keys, loc="outside lower center", ncols=5, fontsize=8)
-    return save(figure, path)
+    found = []
+    for kind, field, title in CURVES:
+        series = [
+            Series(name, _logged(rows, kind, field), i, marked=kind == "val")
+            for i, name, rows in logs
+        ]
+        svg = charts.plot(series, Axis("images seen (thousands)"), Axis(title), title)
+        caption = f"{title} against images seen; a line a run."
+        found.append(Chart(f"{slug}-{kind}-{field.replace('_', '-')}.svg", title, svg, caption))
+    return found
 
 
-def denoising(runs: Runs, path: Path) -> Path:
-    """PSNR to the clean patch by corruption kind: of the input, and of each run's output."""
-    figure = Figure((8.0, 4.2 + 0.2 * len(runs) / 3), layout="constrained")
-    ax = figure.subplots()
-    inputs = [_of(next(iter(runs.values())), kind, "input_psnr") for kind in KINDS]
-    for position, value in enumerate(inputs):
-        ax.hlines(value, position - 0.4, position + 0.4, color="#555555", lw=1.5, label="input")
-    for i, (name, results) in enumerate(runs.items()):
-        values = [_of(results, kind, "psnr") for kind in KINDS]
-        x = np.arange(len(KINDS)) + _offset(i, len(runs))
-        ax.plot(x, values, ls="", ms=7, label=plain(name), **style(i))
-    ax.set_xticks(range(len(KINDS)), [KIND_TITLES[kind] for kind in KINDS])
-    ax.set_ylabel("PSNR to the clean patch (dB)")
-    ax.set_title("Reconstruction of corrupted patches", fontsize=11)
-    grid(ax)
-    figure.legend(*_once(ax.get_legend_handles_labels()), loc="outside lower center", ncols=3,
-                  fontsize=8)  # fmt: skip
-    return save(figure, path)
+def _logged(rows: Iterable[Mapping[str, Any]], kind: str, field: str) -> list[Point]:
+    return [
+        Point(row["images"] / 1000, row[field])
+        for row in rows
+        if row.get("kind") == kind and isinstance(row.get(field), int | float)
+    ]
 
 
-def equivariance(runs: Runs, path: Path) -> Path:
-    """The relative error of every element of D4 by run: 0 exact, about 1 unrelated."""
-    figure = Figure((9.0, 4.4 + 0.2 * len(runs) / 3), layout="constrained")
-    ax = figure.subplots()
-    elements = ELEMENTS[1:]
-    for i, (name, results) in enumerate(runs.items()):
-        errors = results["equivariance"]["by_element"]
-        values = [_number(errors.get(element)) for element in elements]
-        x = np.arange(len(elements)) + _offset(i, len(runs))
-        ax.plot(x, values, ls="", ms=7, label=plain(name), **style(i))
-    ax.axhline(1.0, color="#555555", lw=0.8, ls=":")
-    ax.set_xticks(range(len(elements)), [e.replace(" ", "\n", 1) for e in elements], fontsize=9)
-    ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
-    ax.set_ylabel("relative equivariance error")
-    ax.set_title("Does the code move with the patch? 0 exact, about 1 unrelated", fontsize=11)
-    grid(ax)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
-    return save(figure, path)
-
-
-def _of(results: dict[str, Any], kind: str, name: str) -> float:
-    return _number(results["reconstruction"]["by_kind"][kind][name])
-
-
-def _number(value: Any) -> float:
+def _of(run: Entry, *path: str) -> float:
+    value = run.at(*path)
     return float(value) if isinstance(value, int | float) else float("nan")
-
-
-def _offset(i: int, count: int) -> float:
-    return SPREAD * ((i + 0.5) / count - 0.5)
-
-
-def _once(found: tuple[list[Any], list[Any]]) -> tuple[list[Any], list[str]]:
-    """Handles and labels, each label once."""
-    unique = dict(zip(found[1], found[0], strict=True))
-    return list(unique.values()), list(unique)

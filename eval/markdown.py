@@ -1,30 +1,65 @@
-"""Markdown from untrusted names and numbers: escaped text, tables, code, numbers with a unit."""
+"""A document as Markdown: escaped text, tables, code, pictures by their file names."""
 
 import html
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-MISSING = "–"
-MAX_TEXT = 400
+from eval.document import (
+    Atlas,
+    Bullets,
+    Chart,
+    Code,
+    Document,
+    Part,
+    Picture,
+    Section,
+    Table,
+    Text,
+    Verdict,
+    shown,
+)
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#|~$!^])")
 
 
-def escape(text: object) -> str:
+def render(document: Document) -> str:
+    """The whole document; pictures are expected in figures/ beside it."""
+    parts = [f"# {escape(document.title)}", escape(document.lead)]
+    for section in document.sections:
+        parts += _section(section)
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _section(section: Section) -> list[str]:
+    return ["#" * section.level + " " + escape(section.title), *map(_part, section.parts)]
+
+
+def _part(part: Part) -> str:
+    match part:
+        case Text(text):
+            return escape(text, None)
+        case Bullets(items):
+            return "\n".join(f"- {escape(item, None)}" for item in items)
+        case Code(text):
+            return code_block(text)
+        case Table(title, header, rows, caption):
+            cells = [[escape(cell, None) for cell in row] for row in rows]
+            body = table([escape(cell, None) for cell in header], cells)
+            return "\n\n".join(filter(None, [f"**{escape(title)}**", body, escape(caption, None)]))
+        case Verdict(question, word, meaning, numbers):
+            said = f"{escape(meaning, None)} {escape(numbers, None)}"
+            return f"- **{escape(question)}: {escape(word)}.** {said}"
+        case Picture(name, _, caption) | Chart(name, _, _, caption):
+            return f"![{escape(caption)}](figures/{name})\n\n*{escape(caption, None)}*"
+        case Atlas():
+            return ""
+
+
+def escape(text: object, limit: int | None = 400) -> str:
     """Text that shows as it is: no markup, no HTML, no link, no formula, one line."""
-    line = "".join(c if c.isprintable() else " " for c in str(text)).strip()
-    if len(line) > MAX_TEXT:
-        line = line[: MAX_TEXT - 1] + "…"
+    line = shown(text) if limit else " ".join(str(text).split())
     safe = _SPECIAL.sub(r"\\\1", html.escape(line, quote=False))
     return safe.replace("://", ":&#47;&#47;").replace("www.", "www&#46;").replace("@", "&#64;")
-
-
-def number(value: Any, digits: int = 3) -> str:
-    """A finite number with so many digits after the point; a dash for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return MISSING
-    return f"{value:,.{digits}f}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

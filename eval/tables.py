@@ -1,18 +1,18 @@
-"""The tables of a report, as Markdown, from results.json files that are not trusted."""
+"""The tables of a report, from results.json files that are not trusted."""
 
 import statistics
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from eval.bootstrap import Interval
+from eval.document import MISSING, NOT_MEASURED, Part, Table, Text, number, shown
+from eval.entries import Entry, baselines
 from eval.figures import KIND_TITLES
-from eval.markdown import MISSING, escape, number, table
 from eval.metrics import ELEMENTS
 from eval.readouts import PRIMARY
 from pipeline.corrupt import KINDS
 
 PROBE_SCORES = ("auroc", "balanced_accuracy", "accuracy")
-CLOSE_AUROC = 0.02  # nearer to the untrained encoder than this, a data set ranks no models
 SCORES = {  # column, where it stands in results.json, digits
     "PSNR (dB)": (("reconstruction", "psnr"), 2),
     "SSIM": (("reconstruction", "ssim"), 3),
@@ -26,35 +26,23 @@ SCORES = {  # column, where it stands in results.json, digits
 }
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A run in the report."""
-
-    folder: Path
-    label: str  # unique; untrusted
-    slug: str  # unique and safe in a file name
-    results: dict[str, Any]
-
-    def at(self, *path: str) -> Any:
-        """The value there in results.json, or None."""
-        value: Any = self.results
-        for name in path:
-            value = value.get(name) if isinstance(value, dict) else None
-        return value
-
-
-def composition(entry: Entry) -> str:
+def composition(entry: Entry) -> Part:
     """Patches and, in brackets, source images of every class and split."""
-    splits = entry.at("protocol", "splits") or {}
-    classes = list(dict.fromkeys(name for split in splits.values() for name in split["classes"]))
+    splits = entry.section("protocol", "splits")
+    if not splits:
+        return Text(f"Composition of the data: {NOT_MEASURED}.")
+    by_class = {name: entry.section("protocol", "splits", name, "classes") for name in splits}
+    classes = list(dict.fromkeys(name for found in by_class.values() for name in found))
     rows = [["all", *(_counted(split) for split in splits.values())]]
-    for name in classes:
-        cells = [_counted(split["classes"].get(name, {})) for split in splits.values()]
-        rows.append([escape(name), *cells])
+    for i, name in enumerate(classes):
+        cells = [_counted(found.get(name)) for found in by_class.values()]
+        rows.append([f"class {i}: {shown(name)}", *cells])
     crossing = entry.at("protocol", "groups_in_several_splits") or {}
     shared = [f"{column} {number(count, 0)}" for column, count in crossing.items()]
-    caption = "Patches and, in brackets, source images. In more than one split: "
-    return table(["class", *map(escape, splits)], rows) + "\n\n" + caption + ", ".join(shared) + "."
+    caption = "Patches and, in brackets, source images."
+    if shared:
+        caption += f" In more than one split: {', '.join(shared)}."
+    return Table("Composition", ["", *map(shown, splits)], rows, caption)
 
 
 def _counted(counts: Any) -> str:
@@ -62,55 +50,38 @@ def _counted(counts: Any) -> str:
     return f"{number(counts.get('patches'), 0)} ({number(counts.get('groups'), 0)})"
 
 
-def summary(group: list[Entry]) -> str:
+def summary(group: list[Entry]) -> Table:
     """A row a run with its scores, the baselines beneath."""
     header = ["run", "preset", "seed", "images", *SCORES]
     rows = []
     for entry in group:
-        about = [escape(entry.at("run", "preset")), number(entry.at("run", "seed"), 0)]
-        about.append(number(entry.at("run", "images_seen"), 0))
+        counts = [number(entry.at("run", name), 0) for name in ("seed", "images_seen")]
         scores = [number(entry.at(*path), digits) for path, digits in SCORES.values()]
-        rows.append([escape(entry.label), *about, *scores])
-    for shown, name, source in baselines(group):
-        values = [number(source.at("probe", name, key)) for key in PROBE_SCORES]
-        blank = [""] * (len(header) - 1 - len(values))
-        rows.append([f"*baseline* {shown}", *blank, *values])
+        rows.append([entry.label, entry.preset, *counts, *scores])
+    for name, key, source in baselines(group):
+        values = [number(source.at("probe", key, score)) for score in PROBE_SCORES]
+        rows.append([f"baseline {name}", *[""] * (len(header) - 1 - len(values)), *values])
     caption = (
         "Reconstruction is from the posterior mean of clean patches. KL is per patch; a dimension "
         "is active above 0.05 nats. The equivariance error is relative: 0 exact, about 1 "
         "unrelated. AUROC (macro one-vs-rest) and the accuracies are of a linear probe."
     )
-    return table(header, rows) + "\n\n" + caption
+    return Table("Every run", header, rows, caption)
 
 
-def baselines(group: list[Entry]) -> list[tuple[str, str, Entry]]:
-    """(name as shown, name in results, a run that has it): once, random init by architecture."""
-    found: dict[str, tuple[str, str, Entry]] = {}
+def over_seeds(group: list[Entry]) -> list[Part]:
+    """Mean and standard deviation where an arm was run with several seeds."""
+    arms: dict[str, list[Entry]] = {}
     for entry in group:
-        for name, probe in entry.results["probe"].items():
-            if probe.get("features") != "baseline":
-                continue
-            architecture = f" ({entry.at('model', 'architecture')})"
-            shown = escape(name + (architecture if name == "random_init" else ""))
-            found.setdefault(shown, (shown, name, entry))
-    return list(found.values())
-
-
-def over_seeds(group: list[Entry]) -> str:
-    """Mean and standard deviation where a preset was run with several seeds."""
-    arms: dict[tuple[str, Any], list[Entry]] = {}
-    for entry in group:
-        key = (escape(entry.at("run", "preset")), entry.at("run", "images_seen"))
-        arms.setdefault(key, []).append(entry)
+        arms.setdefault(repr(sorted(entry.settings.items(), key=str)), []).append(entry)
     rows = []
-    for (preset, images), members in arms.items():
-        if len({entry.at("run", "seed") for entry in members}) > 1:
+    for members in arms.values():
+        if len({entry.seed for entry in members}) > 1:
             cells = [_mean_sd(members, path, digits) for path, digits in SCORES.values()]
-            rows.append([preset, number(images, 0), str(len(members)), *cells])
-    if not rows:
-        return ""
-    title = "Mean ± standard deviation over seeds:\n\n"
-    return title + table(["preset", "images", "seeds", *SCORES], rows)
+            images = number(members[0].at("run", "images_seen"), 0)
+            rows.append([members[0].preset, images, str(len(members)), *cells])
+    header = ["preset", "images", "seeds", *SCORES]
+    return [Table("Mean ± standard deviation over seeds", header, rows)] if rows else []
 
 
 def _mean_sd(members: list[Entry], path: tuple[str, ...], digits: int) -> str:
@@ -120,80 +91,109 @@ def _mean_sd(members: list[Entry], path: tuple[str, ...], digits: int) -> str:
     return f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
-def verdict(group: list[Entry]) -> str:
-    """What the probes can and cannot say, in so many words."""
-    best = {name: source.at("probe", entry, "auroc") for name, entry, source in baselines(group)}
-    best = {name: value for name, value in best.items() if isinstance(value, float)}
-    if not best:
-        return ""
-    top = max(best, key=lambda name: best[name])
-    lines = [f"The best baseline is {top}, AUROC {best[top]:.3f}."]
-    for entry in group:
-        model = entry.at("probe", PRIMARY, "auroc")
-        untrained = entry.at("probe", "random_init", "auroc")
-        if not isinstance(model, float) or not isinstance(untrained, float):
-            continue
-        sign = "above" if model > best[top] else "not above"
-        line = f"- {escape(entry.label)}: {model:.3f}, {sign} it; untrained {untrained:.3f}."
-        if abs(model - untrained) < CLOSE_AUROC:
-            line += (
-                f" Within {CLOSE_AUROC} of untrained: this probe on this data cannot rank models."
-            )
-        lines.append(line)
-    return lines[0] + "\n\n" + "\n".join(lines[1:])
+def headlines(found: Mapping[str, Mapping[str, Interval]]) -> Part:
+    """AUROC and its 95 % interval, of arms and baselines (rows) in conditions (columns)."""
+    columns = list(dict.fromkeys(name for cells in found.values() for name in cells))
+    if not columns:
+        return Text(f"AUROC with intervals: {NOT_MEASURED}.")
+    rows = [[name, *(ranged(cells.get(c)) for c in columns)] for name, cells in found.items()]
+    words = {cell.resampled for cells in found.values() for cell in cells.values()}
+    caption = (
+        "Macro AUROC of the linear probe on test, mean over seeds, and in brackets the 95 % "
+        f"interval. Resampled: {'; or '.join(sorted(words))}. Intervals of two arms may overlap "
+        "where their paired difference is clear: the verdicts are of differences."
+    )
+    return Table("AUROC with intervals", ["features", *columns], rows, caption)
 
 
-def readouts(group: list[Entry]) -> str:
+def ranged(interval: Interval | None) -> str:
+    if interval is None:
+        return NOT_MEASURED
+    if interval.low is None or interval.high is None:
+        return f"{interval.estimate:.3f} (no interval)"
+    return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def readouts(group: list[Entry]) -> Part:
     """AUROC of every readout and baseline of every run."""
-    names = list(dict.fromkeys(name for entry in group for name in entry.results["probe"]))
+    probes = [entry.section("probe") for entry in group]
+    names = list(dict.fromkeys(name for found in probes for name in found))
+    if not names:
+        return Text(f"Linear probes: {NOT_MEASURED}; the notices say why.")
     rows = []
     for name in names:
-        probes = [entry.results["probe"].get(name, {}) for entry in group]
-        size = number(next((p.get("dimensions") for p in probes if p), None), 0)
-        cells = [f"{number(p.get('auroc'))} ({_power(p.get('C'))})" for p in probes]
-        rows.append([escape(name), size, *cells])
-    if not rows:
-        return "No probes: see the notices."
-    header = ["features", "numbers", *(escape(entry.label) for entry in group)]
+        size = next((found[name].get("dimensions") for found in probes if name in found), None)
+        cells = [_setting(found.get(name, {})) for found in probes]
+        rows.append([shown(name), number(size, 0), *cells])
+    header = ["features", "numbers", *(entry.label for entry in group)]
     caption = "AUROC on test and, in brackets, the C that val selected; baselines at the end."
-    return table(header, rows) + "\n\n" + caption
+    return Table("Linear probe by features", header, rows, caption)
 
 
-def _power(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else MISSING
+def other_probes(group: list[Entry]) -> Part:
+    """AUROC of the other classifiers."""
+    pairs = dict.fromkeys(
+        (name, probe)
+        for entry in group
+        for name in entry.section("other_probes")
+        for probe in entry.section("other_probes", name)
+    )
+    rows = [
+        [f"{shown(name)}, {shown(probe)}",
+         *(_setting(entry.section("other_probes", name).get(probe, {})) for entry in group)]
+        for name, probe in pairs
+    ]  # fmt: skip
+    if not rows:
+        return Text(f"Other probes (MLP, nearest neighbours): {NOT_MEASURED}.")
+    header = ["features, probe", *(entry.label for entry in group)]
+    return Table("Other probes", header, rows, "AUROC on test and the setting that val selected.")
 
 
-def denoising(group: list[Entry]) -> str:
+def _setting(probe: Mapping[str, Any]) -> str:
+    setting = probe.get("setting")
+    chosen = f" ({setting:g})" if isinstance(setting, int | float) else ""
+    return f"{number(probe.get('auroc'))}{chosen}"
+
+
+def denoising(group: list[Entry]) -> Part:
     """PSNR and SSIM by corruption kind: of the input, and of every run's output."""
+    at = ("reconstruction", "by_kind")
+    there = [entry for entry in group if entry.section(*at)]
+    if not there:
+        return Text(f"Denoising: {NOT_MEASURED}.")
     header = ["corruption", "input PSNR", "input SSIM"]
-    header += [f"{escape(entry.label)} {score}" for entry in group for score in ("PSNR", "SSIM")]
+    header += [f"{entry.label} {score}" for entry in there for score in ("PSNR", "SSIM")]
     rows = []
     for kind in KINDS:
-        at = ("reconstruction", "by_kind", kind)
-        row = [number(group[0].at(*at, "input_psnr"), 2), number(group[0].at(*at, "input_ssim"))]
-        for entry in group:
-            row += [number(entry.at(*at, "psnr"), 2), number(entry.at(*at, "ssim"))]
+        row = _pair(there[0].section(*at).get(kind, {}), "input_")
+        row += [cell for entry in there for cell in _pair(entry.section(*at).get(kind, {}))]
         rows.append([KIND_TITLES[kind], *row])
     caption = (
         "Against the clean patch, in dB and SSIM; `input` is the corrupted patch itself, the same "
         "for every run with the same ranges."
     )
-    return table(header, rows) + "\n\n" + caption
+    return Table("Reconstruction of corrupted patches", header, rows, caption)
 
 
-def by_element(group: list[Entry]) -> str:
+def _pair(found: Mapping[str, Any], prefix: str = "") -> list[str]:
+    return [number(found.get(f"{prefix}psnr"), 2), number(found.get(f"{prefix}ssim"))]
+
+
+def by_element(group: list[Entry]) -> Part:
     """The relative equivariance error by group element."""
-    rows = [
-        [element, *(number(e.at("equivariance", "by_element", element)) for e in group)]
-        for element in ELEMENTS[1:]
+    if all(entry.at("equivariance") is None for entry in group):
+        return Text(f"Equivariance: {NOT_MEASURED}.")
+    places: Iterable[tuple[str, tuple[str, ...]]] = [
+        *((name, ("equivariance", "by_element", name)) for name in ELEMENTS[1:]),
+        *((f"over {name}", ("equivariance", "by_group", name)) for name in ("D4", "C4")),
     ]
-    for name in ("D4", "C4"):
-        mean = (number(entry.at("equivariance", "by_group", name)) for entry in group)
-        rows.append([f"over {name}", *mean])
-    return table(["element", *(escape(entry.label) for entry in group)], rows)
+    rows = [[name, *(number(entry.at(*path)) for entry in group)] for name, path in places]
+    caption = "Relative error of the code: 0 exact, about 1 unrelated."
+    header = ["element", *(entry.label for entry in group)]
+    return Table("Equivariance by group element", header, rows, caption)
 
 
-def environment(entries: list[Entry]) -> str:
+def environment(entries: list[Entry]) -> Table:
     """What each evaluation ran on."""
     rows = []
     for entry in entries:
@@ -201,9 +201,8 @@ def environment(entries: list[Entry]) -> str:
         packages = packages if isinstance(packages, dict) else {}
         versions = ", ".join(f"{name} {version}" for name, version in packages.items())
         facts = [entry.at("environment", k) for k in ("device", "threads", "python", "commit")]
-        dirty = " (modified)" if entry.at("environment", "dirty") else ""
-        cells = [escape(facts[0]), escape(facts[1]), escape(facts[2]), escape(facts[3]) + dirty]
-        seconds = number(entry.at("seconds"), 0)
-        rows.append([escape(entry.label), *cells, escape(versions), seconds])
+        cells = [MISSING if fact is None else shown(fact) for fact in facts]
+        cells[-1] += " (modified)" if entry.at("environment", "dirty") else ""
+        rows.append([entry.label, *cells, shown(versions), number(entry.at("seconds"), 0)])
     header = ["run", "device", "threads", "python", "commit", "packages", "evaluation (s)"]
-    return table(header, rows)
+    return Table("Environment", header, rows)

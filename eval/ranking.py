@@ -1,0 +1,70 @@
+"""Whether a data set can rank models at all: against the untrained encoder and the baselines."""
+
+from eval import arms as of_runs
+from eval.arms import Arm, Compared
+from eval.contrasts import compare
+from eval.verdicts import ALL_LABELS, PLAN
+
+UNTRAINED = "random_init"
+CEILING = "supervised"
+
+
+def sentences(compared: Compared, best: tuple[str, float] | None) -> list[str]:
+    """A line an arm on the untrained encoder, then how much of the gap to labels it closes.
+
+    Args:
+        best: the name and AUROC of the best baseline.
+    """
+    lines = [line for arm in compared.arms.values() if (line := _untrained(compared, arm))]
+    if best is None:
+        return lines
+    lines.insert(0, f"The best baseline without training is {best[0]}, AUROC {best[1]:.3f}.")
+    return lines + gaps(compared, best[1])
+
+
+def _untrained(compared: Compared, arm: Arm) -> str:
+    seeds = list(arm.books)
+    trained = arm.scores(ALL_LABELS.pick, seeds) if seeds else None
+    untrained = arm.scores(of_runs.clean(UNTRAINED), seeds) if seeds else None
+    if trained is None or untrained is None or compared.test is None:
+        return ""
+    scores = {arm.name: trained, "untrained": untrained}
+    found = compare(scores, compared.test.labels, compared.test.groups, plan=PLAN).difference
+    if found.low is None or found.high is None:
+        return (
+            f"{arm.name} - untrained: {found.estimate:+.4f}, no interval ({found.resampled}): "
+            "whether this data set can rank models cannot be said."
+        )
+    words = f"{arm.name} - untrained: {found.estimate:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+    if found.low > 0:
+        return f"{words}: training shows in this probe."
+    if found.high < 0:
+        return f"{words}: training made this probe worse."
+    return f"{words}: within noise of untrained, so this data set cannot rank models by this probe."
+
+
+def gaps(compared: Compared, best: float) -> list[str]:
+    """G = (model - best baseline) / (supervised - best baseline), where that is above 0."""
+    ceiling = mean_auroc(compared.arms.get(CEILING))
+    if ceiling is None:
+        return ["Gap closure: not measured, no run of the preset supervised."]
+    if ceiling <= best:
+        return [f"Gap closure: undefined, supervised {ceiling:.3f} is not above the baseline."]
+    lines = []
+    for arm in compared.arms.values():
+        found = mean_auroc(arm)
+        if arm.name != CEILING and found is not None:
+            share = (found - best) / (ceiling - best)
+            lines.append(
+                f"{arm.name} closes {share:+.2f} of the gap from the best baseline {best:.3f} to "
+                f"supervised {ceiling:.3f} (a ratio of means, without interval)."
+            )
+    return lines
+
+
+def mean_auroc(arm: Arm | None) -> float | None:
+    """The mean over the runs of an arm of the AUROC in results.json."""
+    runs = arm.runs.values() if arm else ()
+    values = [run.at("probe", "mean", "auroc") for run in runs]
+    kept = [value for value in values if isinstance(value, float)]
+    return sum(kept) / len(kept) if kept else None
