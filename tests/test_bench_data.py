@@ -88,7 +88,7 @@ def test_processor_time_counts_children() -> None:
     assert taken.core_seconds > 0.02 and taken.seconds > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_modes_write_what_they_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "usable_cores", lambda: 1)
     for mode in ("pack", "read"):

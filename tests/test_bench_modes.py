@@ -68,7 +68,7 @@ def test_our_embeddings_are_those_of_the_plain_loop(
     np.testing.assert_allclose(found, expected, rtol=0, atol=embedding.TOLERANCE)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rungs_are_measured_with_the_plain_trainers(
     small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,7 +99,7 @@ def test_kornias_modules_are_measured_beside_ours(
         assert all(is_spread(record["share_of"][step]) for step in steps)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_runs_share_a_device(
     small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,7 +158,7 @@ def test_unusable_arguments_end_with_2(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_of_real_runs(small_dataset: Path, tmp_path: Path) -> None:
     """The ceiling, evaluated by the whole protocol."""
     out = tmp_path / "out"

@@ -90,7 +90,7 @@ def test_parameters_are_those_of_sbatch(tmp_path: Path, monkeypatch: pytest.Monk
     assert "gpus" not in text and "account" not in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_preempted_job_is_queued_again_and_continues(fake: FakeSweep) -> None:
     submitit = pytest.importorskip("submitit")
     held, there = fake.mark("vae-s0", "held"), fake.control / "vae-s0" / "there"
