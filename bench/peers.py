@@ -1,6 +1,7 @@
 """Other tools on the work of `read`, each as its documentation has it.
 
-Those that are not installed (dependency group `peers`) are reported with the error.
+Those that are not installed (`uv run --with-requirements bench/peers.txt`) are reported with the
+error.
 """
 
 import os

@@ -49,7 +49,7 @@ def expected(small: Made) -> Counter[tuple[str, int]]:
 )
 def test_every_reader_gives_each_patch_once_in_changing_order(name: str, small: Made) -> None:
     if name in NEEDED and find_spec(NEEDED[name]) is None:
-        pytest.skip(f"{NEEDED[name]} is not installed (dependency group peers)")
+        pytest.skip(f"{NEEDED[name]} is not installed (bench/peers.txt)")
     contestant = (OURS | PEERS)[name]
     epochs = contestant.epochs(contestant.make(small), BATCH)
     for number in range(2):
