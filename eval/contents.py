@@ -39,12 +39,13 @@ PICTURES = {
 }
 
 
-def compose(found: list[Entry]) -> Document:
-    """All that the report says, of every writer."""
+def compose(found: list[Entry], carried: Iterable[Section] = ()) -> Document:
+    """All that the report says, of every writer; `carried` is what transfers have to say."""
     groups = entries.by_data_set(found)
     sections = [
         section for i, group in enumerate(groups) for section in _data_set(group, f"data{i}")
     ]
+    sections += carried
     sections.append(Section(2, "How the numbers are made", [Text(_protocol())]))
     sections.append(Section(2, "To reproduce", [Code(_commands(found)), Text(_NOTE)]))
     sections.append(Section(2, "Environment", [tables.environment(found)]))

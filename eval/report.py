@@ -1,42 +1,67 @@
 """Runs side by side: `python -m eval.report RUN... --out DIR` writes DIR/report.html, one page that
-opens from the disk, DIR/report.md with DIR/figures, and DIR/tables.tex.
+opens from the disk, DIR/report.md with DIR/figures, DIR/tables.tex, and DIR/report.json.
 
 Runs are compared only where they were evaluated on one data set. Names of runs and classes are
 untrusted: `eval.document` holds them as plain text and every writer escapes all of it.
 """
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from eval import charts, entries, latex, markdown, page
+from eval import charts, entries, latex, markdown, page, transfer_report
 from eval import run as runs
 from eval.contents import compose
-from eval.document import Chart, Part, Picture
+from eval.document import Chart, Document, Part, Picture, Verdict
+from eval.entries import Entry
 from shards.command import run_command
 
-REPORT, PAGE, TABLES = "report.md", "report.html", "tables.tex"
+REPORT, PAGE, TABLES, NUMBERS = "report.md", "report.html", "tables.tex", "report.json"
+VERSION = 1
 
 
-def write_report(run_folders: Iterable[Path], out: Path) -> Path:
-    """Write OUT/report.html, OUT/report.md, OUT/tables.tex and OUT/figures; the path of the
-    Markdown.
+def write_report(
+    run_folders: Iterable[Path], out: Path, transfers: Iterable[Path] = ()
+) -> Path:  # fmt: skip
+    """Write OUT/report.html, OUT/report.md, OUT/tables.tex, OUT/report.json and OUT/figures; the
+    path of the Markdown.
+
+    Args:
+        transfers: folders that eval.transfer wrote, whose tables are taken in.
 
     Raises:
         DataError: no run, or one that was not evaluated or whose results cannot be read.
     """
     out = Path(out)
-    document = compose(entries.load(Path(folder) for folder in run_folders))
+    found = entries.load(Path(folder) for folder in run_folders)
+    carried = [section for folder in transfers for section in transfer_report.load(Path(folder))]
+    document = compose(found, carried)
     for section in document.sections:
         for part in section.parts:
             _write_figure(part, out / "figures")
     _write(out / PAGE, page.render(document))
     _write(out / TABLES, latex.render(document))
+    _write(out / NUMBERS, _numbers(found, document))
     return _write(out / REPORT, markdown.render(document))
+
+
+def _numbers(found: list[Entry], document: Document) -> str:
+    """The verdicts, and by run what eval.main wrote but for the longest list."""
+    kept: dict[str, Any] = {"version": VERSION, "verdicts": [], "runs": {}}
+    for part in (part for section in document.sections for part in section.parts):
+        if isinstance(part, Verdict):
+            kept["verdicts"].append(asdict(part))
+    for entry in found:
+        latent = entry.at("latent")
+        short = latent | {"kl_per_dimension": None} if isinstance(latent, dict) else latent
+        kept["runs"][entry.label] = entry.results | {"latent": short}
+    return json.dumps(kept, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 def _write(path: Path, text: str) -> Path:
@@ -54,14 +79,20 @@ def _write_figure(part: Part, folder: Path) -> None:
 
 
 _Runs = Annotated[list[Path], tyro.conf.arg(metavar="RUN...", help="folders of evaluated runs")]
+_Transfers = Annotated[
+    tuple[Path, ...],
+    tyro.conf.arg(metavar="DIR...", help="folders of eval.transfer, whose tables are taken in"),
+]
 
 
-def _command(run_folders: tyro.conf.Positional[_Runs], out: Path) -> Callable[[], None]:
-    """Compare evaluated runs: one HTML page, Markdown, and the tables for LaTeX."""
+def _command(
+    run_folders: tyro.conf.Positional[_Runs], out: Path, transfer: _Transfers = ()
+) -> Callable[[], None]:
+    """Compare evaluated runs: an HTML page, Markdown, tables for LaTeX, the numbers as JSON."""
 
     def action() -> None:
-        path = write_report(run_folders, out)
-        print(f"{path.with_name(PAGE)}\n{path}\n{path.with_name(TABLES)}")
+        path = write_report(run_folders, out, transfer)
+        print(*(path.with_name(name) for name in (PAGE, REPORT, TABLES, NUMBERS)), sep="\n")
 
     return action
 

@@ -16,10 +16,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from eval import carry
+from eval import carry, markdown
 from eval import run as runs
 from eval.baselines import BASELINES, Transform
 from eval.carry import Encoding, Row, Trial
+from eval.document import Document
 from eval.environment import environment
 from eval.job import EvalConfig, Say, device_named
 from eval.main import finite, write_json
@@ -27,14 +28,14 @@ from eval.readouts import PRIMARY, Pixels, embed_pixels
 from eval.sites import Site, open_sites, places_of, short_names
 from eval.staining import Stain
 from eval.suite import SPLITS
-from eval.transfer_report import tables
+from eval.transfer_report import RESULTS, sections
 from models import snapshot
 from models.vae import VAE
 from shards.command import run_command
 from shards.schema import DataError
 
 VERSION = 1
-RESULTS, TABLES = "transfer.json", "transfer.md"
+TABLES = "transfer.md"
 BETWEEN = "between-data-sets"
 FITTED = ("pca384",)  # baselines that look at the images of train
 
@@ -100,8 +101,9 @@ def transfer(
     results["environment"] = environment()
     results["seconds"] = round(time.monotonic() - start, 1)
     results = finite(results)
+    document = Document("Probes carried between sites", "", sections(results))
     with runs.whole_file(out / TABLES) as temp:
-        temp.write_text(tables(results), encoding="utf-8")
+        temp.write_text(markdown.render(document), encoding="utf-8")
     write_json(out / RESULTS, results)
     say(f"{out / RESULTS} written after {results['seconds']} s")
     return results

@@ -1,85 +1,149 @@
-"""The tables of a transfer as Markdown. Names are untrusted and escaped."""
+"""The tables of a transfer, for transfer.md and for the report. Names in it are not trusted."""
 
+import statistics
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from eval.markdown import escape, table
+from eval import run as runs
+from eval.document import Bullets, Part, Section, Table, Text, shown
+from eval.entries import UNEQUAL
 from eval.readouts import PRIMARY
 from eval.suite import SPLITS
+from shards.schema import DataError
 
+RESULTS = "transfer.json"
 Results = dict[str, Any]
 Row = dict[str, Any]
 
 LEAD = (
-    "Macro AUROC on test of a logistic probe. Every number is one fit on one split; for intervals "
-    "see the files in `scores`."
+    "Macro AUROC on test of a logistic probe. A number is one fit on one split, or mean ± standard "
+    "deviation over runs that differ in their seed; for intervals see the files in `scores`."
 )
 
 
-def tables(results: Results) -> str:
-    """The text of transfer.md, from transfer.json."""
-    parts = ["# Transfer between sites", LEAD, _data(results)]
+def load(folder: Path) -> list[Section]:
+    """What the transfer in a folder has to say.
+
+    Raises:
+        DataError: there is none, or its file is not one of this version.
+    """
+    path = folder / RESULTS
+    if not path.is_file():
+        raise DataError(f"{path} does not exist: make it with: python -m eval.transfer")
+    found = runs.read_json(path)
+    try:
+        return sections(found)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} was not written by this version ({error!r}): run eval.transfer again"
+        ) from None
+
+
+def sections(results: Results) -> list[Section]:
+    """From what is in transfer.json."""
+    arms = _arms(results)
+    parts: list[Part] = [Text(LEAD), _data(results)]
+    if notices := results["notices"]:
+        parts.append(Bullets(tuple(map(shown, notices))))
+    found = [Section(2, "Transfer between sites", parts)]
     for stain in results["protocol"]["stain"]:
-        parts.append(f"## Stain normalisation: {stain}")
-        parts.append(_matrix(results, _of(results, "matrix", stain)))
-        if rows := _of(results, "left_out", stain):
-            parts += ["One site left out in turn:", _left_out(results, rows)]
-        if rows := _of(results, "site_probe", stain):
-            parts += ["How well the site can be read off the features (lower is better):"]
-            parts += [_site_probe(results, rows)]
-    parts.append("\n".join(f"- {escape(text)}" for text in results["notices"]))
-    return "\n\n".join(part for part in parts if part) + "\n"
+        tables = [
+            make(rows, lambda row: _name(results, arms, row))
+            for experiment, make in _TABLES.items()
+            if (rows := [row for row in results[experiment] if row["stain"] == stain])
+        ]
+        found.append(Section(3, f"Stain normalisation: {shown(stain)}", tables))
+    return found
 
 
-def _data(results: Results) -> str:
-    """Patches and, in brackets, groups: few groups make uncertain numbers."""
+def _data(results: Results) -> Table:
+    """Few groups make uncertain numbers."""
     rows = []
     for name, found in results["data"].items():
         counts = [f"{s['patches']:,} ({s['groups']:,})" for s in found["splits"].values()]
-        rows.append([escape(name), *counts, f"{len(found['sites'])}"])
+        rows.append([shown(name), *counts, f"{len(found['sites'])}"])
     header = ["data set", *SPLITS, "sites named"]
-    return table(header, rows) + "\n\nPatches and, in brackets, groups of each split."
+    return Table("Sites", header, rows, "Patches and, in brackets, groups of each split.")
 
 
-def _of(results: Results, experiment: str, stain: str) -> list[Row]:
-    return [row for row in results[experiment] if row["stain"] == stain]
+def _arms(results: Results) -> dict[str, str]:
+    """Of every run, the preset where all its runs differ in the seed only; else its own name."""
+    by_preset: dict[str, list[tuple[str, Any]]] = {}
+    for name, about in results["runs"].items():
+        alike = {k: v for k, v in about.items() if k not in (*UNEQUAL, "folder", "snapshot")}
+        by_preset.setdefault(str(about["preset"]), []).append((name, (alike, about["seed"])))
+    found = {}
+    for preset, members in by_preset.items():
+        seeds = {seed for _, (_, seed) in members}
+        same = all(alike == members[0][1][0] for _, (alike, _) in members)
+        for name, _ in members:
+            found[name] = preset if same and len(seeds) == len(members) else name
+    return found
 
 
-def _matrix(results: Results, rows: list[Row]) -> str:
+def _name(results: Results, arms: dict[str, str], row: Row) -> str:
+    """With its arm or runs where it is not one for all of them."""
+    if row["features"] == PRIMARY:
+        return shown(f"{PRIMARY} of {arms[row['runs'][0]]}")
+    some = len(row["runs"]) < len(results["runs"])
+    of = f" of {', '.join(dict.fromkeys(arms[name] for name in row['runs']))}" if some else ""
+    return shown(row["features"] + of)
+
+
+Name = Callable[[Row], str]
+
+
+def _matrix(rows: list[Row], name: Name) -> Table:
     """A row what was fitted on what, a column a test set."""
-    found: dict[tuple[str, str], dict[str, str]] = {}
+    tests = list(dict.fromkeys(row["test"] for row in rows))
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in rows:
-        cells = found.setdefault((_name(results, row), row["train"]), {})
-        cells[row["test"]] = _number(row["auroc"])
-    tests = list(results["data"])
-    return table(
-        ["features", "fitted on", *(f"tested on {escape(name)}" for name in tests)],
-        [[name, escape(train), *(cells.get(test, "") for test in tests)]
-         for (name, train), cells in found.items()],
-    )  # fmt: skip
+        cells = found.setdefault((name(row), shown(row["train"])), {})
+        cells.setdefault(row["test"], []).append(row["auroc"])
+    header = ["features", "fitted on", *(f"tested on {shown(test)}" for test in tests)]
+    body = [[*key, *(_over_seeds(cells.get(t, [])) for t in tests)] for key, cells in found.items()]
+    return Table("From site to site", header, body)
 
 
-def _left_out(results: Results, rows: list[Row]) -> str:
-    return table(
-        ["features", "data set", "site", "fitted on the others", "fitted on all"],
-        [[_name(results, row), escape(row["data"]), escape(row["site"]), _number(row["auroc"]),
-          _number(row["auroc_all_sites"])] for row in rows],
-    )  # fmt: skip
+def _left_out(rows: list[Row], name: Name) -> Table:
+    header = ["features", "data set", "site", "fitted on the others", "fitted on all"]
+    columns = ("auroc", "auroc_all_sites")
+    body = _grouped(rows, lambda row: (name(row), row["data"], row["site"]), columns)
+    return Table("One site left out in turn", header, body)
 
 
-def _site_probe(results: Results, rows: list[Row]) -> str:
-    scores = ("auroc", "chance_auroc", "balanced_accuracy", "chance_balanced_accuracy")
-    return table(
-        ["features", "sites of", *(score.replace("_", " ") for score in scores)],
-        [[_name(results, row), escape(row["data"]), *(_number(row[score]) for score in scores)]
-         for row in rows],
-    )  # fmt: skip
+def _site_probe(rows: list[Row], name: Name) -> Table:
+    columns = ("auroc", "chance_auroc", "balanced_accuracy", "chance_balanced_accuracy")
+    header = ["features", "sites of", *(column.replace("_", " ") for column in columns)]
+    body = _grouped(rows, lambda row: (name(row), row["data"]), columns)
+    caption = "How well the site can be read off the features: lower is better."
+    return Table("Site probe", header, body, caption)
 
 
-def _name(results: Results, row: Row) -> str:
-    """With its runs where it is not one for all of them."""
-    own = row["features"] == PRIMARY or len(row["runs"]) < len(results["runs"])
-    return escape(f"{row['features']} of {', '.join(row['runs'])}" if own else row["features"])
+_TABLES: dict[str, Callable[[list[Row], Name], Table]] = {
+    "matrix": _matrix,
+    "left_out": _left_out,
+    "site_probe": _site_probe,
+}
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _grouped(
+    rows: list[Row], key: Callable[[Row], tuple[str, ...]], columns: tuple[str, ...]
+) -> list[list[str]]:
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return [
+        [*map(shown, names), *(_over_seeds([row[c] for row in members]) for c in columns)]
+        for names, members in found.items()
+    ]
+
+
+def _over_seeds(values: list[float]) -> str:
+    known = [float(value) for value in values if value is not None]
+    if len(known) < 2:
+        return "".join(f"{value:.3f}" for value in known)
+    spread = statistics.stdev(known)
+    mean = f"{statistics.fmean(known):.3f}"
+    return f"{mean} ± {spread:.3f}" if spread > 0 else mean
