@@ -7,7 +7,6 @@ map has no thumbnails.
 import base64
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,7 +108,7 @@ def _facts(group: Sequence[Entry], rows: pa.Table) -> dict[str, Any]:
 def _sheet(entry: Entry, rows: pa.Table) -> str | None:
     """The patches side by side as a data URL; None without the data set they came from."""
     try:
-        data = open_dataset(Path(str(entry.at("data", "root"))))
+        data = open_dataset(entry.root)
         split = data.split(str(entry.at("protocol", "metrics_split")))
     except (DataError, OSError):
         return None

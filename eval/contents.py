@@ -61,7 +61,7 @@ def compose(found: list[Entry], carried: Iterable[Section] = ()) -> Document:
 def _data_set(group: list[Entry], slug: str) -> list[Section]:
     """One data set: the verdicts first, then what they rest on."""
     compared = of_runs.gather(group)
-    root = shown(Path(str(group[0].at("data", "root"))).name)
+    root = shown(group[0].root.name)
     pictured = entries.first_of_each(group)
     sections = [
         Section(2, f"Data set {root}, {shown(group[0].at('data', 'hash'))}", []),
@@ -190,10 +190,11 @@ def _commands(found: list[Entry]) -> str:
     for entry in found:
         if entry.at("run", "preset") is not None:
             words = ["accelerate", "launch", "train/main.py", str(entry.at("run", "preset"))]
-            words += ["--data", str(entry.at("data", "root")), "--seed", str(entry.seed)]
-            words += ["--images", str(entry.at("run", "images_seen")), "--out", str(entry.folder)]
+            folder = entries.near(entry.folder)
+            words += ["--data", entries.near(entry.root), "--seed", str(entry.seed)]
+            words += ["--images", str(entry.at("run", "images_seen")), "--out", folder]
             lines.append(shlex.join(words))
-            lines.append(shlex.join(["python", "-m", "eval.main", str(entry.folder)]))
-    folders = [str(entry.folder) for entry in found]
+            lines.append(shlex.join(["python", "-m", "eval.main", folder]))
+    folders = [entries.near(entry.folder) for entry in found]
     lines.append(shlex.join(["python", "-m", "eval.report", *folders, "--out", "report"]))
     return "\n".join(lines)

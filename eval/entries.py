@@ -43,6 +43,11 @@ class Entry:
         return shown(self.at("run", "preset") or self.label)
 
     @property
+    def root(self) -> Path:
+        """Of the data set it was evaluated on."""
+        return Path(str(self.at("data", "root")))
+
+    @property
     def seed(self) -> int:
         """0 where there is none."""
         seed = self.at("run", "seed")
@@ -79,6 +84,11 @@ def load(folders: Iterable[Path]) -> list[Entry]:
     if not entries:
         raise DataError("no run to report: name one or more run folders")
     return entries
+
+
+def near(path: Path) -> str:
+    """As seen from the working directory where it lies below it: short, and the same elsewhere."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def by_data_set(entries: list[Entry]) -> list[list[Entry]]:

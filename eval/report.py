@@ -60,7 +60,8 @@ def _numbers(found: list[Entry], document: Document) -> str:
     for entry in found:
         latent = entry.at("latent")
         short = latent | {"kl_per_dimension": None} if isinstance(latent, dict) else latent
-        kept["runs"][entry.label] = entry.results | {"latent": short}
+        data = {"hash": entry.at("data", "hash"), "root": entries.near(entry.root)}
+        kept["runs"][entry.label] = entry.results | {"latent": short, "data": data}
     return json.dumps(kept, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 

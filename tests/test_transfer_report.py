@@ -80,6 +80,18 @@ def test_the_report_takes_in_transfers(tmp_path: Path) -> None:
     assert [said["word"] for said in numbers["verdicts"]] == ["not measured"] * 4
 
 
+def test_commands_and_numbers_name_no_folder_above_the_working_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = packed(tmp_path / "data")
+    run = made(tmp_path / "run", data, "dvae", 0, 1.0)
+    monkeypatch.chdir(tmp_path)
+    page = write_report([run], tmp_path / "out")
+    assert "dvae --data data/shards --seed 0 --images 1000 --out run" in page.read_text()
+    for file in page.parent.glob("*.*"):
+        assert str(tmp_path) not in file.read_text()
+
+
 @pytest.mark.parametrize("change", [{"matrix": [{}]}, {"runs": []}, {"notices": 3}])
 def test_a_file_of_another_version_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     (tmp_path / "transfer.json").write_text(json.dumps(results() | change))
