@@ -1,8 +1,14 @@
 """Whether a data set can rank models at all: against the untrained encoder and the baselines."""
 
+from typing import Any
+
+import numpy as np
+
 from eval import arms as of_runs
 from eval.arms import Arm, Compared
 from eval.contrasts import compare
+from eval.entries import Entry
+from eval.scores import Scores
 from eval.verdicts import ALL_LABELS, PLAN
 
 UNTRAINED = "random_init"
@@ -25,10 +31,10 @@ def sentences(compared: Compared, best: tuple[str, float] | None) -> list[str]:
 def _untrained(compared: Compared, arm: Arm) -> str:
     seeds = list(arm.books)
     trained = arm.scores(ALL_LABELS.pick, seeds) if seeds else None
-    untrained = arm.scores(of_runs.clean(UNTRAINED), seeds) if seeds else None
+    untrained = _scores_of_untrained(compared, arm)
     if trained is None or untrained is None or compared.test is None:
         return ""
-    scores = {arm.name: trained, "untrained": untrained}
+    scores = {arm.name: trained, "untrained": np.stack([untrained] * len(seeds))}
     found = compare(scores, compared.test.labels, compared.test.groups, plan=PLAN).difference
     if found.low is None or found.high is None:
         return (
@@ -41,6 +47,25 @@ def _untrained(compared: Compared, arm: Arm) -> str:
     if found.high < 0:
         return f"{words}: training made this probe worse."
     return f"{words}: within noise of untrained, so this data set cannot rank models by this probe."
+
+
+def _scores_of_untrained(compared: Compared, arm: Arm) -> Scores | None:
+    """Of any run of the architecture: the untrained encoder is the same for all, so that a sweep
+    evaluates it once."""
+    wanted = {repr(_architecture(entry)) for entry in arm.runs.values()}
+    for other in compared.arms.values():
+        for seed, book in other.books.items():
+            found = of_runs.clean(UNTRAINED)(book)
+            known = repr(_architecture(other.runs[seed])) in wanted
+            if known and found is not None and not isinstance(found, list):
+                return found
+    return None
+
+
+def _architecture(entry: Entry) -> dict[str, Any]:
+    about = entry.at("model")
+    facts = about if isinstance(about, dict) else {}
+    return {k: v for k, v in facts.items() if k not in ("snapshot", "parameters")}
 
 
 def gaps(compared: Compared, best: float) -> list[str]:

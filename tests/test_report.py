@@ -101,6 +101,13 @@ def test_a_data_set_that_ranks_nothing_is_named_and_gaps_are_closed(
              for p, skill in (("dvae", 0.1), ("supervised", 3.0))]  # fmt: skip
     compared = gathered(found)
     lines = ranking.sentences(compared, ("mean_rgb", 0.45))
+    for arm, seed in (
+        ("dvae", 1),
+        ("supervised", 0),
+        ("supervised", 1),
+    ):  # evaluated once is enough
+        del compared.arms[arm].books[seed].scores[Condition("random_init", "logistic")]
+    assert ranking.sentences(compared, ("mean_rgb", 0.45)) == lines
     assert "cannot rank models" in next(line for line in lines if line.startswith("dvae - untr"))
     assert "training shows" in next(line for line in lines if line.startswith("supervised - "))
     dvae, ceiling = (np.mean([0.5 + k / 10 + s / 1000 for s in (0, 1)]) for k in (0.1, 3.0))

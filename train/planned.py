@@ -40,6 +40,7 @@ class PlannedRun:
     arm: str
     config: Config  # its budget in images is set
     out: Path  # of the sweep, absolute
+    first: bool  # of its architecture: the baselines are evaluated with it
 
     @property
     def name(self) -> str:
@@ -85,15 +86,14 @@ def plan_runs(
         images: the budget of an arm whose share is 1.
         shared: settings of all runs, by name of the field of `Config`.
     """
-    return [
-        PlannedRun(
-            arm.name,
-            replace(arm.config, seed=seed, images=round(images * arm.budget), **shared),
-            out.resolve(),
-        )
-        for seed in range(seeds)
-        for arm in arms
-    ]
+    planned: list[PlannedRun] = []
+    for seed in range(seeds):
+        for arm in arms:
+            budget = round(images * arm.budget)
+            config = replace(arm.config, seed=seed, images=budget, **shared)
+            first = all(config.model != run.config.model for run in planned)
+            planned.append(PlannedRun(arm.name, config, out.resolve(), first))
+    return planned
 
 
 def write_settings(planned: Iterable[PlannedRun], dataset: Dataset) -> None:
@@ -134,10 +134,10 @@ def training(run: PlannedRun, programs: Programs) -> Task | None:
 
 
 def evaluation(run: PlannedRun, programs: Programs) -> Task | None:
-    """What is left of the second stage, the full evaluation; baselines once, with seed 0."""
+    """What is left of the second stage, the full evaluation; baselines once an architecture."""
     if programs.evaluate is None or run.state != "done" or fully_evaluated(run):
         return None
-    fewer = ("--baselines",) if run.config.seed > 0 else ()
+    fewer = () if run.first else ("--baselines",)
     return Task(run.name, (*programs.evaluate, str(run.folder), *fewer), run.folder / LOG)
 
 
