@@ -1,6 +1,7 @@
 """The charts of a report: which numbers of the runs stand against which."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from eval import arms as of_runs
@@ -18,6 +19,7 @@ from eval.robustness import KINDS
 from eval.verdicts import ALL_LABELS, CURVE, of_arm
 
 Headlines = Mapping[str, Mapping[str, Interval]]
+BESIDE = 1.05  # factor between arms of one budget
 SHORT = ("90°", "180°", "270°", "mirror ↔", "transp.", "mirror ↕", "anti-tr.")  # elements
 CURVES = (  # kind of line, field, title with unit
     ("train", "loss", "Training loss (nats per value)"),
@@ -56,13 +58,16 @@ def labels(compared: Compared, name: str) -> Chart:
     """AUROC against how many groups a class are labelled."""
     series = []
     for i, arm in enumerate(compared.arms.values()):
-        points = [*_budgets(compared, arm), *_all_labels(compared, arm)]
+        apart = BESIDE ** (i - (len(compared.arms) - 1) / 2)
+        points = [replace(p, x=p.x * apart)
+                  for p in (*_budgets(compared, arm), *_all_labels(compared, arm))]  # fmt: skip
         series.append(Series(arm.name, sorted(points, key=lambda p: p.x), i))
     x = Axis("labelled source images a class (mean)", log=True)
     title = "Linear probe against labels"
     caption = (
         f"{title}: mean over seeds and draws of the labelled subset, bars are 95 % intervals "
-        f"({CURVE.replicates:,} replicates). The last point has all labels."
+        f"({CURVE.replicates:,} replicates). The last point has all labels; "
+        "arms are drawn side by side."
     )
     return Chart(name, title, charts.plot(series, x, Axis("macro AUROC on test"), title), caption)
 

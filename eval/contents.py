@@ -68,13 +68,14 @@ def _data_set(group: list[Entry], slug: str) -> list[Section]:
         Section(3, "Verdicts", _verdicts(compared, slug)),
         Section(3, "Scores", _scores(group, compared, slug)),
         Section(3, "Labels and corruption", _curves(compared, slug)),
-        Section(3, "Reconstruction, rate and equivariance", _metrics(group, compared, slug)),
+        Section(3, "Reconstruction, rate and equivariance", _metrics(compared, slug)),
         Section(3, "Training", comparisons.training(compared.arms.values(), slug)),
         Section(3, "Data, and what to beware of", [tables.composition(group[0]), *_notices(group)]),
     ]
     if (found := atlas(pictured, f"{slug}-map")) is not None:
         sections.append(Section(3, "Map of the embeddings", [found]))
-    sections += [Section(3, f"Pictures of {entry.label}", _pictures(entry)) for entry in pictured]
+    drawn = [(entry, _pictures(entry)) for entry in pictured]
+    sections += [Section(3, f"Pictures of {e.label}", parts) for e, parts in drawn if parts]
     return [Section(s.level, s.title, _drawn(s.parts)) for s in sections]
 
 
@@ -105,8 +106,9 @@ def _verdicts(compared: Compared, slug: str) -> list[Part]:
 
 
 def _scores(group: list[Entry], compared: Compared, slug: str) -> list[Part]:
+    arms = compared.arms.values()
     named = entries.baselines(group)
-    owner = {id(run): arm.name for arm in compared.arms.values() for run in arm.runs.values()}
+    owner = {id(run): arm.name for arm in arms for run in arm.runs.values()}
     places = {name: (key, owner[id(run)]) for name, key, run in named if id(run) in owner}
     found = verdicts.intervals(compared, places)
     scores = {name: run.at("probe", key, "auroc") for name, key, run in named}
@@ -116,8 +118,8 @@ def _scores(group: list[Entry], compared: Compared, slug: str) -> list[Part]:
     parts: list[Part] = [Bullets(tuple(lines))] if lines else []
     return [
         *parts, tables.headlines(found), comparisons.headlines(found, f"{slug}-auroc.svg"),
-        tables.summary(group), *tables.over_seeds(group), tables.readouts(group),
-        tables.other_probes(group),
+        *tables.over_seeds(arms), tables.summary(group), tables.readouts(arms),
+        tables.other_probes(arms),
     ]  # fmt: skip
 
 
@@ -128,13 +130,13 @@ def _curves(compared: Compared, slug: str) -> list[Part]:
     ]  # fmt: skip
 
 
-def _metrics(group: list[Entry], compared: Compared, slug: str) -> list[Part]:
+def _metrics(compared: Compared, slug: str) -> list[Part]:
     arms = compared.arms.values()
     return [
         comparisons.rate_distortion(arms, f"{slug}-rate-distortion.svg"),
         comparisons.equivariance(arms, f"{slug}-equivariance.svg"),
-        tables.denoising(group),
-        tables.by_element(group),
+        tables.denoising(arms),
+        tables.by_element(arms),
     ]
 
 
@@ -158,7 +160,7 @@ def _pictures(entry: Entry) -> list[Part]:
         source = entry.folder / "figures" / f"{name}.png"
         if _is_png(source):
             found.append(Picture(f"{entry.slug}-{name}.png", source, caption))
-    return found or [Text("No figures were drawn.")]
+    return found
 
 
 def _is_png(path: Path) -> bool:

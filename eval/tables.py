@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from eval.arms import Arm
 from eval.bootstrap import Interval
 from eval.document import MISSING, NOT_MEASURED, Part, Table, Text, number, shown
 from eval.entries import Entry, baselines
@@ -69,26 +70,32 @@ def summary(group: list[Entry]) -> Table:
     return Table("Every run", header, rows, caption)
 
 
-def over_seeds(group: list[Entry]) -> list[Part]:
+def over_seeds(arms: Iterable[Arm]) -> list[Part]:
     """Mean and standard deviation where an arm was run with several seeds."""
-    arms: dict[str, list[Entry]] = {}
-    for entry in group:
-        arms.setdefault(repr(sorted(entry.settings.items(), key=str)), []).append(entry)
     rows = []
-    for members in arms.values():
-        if len({entry.seed for entry in members}) > 1:
-            cells = [_mean_sd(members, path, digits) for path, digits in SCORES.values()]
-            images = number(members[0].at("run", "images_seen"), 0)
-            rows.append([members[0].preset, images, str(len(members)), *cells])
+    for arm in arms:
+        if len(arm.runs) > 1:
+            cells = [_mean(arm, path, digits) for path, digits in SCORES.values()]
+            rows.append([arm.name, number(arm.images, 0), str(len(arm.runs)), *cells])
     header = ["preset", "images", "seeds", *SCORES]
     return [Table("Mean ± standard deviation over seeds", header, rows)] if rows else []
 
 
-def _mean_sd(members: list[Entry], path: tuple[str, ...], digits: int) -> str:
-    values = [entry.at(*path) for entry in members]
-    if not all(isinstance(value, int | float) for value in values):
-        return MISSING
-    return f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+def _mean(arm: Arm, path: tuple[str, ...], digits: int = 3) -> str:
+    """Of the runs that have it, with the standard deviation, and how many where that is not all."""
+    values = [entry.at(*path) for entry in arm.runs.values()]
+    known = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(known) < 2:
+        cell = "".join(number(value, digits) for value in known) or MISSING
+    else:
+        cell = f"{statistics.fmean(known):,.{digits}f} ± {statistics.stdev(known):.{digits}f}"
+    return f"{cell} ({len(known)} of {len(values)})" if 0 < len(known) < len(values) else cell
+
+
+def _column(arm: Arm) -> str:
+    """A run alone under its own name, runs of several seeds under that of their arm."""
+    runs = list(arm.runs.values())
+    return runs[0].label if len(runs) == 1 else arm.name
 
 
 def headlines(found: Mapping[str, Mapping[str, Interval]]) -> Part:
@@ -114,59 +121,79 @@ def ranged(interval: Interval | None) -> str:
     return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
-def readouts(group: list[Entry]) -> Part:
-    """AUROC of every readout and baseline of every run."""
-    probes = [entry.section("probe") for entry in group]
+def readouts(arms: Iterable[Arm]) -> Part:
+    """AUROC of every readout and baseline of every arm."""
+    arms = list(arms)
+    probes = [entry.section("probe") for arm in arms for entry in arm.runs.values()]
     names = list(dict.fromkeys(name for found in probes for name in found))
     if not names:
         return Text(f"Linear probes: {NOT_MEASURED}; the notices say why.")
     rows = []
     for name in names:
         size = next((found[name].get("dimensions") for found in probes if name in found), None)
-        cells = [_setting(found.get(name, {})) for found in probes]
-        rows.append([shown(name), number(size, 0), *cells])
-    header = ["features", "numbers", *(entry.label for entry in group)]
-    caption = "AUROC on test and, in brackets, the C that val selected; baselines at the end."
-    return Table("Linear probe by features", header, rows, caption)
+        rows.append([shown(name), number(size, 0), *(_probe(arm, "probe", name) for arm in arms)])
+    header = ["features", "numbers", *map(_column, arms)]
+    return Table("Linear probe by features", header, rows, f"{_PROBED} Baselines at the end.")
 
 
-def other_probes(group: list[Entry]) -> Part:
+def other_probes(arms: Iterable[Arm]) -> Part:
     """AUROC of the other classifiers."""
+    arms = list(arms)
     pairs = dict.fromkeys(
         (name, probe)
-        for entry in group
+        for arm in arms
+        for entry in arm.runs.values()
         for name in entry.section("other_probes")
         for probe in entry.section("other_probes", name)
     )
     rows = [
         [f"{shown(name)}, {shown(probe)}",
-         *(_setting(entry.section("other_probes", name).get(probe, {})) for entry in group)]
+         *(_probe(arm, "other_probes", name, probe) for arm in arms)]
         for name, probe in pairs
     ]  # fmt: skip
     if not rows:
         return Text(f"Other probes (MLP, nearest neighbours): {NOT_MEASURED}.")
-    header = ["features, probe", *(entry.label for entry in group)]
-    return Table("Other probes", header, rows, "AUROC on test and the setting that val selected.")
+    header = ["features, probe", *map(_column, arms)]
+    return Table("Other probes", header, rows, _PROBED)
 
 
-def _setting(probe: Mapping[str, Any]) -> str:
-    setting = probe.get("setting")
-    chosen = f" ({setting:g})" if isinstance(setting, int | float) else ""
-    return f"{number(probe.get('auroc'))}{chosen}"
+_PROBED = (
+    "AUROC on test, mean ± standard deviation over seeds; of a run alone, in brackets, the setting "
+    "that val selected."
+)
 
 
-def denoising(group: list[Entry]) -> Part:
-    """PSNR and SSIM by corruption kind: of the input, and of every run's output."""
+def _probe(arm: Arm, *path: str) -> str:
+    """Of a baseline, any run's: it is the same for all."""
+    if (same := _baseline(arm, *path)) is not None:
+        return number(same)
+    settings = [entry.at(*path, "setting") for entry in arm.runs.values()]
+    alone = settings[0] if len(settings) == 1 else None
+    chosen = f" ({alone:g})" if isinstance(alone, int | float) else ""
+    return _mean(arm, (*path, "auroc")) + chosen
+
+
+def _baseline(arm: Arm, *path: str) -> Any:
+    for entry in arm.runs.values():
+        if entry.at("probe", path[1], "features") == "baseline":
+            return entry.at(*path, "auroc")
+    return None
+
+
+def denoising(arms: Iterable[Arm]) -> Part:
+    """PSNR and SSIM by corruption kind: of the input, and of every arm's output."""
     at = ("reconstruction", "by_kind")
-    there = [entry for entry in group if entry.section(*at)]
+    there = [arm for arm in arms if any(run.section(*at) for run in arm.runs.values())]
     if not there:
         return Text(f"Denoising: {NOT_MEASURED}.")
     header = ["corruption", "input PSNR", "input SSIM"]
-    header += [f"{entry.label} {score}" for entry in there for score in ("PSNR", "SSIM")]
+    header += [f"{_column(arm)} {score}" for arm in there for score in ("PSNR", "SSIM")]
+    scores = (("psnr", 2), ("ssim", 3))
+    source = next(run for run in there[0].runs.values() if run.section(*at))
     rows = []
     for kind in KINDS:
-        row = _pair(there[0].section(*at).get(kind, {}), "input_")
-        row += [cell for entry in there for cell in _pair(entry.section(*at).get(kind, {}))]
+        row = [number(source.at(*at, kind, f"input_{score}"), digits) for score, digits in scores]
+        row += [_mean(arm, (*at, kind, score), digits) for arm in there for score, digits in scores]
         rows.append([KIND_TITLES[kind], *row])
     caption = (
         "Against the clean patch, in dB and SSIM; `input` is the corrupted patch itself, the same "
@@ -175,22 +202,18 @@ def denoising(group: list[Entry]) -> Part:
     return Table("Reconstruction of corrupted patches", header, rows, caption)
 
 
-def _pair(found: Mapping[str, Any], prefix: str = "") -> list[str]:
-    return [number(found.get(f"{prefix}psnr"), 2), number(found.get(f"{prefix}ssim"))]
-
-
-def by_element(group: list[Entry]) -> Part:
+def by_element(arms: Iterable[Arm]) -> Part:
     """The relative equivariance error by group element."""
-    if all(entry.at("equivariance") is None for entry in group):
+    arms = list(arms)
+    if all(run.at("equivariance") is None for arm in arms for run in arm.runs.values()):
         return Text(f"Equivariance: {NOT_MEASURED}.")
     places: Iterable[tuple[str, tuple[str, ...]]] = [
         *((name, ("equivariance", "by_element", name)) for name in ELEMENTS[1:]),
         *((f"over {name}", ("equivariance", "by_group", name)) for name in ("D4", "C4")),
     ]
-    rows = [[name, *(number(entry.at(*path)) for entry in group)] for name, path in places]
+    rows = [[name, *(_mean(arm, path) for arm in arms)] for name, path in places]
     caption = "Relative error of the code: 0 exact, about 1 unrelated."
-    header = ["element", *(entry.label for entry in group)]
-    return Table("Equivariance by group element", header, rows, caption)
+    return Table("Equivariance by group element", ["element", *map(_column, arms)], rows, caption)
 
 
 def environment(entries: list[Entry]) -> Table:

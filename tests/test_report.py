@@ -12,10 +12,10 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from eval import arms, atlas, charts, code_figures, entries, latex, ranking, verdicts
+from eval import arms, atlas, charts, code_figures, entries, latex, ranking, tables, verdicts
 from eval.charts import Axis, Point, Series
 from eval.contrasts import compare, holm
-from eval.document import shown
+from eval.document import Table, shown
 from eval.report import write_report
 from eval.scores import Condition, read_scores
 from pipeline.index import Dataset
@@ -155,16 +155,33 @@ def test_the_page_loads_nothing_and_runs_only_its_own_script(written: Path) -> N
 
 def test_numbers_of_the_page_are_those_of_the_results(runs: list[Path], written: Path) -> None:
     page, _ = parsed(written)
+    means = page.cells.index("noise variance")  # the table of means comes before that of all runs
     for run in runs:
         results: dict[str, Any] = json.loads((run / "results.json").read_text())
-        at = page.cells.index(f"{shown(run.name)}", page.cells.index("noise variance"))
+        at = page.cells.index(f"{shown(run.name)}", page.cells.index("noise variance", means + 1))
         row = page.cells[at : at + 13]
         assert row[1] == results["run"]["preset"] and row[2] == str(results["run"]["seed"])
         assert row[4] == f"{results['reconstruction']['psnr']:.2f}"
         assert row[6] == f"{results['latent']['kl']:.1f}"
         assert row[10] == f"{results['probe']['mean']['auroc']:.3f}"
         assert row[7] == "–"  # active units were not measured
-    assert "0.432" in page.cells
+    assert "0.432 ± 0.000" in page.cells and "26.12 ± 1.00" in page.cells  # over seeds
+
+
+def test_tables_take_seeds_together_and_count_them(tmp_path: Path, data: Dataset) -> None:
+    found = [made(tmp_path / f"d{s}", data, "dvae", s, 1.0) for s in range(3)]
+    changed(found[1], equivariance={"error": 0.5, "by_element": {"rotation 90": 0.2321}})
+    changed(found[2], drop=["equivariance"])
+    found.append(made(tmp_path / "alone", data, "vae", 0, 1.0))
+    compared = gathered(found).arms.values()
+    by_element, readouts = tables.by_element(compared), tables.readouts(compared)
+    assert isinstance(by_element, Table) and isinstance(readouts, Table)
+    assert list(by_element.header) == ["element", "dvae", "alone"]
+    row = next(row for row in by_element.rows if row[0] == "rotation 90")
+    assert list(row[1:]) == ["0.332 ± 0.141 (2 of 3)", "0.432"]
+    cells = {row[0]: list(row[1:]) for row in readouts.rows}
+    assert cells["mean"] == ["384", "0.601 ± 0.001", "0.600 (0.1)"]  # alone: with its setting
+    assert cells["random_init"] == ["384", "0.550", "0.550"]  # a baseline is the same for all
 
 
 def test_formulas_and_commands_are_harmless_everywhere(written: Path) -> None:
