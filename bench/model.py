@@ -1,6 +1,7 @@
 """`model`: size and speed of every architecture, without data, optimizer or transfers."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from train.step import Precision, TrainStep, generator_for
 ARCHITECTURES: dict[str, ModelConfig] = {
     "seed": ModelConfig(architecture="seed"),
     "refined": ModelConfig(architecture="refined"),
+    "tied D4": ModelConfig(architecture="tied", group="D4"),
+    "tied C4": ModelConfig(architecture="tied", group="C4"),
 }
 WARMUP = 2
 
@@ -99,9 +102,10 @@ def measure(settings: Settings, accelerator: Accelerator, say: Say) -> list[Reco
     records = []
     for name, config in ARCHITECTURES.items():
         say(f"model: {name}: counting")
-        records.append({"kind": "size", "architecture": name, **_size(config)})
+        about = {"architecture": name, "model": asdict(config)}
+        records.append({"kind": "size", **about, **_size(config)})
         speeds = _speeds(name, config, images, settings, say)
-        records += [{"kind": "speed", "architecture": name, **speed} for speed in speeds]
+        records += [{"kind": "speed", **about, **speed} for speed in speeds]
     return records
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from eval import arms as of_runs
-from eval import comparisons, entries, ranking, tables, verdicts
+from eval import comparisons, efficiency, entries, ranking, tables, verdicts
 from eval.arms import Compared
 from eval.atlas import atlas
 from eval.document import (
@@ -20,6 +20,7 @@ from eval.document import (
     Text,
     shown,
 )
+from eval.efficiency import Efficiency
 from eval.entries import Entry
 from eval.metrics import PSNR_CAP
 
@@ -39,11 +40,20 @@ PICTURES = {
 }
 
 
-def compose(found: list[Entry], carried: Iterable[Section] = ()) -> Document:
-    """All that the report says, of every writer; `carried` is what transfers have to say."""
+def compose(
+    found: list[Entry], carried: Iterable[Section] = (), measured: Efficiency | None = None
+) -> Document:
+    """All that the report says, of every writer.
+
+    Args:
+        carried: what transfers have to say.
+        measured: size and speed of the models.
+    """
     groups = entries.by_data_set(found)
     sections = [
-        section for i, group in enumerate(groups) for section in _data_set(group, f"data{i}")
+        section
+        for i, group in enumerate(groups)
+        for section in _data_set(group, f"data{i}", measured)
     ]
     sections += carried
     sections.append(Section(2, "How the numbers are made", [Text(_protocol())]))
@@ -58,7 +68,7 @@ def compose(found: list[Entry], carried: Iterable[Section] = ()) -> Document:
     return Document("Evaluation report", lead, sections)
 
 
-def _data_set(group: list[Entry], slug: str) -> list[Section]:
+def _data_set(group: list[Entry], slug: str, measured: Efficiency | None) -> list[Section]:
     """One data set: the verdicts first, then what they rest on."""
     compared = of_runs.gather(group)
     root = shown(group[0].root.name)
@@ -67,6 +77,7 @@ def _data_set(group: list[Entry], slug: str) -> list[Section]:
         Section(2, f"Data set {root}, {shown(group[0].at('data', 'hash'))}", []),
         Section(3, "Verdicts", _verdicts(compared, slug)),
         Section(3, "Scores", _scores(group, compared, slug)),
+        Section(3, "Efficiency", [efficiency.table(compared.arms.values(), measured)]),
         Section(3, "Labels and corruption", _curves(compared, slug)),
         Section(3, "Reconstruction, rate and equivariance", _metrics(compared, slug)),
         Section(3, "Training", comparisons.training(compared.arms.values(), slug)),

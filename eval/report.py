@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from eval import charts, entries, latex, markdown, page, transfer_report
+from eval import charts, efficiency, entries, latex, markdown, page, transfer_report
 from eval import run as runs
 from eval.contents import compose
 from eval.document import Chart, Document, Part, Picture, Verdict
@@ -27,13 +27,17 @@ VERSION = 1
 
 
 def write_report(
-    run_folders: Iterable[Path], out: Path, transfers: Iterable[Path] = ()
-) -> Path:  # fmt: skip
+    run_folders: Iterable[Path],
+    out: Path,
+    transfers: Iterable[Path] = (),
+    measured: Path | None = None,
+) -> Path:
     """Write OUT/report.html, OUT/report.md, OUT/tables.tex, OUT/report.json and OUT/figures; the
     path of the Markdown.
 
     Args:
         transfers: folders that eval.transfer wrote, whose tables are taken in.
+        measured: what bench/throughput.py model wrote, with --json.
 
     Raises:
         DataError: no run, or one that was not evaluated or whose results cannot be read.
@@ -41,7 +45,8 @@ def write_report(
     out = Path(out)
     found = entries.load(Path(folder) for folder in run_folders)
     carried = [section for folder in transfers for section in transfer_report.load(Path(folder))]
-    document = compose(found, carried)
+    sizes = None if measured is None else efficiency.load(Path(measured))
+    document = compose(found, carried, sizes)
     for section in document.sections:
         for part in section.parts:
             _write_figure(part, out / "figures")
@@ -84,15 +89,22 @@ _Transfers = Annotated[
     tuple[Path, ...],
     tyro.conf.arg(metavar="DIR...", help="folders of eval.transfer, whose tables are taken in"),
 ]
+_Efficiency = Annotated[
+    Path | None,
+    tyro.conf.arg(metavar="FILE", help="of bench/throughput.py model --json: size and speed"),
+]
 
 
 def _command(
-    run_folders: tyro.conf.Positional[_Runs], out: Path, transfer: _Transfers = ()
+    run_folders: tyro.conf.Positional[_Runs],
+    out: Path,
+    transfer: _Transfers = (),
+    efficiency: _Efficiency = None,
 ) -> Callable[[], None]:
     """Compare evaluated runs: an HTML page, Markdown, tables for LaTeX, the numbers as JSON."""
 
     def action() -> None:
-        path = write_report(run_folders, out, transfer)
+        path = write_report(run_folders, out, transfer, efficiency)
         print(*(path.with_name(name) for name in (PAGE, REPORT, TABLES, NUMBERS)), sep="\n")
 
     return action
