@@ -15,6 +15,11 @@ from eval.robustness import KINDS
 from eval.scores import CLEAN, SCORES, Condition, ScoreBook, Scores, read_scores
 from shards.schema import DataError
 
+TWO_GROUPS = "k=2"  # the label budget of the verdicts
+CORRUPTED = [
+    f"{name}-{severity}" for name, kind in KINDS.items()
+    for severity in range(1, len(kind.levels) + 1)
+]  # fmt: skip
 Stacked = Scores | list[Scores]  # (S, n, K), (S, D, n, K), or a list of conditions
 Pick = Callable[[ScoreBook], Stacked | None]  # without the first axis
 
@@ -76,15 +81,15 @@ def budget(name: str, features: str = PRIMARY) -> Pick:
     return pick
 
 
-def corrupted(book: ScoreBook) -> Stacked | None:
+def corrupted(features: str = PRIMARY) -> Pick:
     """Every kind and severity of the robustness curve."""
-    keys = [
-        Condition(PRIMARY, PRIMARY_PROBE, f"{name}-{severity}")
-        for name, kind in KINDS.items()
-        for severity in range(1, len(kind.levels) + 1)
-    ]
-    found = [book.scores[key] for key in keys if key in book.scores]
-    return list(found) if len(found) == len(keys) else None
+    keys = [Condition(features, PRIMARY_PROBE, name) for name in CORRUPTED]
+
+    def pick(book: ScoreBook) -> Stacked | None:
+        found = [book.scores[key] for key in keys if key in book.scores]
+        return list(found) if len(found) == len(keys) else None
+
+    return pick
 
 
 def gather(group: list[Entry]) -> Compared:
@@ -150,11 +155,12 @@ def _book(entry: Entry) -> ScoreBook:
     ]
     if wrong:
         raise DataError(f"{SCORES} is of another {' and '.join(wrong)}; evaluate the run again")
+    of_baselines = {CLEAN, TWO_GROUPS, *CORRUPTED}
     kept = {
         condition: scores
         for condition, scores in book.scores.items()
         if condition.probe == PRIMARY_PROBE
-        and (condition.features == PRIMARY or condition.condition == CLEAN)
+        and (condition.features == PRIMARY or condition.condition in of_baselines)
     }
     return ScoreBook(book.rows, book.classes, kept)
 

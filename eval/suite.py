@@ -1,7 +1,7 @@
 """The probes of a run: every readout and baseline on the same rows, in every condition."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from eval.scores import SCORES, Condition, ScoreBook
 from shards.schema import DataError
 
 SPLITS = ("train", "val", "test")
-BUDGETED = (PRIMARY, "mean_rgb", "colour_grid", "random_init")  # features of the label budgets
+HEADLINES = (PRIMARY, "mean_rgb", "colour_grid", "random_init")  # few labels, corrupted patches
 SCORED = ("key", "label", "source", "slide", "patient", "site")
 
 Transform = Callable[[Pixels], Features]
@@ -50,9 +50,9 @@ def probe_all(job: Job, embedded: dict[str, Features]) -> dict[str, Any]:
         job.notice(f"no probes: {reason}")
         return {"probe": {}}
     rows = rows_of(job)
-    sections, primary = probe_sets(job, rows, _feature_sets(job, embedded, rows.pixels))
-    if primary and job.config.robustness:
-        sections["robustness"] = _robustness(job, rows, primary)
+    sections, probes = probe_sets(job, rows, _feature_sets(job, embedded, rows.pixels))
+    if PRIMARY in probes and job.config.robustness:
+        sections["robustness"] = _robustness(job, rows, probes)
     about = {"snapshot_xxh3": runs.snapshot_hash(job.run), "dataset_hash": job.data.hash}
     rows.book.write(job.run / SCORES, about)
     return sections
@@ -60,11 +60,11 @@ def probe_all(job: Job, embedded: dict[str, Features]) -> dict[str, Any]:
 
 def probe_sets(
     job: Session, rows: Rows, sets: Iterable[FeatureSet]
-) -> tuple[dict[str, Any], Probe | None]:
-    """Sections of results.json by name, and the probe of the primary features; scores go to
+) -> tuple[dict[str, Any], dict[str, Probe]]:
+    """Sections of results.json by name, and the linear probes of HEADLINES; scores go to
     `rows.book`."""
     sections: dict[str, Any] = {"probe": {}}
-    headline = None
+    headlines = {}
     for name, kind, features in sets:
         data = rows.labelled(features)
         primary = _probe(job, rows, data, name, PRIMARY_PROBE)
@@ -76,11 +76,11 @@ def probe_sets(
         if kind == "baseline" or name == PRIMARY:
             others = _other_probes(job, rows, data, name)
             sections.setdefault("other_probes", {})[name] = others
-        if name in BUDGETED and job.config.budgets:
+        if name in HEADLINES:
+            headlines[name] = primary
+        if name in HEADLINES and job.config.budgets:
             sections.setdefault("budgets", {})[name] = _budgets(job, rows, data, name)
-        if name == PRIMARY:
-            headline = primary
-    return sections, headline
+    return sections, headlines
 
 
 def obstacle(job: Session) -> str | None:
@@ -185,21 +185,37 @@ def _budgets(
     return found
 
 
-def _robustness(job: Job, rows: Rows, probe: Probe) -> dict[str, Any]:
-    labels = rows.labels["test"]
+def _robustness(job: Job, rows: Rows, probes: Mapping[str, Probe]) -> dict[str, Any]:
+    """Curves of the primary features; of the baselines among `probes`, AUROC and area."""
+    transforms: dict[str, Transform] = {
+        PRIMARY: lambda x: readouts.embed_pixels(job.model, x, [PRIMARY])[PRIMARY]
+    }
+    for name in probes:
+        if name != PRIMARY:
+            transforms[name] = BASELINES[name](rows.pixels["train"], job.model)
+    baselines: dict[str, dict[str, list[float]]] = {}
+
+    def auroc(name: str, pixels: Pixels) -> tuple[float, NDArray[np.float64]]:
+        features = transforms[name](pixels)
+        return budgets.auroc(probes[name], Labelled(features, rows.labels["test"]))
 
     def score(kind: str, severity: int, pixels: Pixels) -> float:
-        features = readouts.embed_pixels(job.model, pixels, [PRIMARY])[PRIMARY]
-        auroc, scores = budgets.auroc(probe, Labelled(features, labels))
-        rows.book.add(
-            Condition(PRIMARY, PRIMARY_PROBE, f"{kind}-{severity}"), scores, probe.classes
-        )
-        return auroc
+        found = {}
+        for name, probe in probes.items():
+            found[name], scores = auroc(name, pixels)
+            condition = Condition(name, PRIMARY_PROBE, f"{kind}-{severity}")
+            rows.book.add(condition, scores, probe.classes)
+            if name != PRIMARY:
+                baselines.setdefault(name, {}).setdefault(kind, []).append(found[name])
+        return found[PRIMARY]
 
     with job.timed("robustness"):
-        clean = readouts.embed_pixels(job.model, rows.pixels["test"], [PRIMARY])[PRIMARY]
-        unspoilt, _ = budgets.auroc(probe, Labelled(clean, labels))
-        found = robustness.curves(job.model, rows.pixels["test"], score, unspoilt)
+        clean, _ = auroc(PRIMARY, rows.pixels["test"])
+        found = robustness.curves(job.model, rows.pixels["test"], score, clean)
+    found["baselines"] = {
+        name: {"area": float(np.mean(list(kinds.values()))), "kinds": kinds}
+        for name, kinds in baselines.items()
+    }
     if not job.about.decodes:
         for row in (row for kind in found["kinds"].values() for row in kind["levels"]):
             row["psnr"] = None

@@ -4,8 +4,9 @@ Primary contrasts are a family under Holm's correction. All others are explorato
 intervals without a word of judgement. docs/statistics.md has the method.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from eval import arms as of_runs
 from eval.arms import Arm, Compared, Pick
@@ -13,6 +14,7 @@ from eval.bootstrap import Interval, Plan, interval
 from eval.contrasts import Contrast, Question, compare, judge
 from eval.document import NOT_MEASURED, Table, Verdict
 from eval.grouping import MIN_GROUPS
+from eval.readouts import PRIMARY as PRIMARY_FEATURES
 
 UNDECIDABLE = "cannot be decided"
 Headlines = dict[str, dict[str, Interval]]  # by arm or baseline, then by measure
@@ -23,11 +25,17 @@ CURVE = Plan(replicates=2_000)  # of the curves: their bars are drawn, not quote
 @dataclass(frozen=True)
 class Measure:
     name: str
-    pick: Pick
+    of: Callable[[str], Pick]  # features
+
+    @property
+    def pick(self) -> Pick:
+        return self.of(PRIMARY_FEATURES)
 
 
-ALL_LABELS = Measure("AUROC, all labels", of_runs.clean())
-TWO_GROUPS = Measure("AUROC, labels of 2 groups a class", of_runs.budget("k=2"))
+ALL_LABELS = Measure("AUROC, all labels", of_runs.clean)
+TWO_GROUPS = Measure(
+    "AUROC, labels of 2 groups a class", partial(of_runs.budget, of_runs.TWO_GROUPS)
+)
 ROBUSTNESS = Measure("area under the robustness curve", of_runs.corrupted)
 MEASURES = (ALL_LABELS, TWO_GROUPS, ROBUSTNESS)
 
@@ -194,10 +202,17 @@ def intervals(compared: Compared, baselines: Mapping[str, tuple[str, str]]) -> H
             found[name] = kept
     for name, (features, arm_name) in baselines.items():
         arm = compared.arms[arm_name]
-        cell = of_arm(compared, arm, of_runs.clean(features), list(arm.books)[:1])
-        if cell is not None:  # a baseline knows no seed: one run has it all
-            found[f"baseline {name}"] = {ALL_LABELS.name: cell}
+        cells = {m.name: _of_baseline(compared, arm, m.of(features)) for m in MEASURES}
+        kept = {measure: cell for measure, cell in cells.items() if cell is not None}
+        if kept:
+            found[f"baseline {name}"] = kept
     return found
+
+
+def _of_baseline(compared: Compared, arm: Arm, pick: Pick) -> Interval | None:
+    """A baseline knows no seed: the first run that has it says it all."""
+    seed = next((seed for seed, book in arm.books.items() if pick(book) is not None), None)
+    return None if seed is None else of_arm(compared, arm, pick, [seed])
 
 
 def of_arm(

@@ -90,11 +90,13 @@ def _book(data: Dataset, seed: int, skill: float) -> ScoreBook:
     rows = split.table.select(columns).append_column("group", pa.array(split.groups, pa.string()))
     book, shared = ScoreBook(rows, len(CLASSES)), np.random.default_rng(9)
     own = np.random.default_rng(seed)
-    conditions = [Condition("mean", "logistic"), Condition("random_init", "logistic")]
-    conditions += [Condition("mean", "logistic", "k=2", draw) for draw in range(DRAWS)]
-    conditions += [
-        Condition("mean", "logistic", f"{kind}-{s}") for kind in KINDS for s in range(1, 6)
-    ]
+    conditions = []
+    for features in ("mean", "random_init"):
+        conditions.append(Condition(features, "logistic"))
+        conditions += [Condition(features, "logistic", "k=2", draw) for draw in range(DRAWS)]
+        conditions += [
+            Condition(features, "logistic", f"{kind}-{s}") for kind in KINDS for s in range(1, 6)
+        ]
     for condition in conditions:
         of_model = skill if condition.features == "mean" else 0.1
         noise = shared.normal(size=len(split)) + 0.1 * own.normal(size=len(split))

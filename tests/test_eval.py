@@ -13,16 +13,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from eval import baselines, readouts, report, run
+from eval import baselines, readouts, report, robustness, run
 from eval import main as command
 from eval.job import EvalConfig
 from eval.main import evaluate
 from eval.markdown import escape
+from eval.probe import Labelled, fit
 from eval.readouts import Symmetry
+from eval.scores import Condition, read_scores
 from models import snapshot
 from models.vae import ModelConfig, build
 from pipeline.corrupt import CorruptionConfig
-from pipeline.index import open_dataset
+from pipeline.index import Split, open_dataset
 from shards.pack import PackOptions, pack
 from shards.schema import DataError
 
@@ -97,6 +99,28 @@ def results_of(folder: Path) -> dict[str, Any]:
     assert "Infinity" not in text
     found: dict[str, Any] = json.loads(text)
     return found
+
+
+def test_baselines_meet_the_same_corrupted_patches(evaluated: Path, data: Path) -> None:
+    def colours(pixels: Any, split: Split) -> Labelled:
+        features = (pixels / np.float32(255)).mean((1, 2), dtype=np.float32)
+        return Labelled(features, split.labels)
+
+    train, val, test = (open_dataset(data).split(name) for name in ("train", "val", "test"))
+    probe = fit(*(colours(readouts.images_of(split), split) for split in (train, val)), "logistic")
+    pixels = readouts.images_of(test)
+    found = results_of(evaluated)["robustness"]["baselines"]
+    assert set(found) == {"mean_rgb", "colour_grid", "random_init"}
+    for kind in robustness.KINDS:
+        expected = [
+            probe.test(colours(robustness.corrupted(pixels, kind, s), test)).auroc
+            for s in range(1, 6)
+        ]
+        assert found["mean_rgb"]["kinds"][kind] == pytest.approx(expected, abs=0.02)
+    areas = [np.mean(kind) for kind in found["mean_rgb"]["kinds"].values()]
+    assert found["mean_rgb"]["area"] == pytest.approx(np.mean(areas))
+    book, _ = read_scores(evaluated / "scores.parquet")
+    assert Condition("random_init", "logistic", "stain-5") in book.scores
 
 
 def test_results_are_complete_and_the_same_twice(evaluated: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
+from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from eval import arms, atlas, charts, code_figures, entries, latex, ranking, tables, verdicts
@@ -17,6 +18,7 @@ from eval.charts import Axis, Point, Series
 from eval.contrasts import compare, holm
 from eval.document import Table, shown
 from eval.report import write_report
+from eval.robustness import KINDS
 from eval.scores import Condition, read_scores
 from pipeline.index import Dataset
 from tests.report_runs import FORMULA, HOSTILE, changed, made, packed
@@ -112,6 +114,25 @@ def test_a_data_set_that_ranks_nothing_is_named_and_gaps_are_closed(
     assert "training shows" in next(line for line in lines if line.startswith("supervised - "))
     dvae, ceiling = (np.mean([0.5 + k / 10 + s / 1000 for s in (0, 1)]) for k in (0.1, 3.0))
     assert f"dvae closes {(dvae - 0.45) / (ceiling - 0.45):+.2f} of the gap" in lines[-1]
+
+
+def test_baselines_stand_beside_every_headline(tmp_path: Path, data: Dataset) -> None:
+    """Of the first run that measured them, without seeds: what they know has none."""
+    found = [made(tmp_path / f"d{s}", data, "dvae", s, 1.0) for s in range(2)]
+    compared = gathered(found)
+    arm = compared.arms["dvae"]
+    for condition in [c for c in arm.books[0].scores if c.features == "random_init"]:
+        del arm.books[0].scores[condition]
+    cells = verdicts.intervals(compared, {"untrained": ("random_init", "dvae")})
+    assert list(cells) == ["dvae", "baseline untrained"]
+    assert set(cells["baseline untrained"]) == {m.name for m in verdicts.MEASURES}
+    book, test = arm.books[1], compared.test
+    assert test is not None
+    levels = [book.scores[Condition("random_init", "logistic", f"{kind}-{s}")][:, 1]
+              for kind in KINDS for s in range(1, 6)]  # fmt: skip
+    area = np.mean([roc_auc_score(test.labels, scores) for scores in levels])
+    measured = cells["baseline untrained"]["area under the robustness curve"]
+    assert measured.estimate == pytest.approx(area) and measured.seeds == 1
 
 
 class Cells(HTMLParser):
