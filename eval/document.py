@@ -3,7 +3,8 @@
 Each writer (`markdown`, `latex`, `page`) escapes all of it in its own way.
 """
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,14 @@ def number(value: Any, digits: int = 3) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return MISSING
     return f"{value:,.{digits}f}"
+
+
+def mean_sd(values: Iterable[Any], digits: int = 3) -> str:
+    """Mean ± sample standard deviation of the numbers among them; the mean alone where there is
+    one number or all are equal; a dash for none."""
+    known = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    if not known:
+        return MISSING
+    mean = number(statistics.fmean(known), digits)
+    spread = statistics.stdev(known) if len(known) > 1 else 0.0
+    return f"{mean} ± {spread:.{digits}f}" if spread > 0 else mean

@@ -1,12 +1,11 @@
 """The tables of a report, from results.json files that are not trusted."""
 
-import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from eval.arms import Arm
 from eval.bootstrap import Interval
-from eval.document import MISSING, NOT_MEASURED, Part, Table, Text, number, shown
+from eval.document import MISSING, NOT_MEASURED, Part, Table, Text, mean_sd, number, shown
 from eval.entries import Entry, baselines
 from eval.figures import KIND_TITLES
 from eval.metrics import ELEMENTS
@@ -84,12 +83,9 @@ def over_seeds(arms: Iterable[Arm]) -> list[Part]:
 def _mean(arm: Arm, path: tuple[str, ...], digits: int = 3) -> str:
     """Of the runs that have it, with the standard deviation, and how many where that is not all."""
     values = [entry.at(*path) for entry in arm.runs.values()]
-    known = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-    if len(known) < 2:
-        cell = "".join(number(value, digits) for value in known) or MISSING
-    else:
-        cell = f"{statistics.fmean(known):,.{digits}f} ± {statistics.stdev(known):.{digits}f}"
-    return f"{cell} ({len(known)} of {len(values)})" if 0 < len(known) < len(values) else cell
+    measured = sum(value is not None for value in values)
+    cell = mean_sd(values, digits)
+    return f"{cell} ({measured} of {len(values)})" if 0 < measured < len(values) else cell
 
 
 def _column(arm: Arm) -> str:

@@ -1,12 +1,11 @@
 """The tables of a transfer, for transfer.md and for the report. Names in it are not trusted."""
 
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from eval import run as runs
-from eval.document import Bullets, Part, Section, Table, Text, shown
+from eval.document import Bullets, Part, Section, Table, Text, mean_sd, shown
 from eval.entries import UNEQUAL
 from eval.readouts import PRIMARY
 from eval.suite import SPLITS
@@ -102,7 +101,7 @@ def _matrix(rows: list[Row], name: Name) -> Table:
         cells = found.setdefault((name(row), shown(row["train"])), {})
         cells.setdefault(row["test"], []).append(row["auroc"])
     header = ["features", "fitted on", *(f"tested on {shown(test)}" for test in tests)]
-    body = [[*key, *(_over_seeds(cells.get(t, [])) for t in tests)] for key, cells in found.items()]
+    body = [[*key, *(mean_sd(cells.get(t, [])) for t in tests)] for key, cells in found.items()]
     return Table("From site to site", header, body)
 
 
@@ -135,15 +134,6 @@ def _grouped(
     for row in rows:
         found.setdefault(key(row), []).append(row)
     return [
-        [*map(shown, names), *(_over_seeds([row[c] for row in members]) for c in columns)]
+        [*map(shown, names), *(mean_sd([row[c] for row in members]) for c in columns)]
         for names, members in found.items()
     ]
-
-
-def _over_seeds(values: list[float]) -> str:
-    known = [float(value) for value in values if value is not None]
-    if len(known) < 2:
-        return "".join(f"{value:.3f}" for value in known)
-    spread = statistics.stdev(known)
-    mean = f"{statistics.fmean(known):.3f}"
-    return f"{mean} ± {spread:.3f}" if spread > 0 else mean

@@ -57,7 +57,7 @@ def test_seeds_are_taken_together_and_baselines_stand_once() -> None:
         [features, site] for features in ("mean of dvae", "mean_rgb") for site in ("oral", name)
     ]
     assert matrix.rows[2][2:] == ["0.500", "0.500"]
-    assert site_probe.rows[0][2:] == ["", "0.500", "0.700 ± 0.141", "0.500"]
+    assert site_probe.rows[0][2:] == ["–", "0.500", "0.700 ± 0.141", "0.500"]
 
 
 def test_other_budgets_are_other_arms() -> None:
