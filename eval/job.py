@@ -40,6 +40,8 @@ class EvalConfig:
     """Draw RUN/figures."""
     readouts: tuple[str, ...] = tuple(READOUTS)
     """Probed features of the model; an orbit costs eight encodings of every image (C4: four)."""
+    orbit_probe: bool = True
+    """Also fit a probe of the mean on every train image moved by every group element."""
     embed_images: int = 1_000_000
     """Of a split, at most, in RUN/embeddings (1.6 KB each): a seeded random subset."""
     probe_images: int = 50_000

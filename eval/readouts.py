@@ -126,6 +126,16 @@ def embed_pixels(
     return {name: np.concatenate([batch[name] for batch in found]) for name in readouts}
 
 
+def embed_orbit(model: VAE, pixels: Pixels, symmetry: Symmetry) -> Features:
+    """(|G| n, d) posterior means of every moved image: all of one group element, then the next."""
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    moved = (
+        d4.act_one(images, g).permute(0, 2, 3, 1).contiguous().numpy()
+        for g in range(d4.ORDER[symmetry.group])
+    )
+    return np.concatenate([embed_pixels(model, part, [PRIMARY])[PRIMARY] for part in moved])
+
+
 def embed_split(
     model: VAE, split: Split, readout: str = "mean", symmetry: Symmetry = Symmetry()
 ) -> Features:

@@ -20,6 +20,7 @@ from shards.schema import DataError
 
 SPLITS = ("train", "val", "test")
 HEADLINES = (PRIMARY, "mean_rgb", "colour_grid", "random_init")  # few labels, corrupted patches
+ORBIT_PROBE = "mean_full_orbit"  # the mean, its probe fitted on every moved train image
 SCORED = ("key", "label", "source", "slide", "patient", "site")
 
 Transform = Callable[[Pixels], Features]
@@ -40,7 +41,11 @@ class Rows:
         return found
 
     def labelled(self, features: dict[str, Features]) -> dict[str, Labelled]:
-        return {name: Labelled(features[name], self.labels[name]) for name in SPLITS}
+        """With the labels of the rows, again and again where there are several passes over them."""
+        return {
+            name: Labelled(features[name], np.tile(labels, len(features[name]) // len(labels)))
+            for name, labels in self.labels.items()
+        }
 
 
 def probe_all(job: Job, embedded: dict[str, Features]) -> dict[str, Any]:
@@ -116,6 +121,10 @@ def _feature_sets(
 ) -> Iterator[FeatureSet]:
     """Made one by one; the primary one first."""
     yield PRIMARY, "readout", {s: embedded[s] for s in SPLITS}
+    if job.config.orbit_probe:
+        with job.timed("codes of the whole orbit of train"):
+            orbit = readouts.embed_orbit(job.model, pixels["train"], job.symmetry)
+        yield ORBIT_PROBE, "readout", {s: embedded[s] for s in SPLITS} | {"train": orbit}
     others = [name for name in job.config.readouts if name != PRIMARY]
     if others:
         with job.timed(f"other readouts ({', '.join(others)})"):

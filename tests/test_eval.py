@@ -37,7 +37,7 @@ ABOUT: dict[str, Any] = {
 COUNTS = {"train": 24, "val": 12, "test": 12}  # a class
 PLAIN = EvalConfig(
     figures=False, baselines=(), readouts=("mean",), probes=("logistic",), budgets=False,
-    robustness=False,
+    robustness=False, orbit_probe=False,
 )  # fmt: skip
 
 
@@ -123,9 +123,29 @@ def test_baselines_meet_the_same_corrupted_patches(evaluated: Path, data: Path) 
     assert Condition("random_init", "logistic", "stain-5") in book.scores
 
 
+def test_one_probe_is_fitted_on_the_orbit_of_every_train_patch(evaluated: Path, data: Path) -> None:
+    model = snapshot.load(evaluated / "snapshot")
+    splits = {name: open_dataset(data).split(name) for name in ("train", "val", "test")}
+
+    def codes(pixels: Any) -> Any:
+        return readouts.embed_pixels(model, pixels, ["mean"])["mean"]
+
+    pixels = {name: readouts.images_of(split) for name, split in splits.items()}
+    turned = [np.rot90(pixels["train"], k, (1, 2)) for k in range(4)]
+    orbit = [view for image in turned for view in (image, image[:, :, ::-1])]
+    features = np.concatenate([codes(np.ascontiguousarray(view)) for view in orbit])
+    train = Labelled(features, np.concatenate([splits["train"].labels] * 8))
+    val, test = (Labelled(codes(pixels[s]), splits[s].labels) for s in ("val", "test"))
+    expected = fit(train, val, "logistic").test(test)
+    found = results_of(evaluated)["probe"]["mean_full_orbit"]
+    assert (found["n_train"], found["n_test"]) == (8 * 48, 24)
+    assert found["setting"] == expected.setting
+    assert found["auroc"] == pytest.approx(expected.auroc, abs=0.01)
+
+
 def test_results_are_complete_and_the_same_twice(evaluated: Path) -> None:
     first = results_of(evaluated)
-    names = {"mean", "orbit_aligned", "orbit_invariant", "channel_stats"}
+    names = {"mean", "mean_full_orbit", "orbit_aligned", "orbit_invariant", "channel_stats"}
     assert set(first["probe"]) == names | set(baselines.BASELINES)
     assert first["probe"]["pca384"]["dimensions"] == 48  # as many as there are train images
     assert first["probe"]["mean_rgb"]["auroc"] > 0.7  # the classes differ by their mean colour

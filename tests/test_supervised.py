@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 BATCH = 12
 SHORT = EvalConfig(
     baselines=("mean_rgb",), probes=("logistic",), readouts=("mean",), budgets=False,
-    robustness=False,
+    robustness=False, orbit_probe=False,
 )  # fmt: skip
 
 

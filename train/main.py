@@ -36,6 +36,7 @@ DONE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 75
 # the orbit readouts cost nine encodings an image more: `python -m eval.main RUN` adds them
 SHORT_EVALUATION = EvalConfig(
     readouts=("mean",),
+    orbit_probe=False,
     baselines=("mean_rgb", "colour_grid", "pca384", "random_init"),
     probes=("logistic",),
     budgets=False,
