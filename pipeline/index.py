@@ -4,7 +4,6 @@ Positions count images from the start of training: position p is sample order(p 
 p // n. The order depends on (seed, epoch, block) only: not on ranks, workers or batch size.
 """
 
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
+from deflate import crc32
 from numpy.typing import NDArray
 
 from shards.png import MAX_PNG_BYTES
@@ -137,7 +137,7 @@ def _check_first_image(tar: Path, table: pa.Table) -> None:
     with open(tar, "rb") as file:
         file.seek(first["offset"])
         data = file.read(first["size"])
-    if zlib.crc32(data) != first["crc32"]:
+    if crc32(data) != first["crc32"]:
         raise DataError(
             f"{tar} does not hold {first['path']!r} at byte {first['offset']}: it was replaced "
             "since it was indexed; restore it, or index it again"

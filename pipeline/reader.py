@@ -5,12 +5,12 @@ buffer raises and does not.
 """
 
 import os
-import zlib
 from collections import OrderedDict
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from deflate import crc32
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
@@ -114,7 +114,7 @@ class Reader:
             return
         rows = zip(places, self.sizes[run].tolist(), self.crcs[run].tolist(), strict=True)
         for row, (place, size, crc) in enumerate(rows):
-            if zlib.crc32(data[place : place + size]) != crc:
+            if crc32(data[place : place + size]) != crc:
                 raise self._refusal(int(run[row]), "its checksum differs")
         self.checked[run] = True
 

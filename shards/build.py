@@ -1,15 +1,17 @@
 """Builds one shard: reads the files of its patches, checks them, writes the tar and the sidecar."""
 
 import os
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+from deflate import crc32
 
 from shards.convert import Rule, convert
 from shards.output import publish, shard_files, sync_folder, write_record
@@ -23,6 +25,8 @@ from shards.ustar import BLOCK, ending, kept_members, padded, stored_members
 
 MAX_LISTED = 100  # bad patches a record lists; all are counted
 _BATCH = 64  # sums of up to 257 bytes fit 16 bits
+_SAID = ("source", "slide", "patient", "site", "x", "y", "mpp", "path")  # as the patch has them
+_said = attrgetter(*_SAID)
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,10 @@ class _Shard:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.labels: dict[str | None, int] = {label: i for i, label in enumerate(job.classes)}
-        self.rows: dict[str, list[Any]] = {name: [] for name in SIDECAR.names}
+        self.keys: list[int] = []
+        self.patches: list[Patch] = []
+        self.sizes: list[int] = []  # of the PNGs, as they are written
+        self.crcs: list[int] = []
         self.sums = np.zeros(CHANNELS, np.int64)
         self.bad: list[list[str]] = []
         self.bad_count = 0
@@ -81,39 +88,48 @@ class _Shard:
         if len(self.bad) < MAX_LISTED:
             self.bad.append([path, reason])
 
-    def members(self, batch: _Batch, offset: int) -> memoryview:
-        """The bytes of a batch that starts at `offset` of the tar; its rows join the sidecar."""
+    def members(self, batch: _Batch) -> memoryview:
+        """The bytes of a batch, the next ones of the tar."""
         pixels = unfilter(batch.raws)
         summed = np.add.reduce(pixels, axis=0, dtype=np.uint16)
         self.sums += summed.reshape(-1, CHANNELS).sum(axis=0, dtype=np.int64)
-        keys = np.array(batch.keys)
-        labels = np.array([self.labels[p.label] for p in batch.patches]) if self.labels else None
+        self.keys += batch.keys
+        self.patches += batch.patches
+        keys, labels = np.array(batch.keys), self.labels_of(batch.patches)
         if self.job.png == "stored":
             stored = store(pixels)
-            pngs = [png.tobytes() for png in stored]
-            tar = stored_members(keys, stored, labels).reshape(-1).data
-        else:
-            pngs = batch.pngs
-            tar = memoryview(kept_members(keys, pngs, labels))
-        self._rows(batch, pngs, labels, offset)
-        return tar
+            self._measure(stored)
+            return stored_members(keys, stored, labels).reshape(-1).data
+        self._measure(batch.pngs)
+        return memoryview(kept_members(keys, batch.pngs, labels))
 
-    def _rows(self, batch: _Batch, pngs: list[bytes], labels: Any, offset: int) -> None:
-        sizes = [len(png) for png in pngs]
+    def _measure(self, pngs: Iterable[Any]) -> None:
+        for png in pngs:
+            self.sizes.append(len(png))
+            self.crcs.append(crc32(png))
+
+    def labels_of(self, patches: list[Patch]) -> npt.NDArray[np.int64] | None:
+        """(n,) class indices; none when the data set is unlabelled."""
+        if not self.labels:
+            return None
+        return np.array([self.labels[patch.label] for patch in patches])
+
+    def table(self) -> pa.Table:
+        """The sidecar: a row a sample."""
+        labels = self.labels_of(self.patches)
         tail = 0 if labels is None else 2 * BLOCK
-        strides = [BLOCK + padded(size) + tail for size in sizes]
-        starts = offset + BLOCK + np.cumsum([0, *strides[:-1]])
-        none = [NO_LABEL] * len(pngs)
-        columns = {
-            "key": [key(i) for i in batch.keys],
-            "label": none if labels is None else labels.tolist(),
-            "offset": starts.tolist(),
-            "size": sizes,
-            "crc32": [zlib.crc32(png) for png in pngs],
+        strides = [BLOCK + padded(size) + tail for size in self.sizes]
+        columns: dict[str, Any] = dict(
+            zip(_SAID, zip(*map(_said, self.patches), strict=True), strict=True)
+        )
+        columns |= {
+            "key": [key(i) for i in self.keys],
+            "label": [NO_LABEL] * len(self.keys) if labels is None else labels,
+            "offset": BLOCK + np.cumsum([0, *strides[:-1]]),
+            "size": self.sizes,
+            "crc32": self.crcs,
         }
-        for name in SIDECAR.names:
-            column = columns.get(name)
-            self.rows[name] += column or [getattr(patch, name) for patch in batch.patches]
+        return pa.table(columns, schema=SIDECAR)
 
 
 def build(job: Job, plan: ShardPlan) -> Record:
@@ -132,18 +148,19 @@ def build(job: Job, plan: ShardPlan) -> Record:
         for start in range(0, len(plan.patches), _BATCH):
             batch = _read_batch(shard, plan, start, tiles)
             if batch.keys:
-                tar.write(shard.members(batch, tar.size))
+                tar.write(shard.members(batch))
         tar.write(ending(tar.size))
-    count = len(shard.rows["key"])
+    count = len(shard.keys)
     if not count:
         tar_path.unlink()
         record = Record(plan.name, plan.split, 0, 0, "", 0, "", [], [], shard.bad_count, shard.bad)
     else:
         with publish(sidecar_path) as sidecar:
-            sidecar.write(parquet(pa.table(shard.rows, schema=SIDECAR)))
+            table = shard.table()
+            sidecar.write(parquet(table))
         record = Record(
             plan.name, plan.split, count, tar.size, tar.xxh3, sidecar.size, sidecar.xxh3,
-            np.bincount(shard.rows["label"], minlength=len(job.classes)).tolist()
+            np.bincount(table["label"].to_numpy(), minlength=len(job.classes)).tolist()
             if job.classes else [],
             shard.sums.tolist(), shard.bad_count, shard.bad,
         )  # fmt: skip

@@ -9,11 +9,11 @@ not applied. 16-bit, CMYK, animated and multi-page images stay refused.
 """
 
 import io
-import zlib
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
 import numpy as np
+from deflate import crc32
 from PIL import Image
 
 from shards.layout import Accepted
@@ -140,7 +140,7 @@ def _check_chunks(data: bytes) -> None:
         kind = data[at + 4 : at + 8]
         if len(kind) < 4 or end > len(data):
             raise PngError(f"truncated: {len(data)} bytes end inside the chunk at byte {at}")
-        if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+        if crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
             raise PngError(f"CRC mismatch in the chunk {kind!r} at byte {at}")
         at = end
     if at != len(data):

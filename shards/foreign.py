@@ -4,7 +4,6 @@ A sample is `KEY.png` or `KEY.jpg` with `KEY.cls` or `KEY.json` or neither, in a
 the members of others or not. The tar is only read; what comes back is its future sidecar.
 """
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import xxhash
+from deflate import crc32
 
 from shards.fields import NONE, Fields, class_text, json_fields
 from shards.images import JPEG_START, decode_all
@@ -162,9 +162,7 @@ class _Scanning:
 
     def _take_image(self, sample: _Sample, member: Member, suffix: str) -> None:
         data = member.body
-        sample.image = _Image(
-            self._images, member.name, member.data_offset, len(data), zlib.crc32(data)
-        )
+        sample.image = _Image(self._images, member.name, member.data_offset, len(data), crc32(data))
         self._images += 1
         if data.startswith(JPEG_START) != (suffix != "png"):
             expected = "PNG" if suffix == "png" else "JPEG"

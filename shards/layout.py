@@ -43,14 +43,11 @@ PLAIN = Accepted(("png",), MAX_SOURCE_BYTES)
 @dataclass(frozen=True, slots=True)
 class File:
     path: str  # relative to the root, with /
+    stem: str  # name without suffix
     folder: str | None  # of the class or slide
     split: str
     size: int  # bytes
     mtime_ns: int
-
-    @property
-    def stem(self) -> str:
-        return self.path.rpartition("/")[2].rpartition(".")[0]
 
 
 class Walk:
@@ -145,15 +142,17 @@ class Walk:
     ) -> None:
         for entry in files:
             path = prefix + entry.name
-            if _is_junk(entry.name):
+            stem, _, suffix = entry.name.rpartition(".")
+            if suffix not in self.accepted.suffixes and _is_junk(entry.name):
                 self.ignored += 1
                 continue
             status = _stat(entry)
-            reason = refusal(path, status, self.accepted)
+            reason = refusal(suffix, status, self.accepted)
             if reason or status is None:
                 self.refused.append((path, reason))
-            else:
-                self.files.append(File(path, folder, split, status.st_size, status.st_mtime_ns))
+                continue
+            found = File(path, stem, folder, split, status.st_size, status.st_mtime_ns)
+            self.files.append(found)
 
     def _kinds(self) -> str:
         return ", ".join(suffix.upper() for suffix in self.accepted.suffixes)
@@ -209,9 +208,8 @@ def check_link(path: str, root: Path, real_root: str) -> None:
         )
 
 
-def refusal(path: str, status: os.stat_result | None, accepted: Accepted) -> str:
-    """Why a file cannot be a patch, or nothing."""
-    suffix = path.rpartition("/")[2].rpartition(".")[2]
+def refusal(suffix: str, status: os.stat_result | None, accepted: Accepted) -> str:
+    """Why a file whose name ends in `.suffix` cannot be a patch, or nothing."""
     if suffix.lower() not in accepted.suffixes:
         hint = "; --convert takes it" if suffix.lower() in ("jpg", "jpeg", "tif", "tiff") else ""
         return f"not a {accepted.suffixes[0].upper()} file (.{suffix}){hint}"

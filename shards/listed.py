@@ -40,10 +40,10 @@ def survey_listed(
     for path, status, split, label, slide, patient, site, x, y, mpp in zip(
         rows.values["path"], statuses, splits, *columns, strict=True
     ):
-        if reason := refusal(path, status, accepted):
+        stem, _, suffix = path.rpartition("/")[2].rpartition(".")
+        if reason := refusal(suffix, status, accepted):
             refused.append((path, reason))
             continue
-        stem = path.rpartition("/")[2].rpartition(".")[0]
         source = source_image(path, stem, slide, pattern)
         if not (has_patient and has_site) and (known := barcode(slide or source)):
             patient = patient if has_patient else known[0]

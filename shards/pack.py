@@ -4,9 +4,11 @@ The bytes written depend on the files and on the options alone: not on the numbe
 tasks, the order of the directory, the machine or the time.
 """
 
+import gc
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -101,12 +103,25 @@ def _refuse_nested(source: Path, out: Path) -> None:
 
 
 def _plan(source: Path, options: PackOptions) -> tuple[Intake, Plan]:
-    intake = gather(source, options)
-    print_survey(source, intake.survey)
-    refused = intake.survey.refused
-    if len(refused) > options.skip_bad:
-        refuse_bad(str(source), refused, len(refused))
-    return intake, make_plan(intake.survey.patches, options)
+    with _uncollected():
+        intake = gather(source, options)
+        print_survey(source, intake.survey)
+        refused = intake.survey.refused
+        if len(refused) > options.skip_bad:
+            refuse_bad(str(source), refused, len(refused))
+        return intake, make_plan(intake.survey.patches, options)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Many small objects that all stay are made: a search for garbage takes a fifth of the time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _shared_plan(source: Path, out: Path, options: PackOptions, tasks: int) -> Recorded:

@@ -10,11 +10,12 @@ The path of a patch that is packed is `inflate` (every check) and `unfilter` (a 
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import kornia_rs.io
 import numpy as np
 import numpy.typing as npt
+from deflate import DeflateError, adler32, crc32, zlib_decompress
 
 from shards.schema import CHANNELS, PATCH
 
@@ -52,7 +53,7 @@ class PngError(ValueError):
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
-    crc = zlib.crc32(kind + body)
+    crc = crc32(kind + body)
     return len(body).to_bytes(4, "big") + kind + body + crc.to_bytes(4, "big")
 
 
@@ -68,10 +69,10 @@ def _png(width: int, height: int, blocks: Sequence[bytes]) -> bytes:
         size = len(block)
         lengths = size.to_bytes(2, "little") + (size ^ 0xFFFF).to_bytes(2, "little")
         parts += (bytes([i + 1 == len(blocks)]) + lengths, block)
-        adler = zlib.adler32(block, adler)
+        adler = adler32(block, adler)
     parts.append(adler.to_bytes(4, "big"))
     idat = b"".join(parts)
-    length, crc = (len(idat) - 4).to_bytes(4, "big"), zlib.crc32(idat).to_bytes(4, "big")
+    length, crc = (len(idat) - 4).to_bytes(4, "big"), crc32(idat).to_bytes(4, "big")
     return b"".join((_header(width, height), length, idat, crc, _END))
 
 
@@ -96,16 +97,24 @@ def inflate(data: bytes) -> bytes:
     Raises:
         PngError: as `check`, or a zlib stream that is corrupt or of another length.
     """
+    stream = _idat(data)
     try:
-        # One byte more than the rows need, so that zlib sees the end in its first call.
-        raw = zlib.decompress(_idat(data), zlib.MAX_WBITS, RAW_BYTES + 1)
-    except zlib.error as error:
-        raise PngError(f"corrupt pixels: {error}") from None
+        raw = bytes(zlib_decompress(stream, RAW_BYTES))
+    except DeflateError:
+        raw = _inflate_slowly(stream)
     if len(raw) != RAW_BYTES:
         raise PngError(f"corrupt pixels: {len(raw)} bytes of rows, expected {RAW_BYTES}")
     if max(raw[::STORED_ROW]) > 4:
         raise PngError(f"corrupt pixels: row filter {max(raw[::STORED_ROW])}, expected 0 to 4")
     return raw
+
+
+def _inflate_slowly(stream: bytes) -> bytes:
+    """What zlib makes of a stream that libdeflate refuses without a reason, at most 6 MB."""
+    try:
+        return zlib.decompress(stream)
+    except zlib.error as error:
+        raise PngError(f"corrupt pixels: {error}") from None
 
 
 def unfilter(raws: Sequence[bytes]) -> Pixels:
@@ -157,17 +166,20 @@ def decode_trusted(data: bytes) -> Pixels:
 
 def store(pixels: Pixels) -> Pixels:
     """The fixed layout: (n, 32, 32, 3) uint8 to (n, STORED_PNG_BYTES) uint8, one PNG a row."""
-    count = len(pixels)
-    out = np.empty((count, STORED_PNG_BYTES), np.uint8)
+    out = np.empty((len(pixels), STORED_PNG_BYTES), np.uint8)
     out[:] = np.frombuffer(_TEMPLATE, np.uint8)
     stored_pixels(out)[:] = pixels
-    data, end = out.reshape(-1).data, STORED_PIXELS + RAW_BYTES
-    for start in range(0, count * STORED_PNG_BYTES, STORED_PNG_BYTES):
-        adler = zlib.adler32(data[start + STORED_PIXELS : start + end])
-        data[start + end : start + end + 4] = adler.to_bytes(4, "big")
-        crc = zlib.crc32(data[start + 37 : start + end + 4])
-        data[start + end + 4 : start + end + 8] = crc.to_bytes(4, "big")
+    end = STORED_PIXELS + RAW_BYTES
+    _seal(out, adler32, STORED_PIXELS, end)
+    _seal(out, crc32, 37, end + 4)
     return out
+
+
+def _seal(pngs: Pixels, checksum: Callable[[memoryview], int], start: int, end: int) -> None:
+    """Write the checksum of the bytes from `start` to `end` of every row behind them."""
+    data, starts = pngs.reshape(-1).data, range(0, pngs.size, STORED_PNG_BYTES)
+    sums = np.array([checksum(data[at + start : at + end]) for at in starts], ">u4")
+    pngs[:, end : end + 4] = sums.view(np.uint8).reshape(-1, 4)
 
 
 def stored_pixels(samples: Pixels) -> Pixels:
@@ -186,6 +198,24 @@ def _idat(data: bytes) -> bytes:
     """The zlib stream, after every check that needs no decompression."""
     if data[:33] != _HEADER:
         _refuse_header(data)
+    if _is_plain(data):
+        return data[41:-16]
+    return _join(data)
+
+
+def _is_plain(data: bytes) -> bool:
+    """Whether one sound IDAT and the end follow the header, as most encoders write so small an
+    image: then no chunk needs to be looked at by itself."""
+    return (
+        data[37:41] == b"IDAT"
+        and data[-12:] == _END
+        and 0 < int.from_bytes(data[33:37], "big") == len(data) - 57 <= _MAX_IDAT
+        and crc32(data[37:-16]) == int.from_bytes(data[-16:-12], "big")
+    )
+
+
+def _join(data: bytes) -> bytes:
+    """The zlib stream in any number of chunks; every chunk is checked."""
     parts: list[bytes] = []
     size, at, kind = 0, 33, b""
     while kind != b"IEND":
@@ -194,7 +224,7 @@ def _idat(data: bytes) -> bytes:
         end = at + 12 + length
         if len(kind) < 4 or end > len(data):
             raise PngError(f"truncated: {len(data)} bytes end inside the chunk at byte {at}")
-        if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+        if crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
             raise PngError(f"CRC mismatch in the chunk {kind!r} at byte {at}")
         if kind == b"IDAT":
             if parts and before != b"IDAT":
@@ -231,7 +261,7 @@ def _refuse_header(data: bytes) -> None:
         raise PngError(f"truncated: {len(data)} bytes end inside the header")
     if data[8:16] != b"\0\0\0\rIHDR":
         raise PngError(f"the first chunk is {data[12:16]!r}, expected IHDR with 13 bytes")
-    if zlib.crc32(data[12:29]) != int.from_bytes(data[29:33], "big"):
+    if crc32(data[12:29]) != int.from_bytes(data[29:33], "big"):
         raise PngError("CRC mismatch in the header chunk IHDR")
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     depth, colour, compression, filtering, interlace = data[24:29]

@@ -107,12 +107,12 @@ def survey(
 
 
 def barcode_notes(
-    patches: Iterable[Patch], taken: Sequence[str] = ("patient", "site")
+    patches: Sequence[Patch], taken: Sequence[str] = ("patient", "site")
 ) -> list[str]:
     """One line on the fields `taken` from TCGA barcodes, if there are barcodes."""
-    found = [patch for patch in patches if barcode(patch.slide or patch.source)]
-    if not found or not taken:
+    if not taken or not any(map(barcode, {patch.slide or patch.source for patch in patches})):
         return []
+    found = [patch for patch in patches if barcode(patch.slide or patch.source)]
     counts = [f"{field}s: {len({getattr(p, field) for p in found}):,}" for field in taken]
     return [f"TCGA barcodes in the names of {len(found):,} patches ({', '.join(counts)})"]
 
