@@ -137,9 +137,8 @@ def probe_protocol(job: Session) -> dict[str, Any]:
 
 def _composition(split: Split, data: Dataset) -> dict[str, Any]:
     """Patches and source images (groups) of a split, by class."""
-    by_label = split.table.group_by("label").aggregate(
-        [("source", "count"), ("source", "count_distinct")]
-    )
+    rows = split.table.select(["label", "source"])
+    by_label = rows.group_by("label").aggregate([("source", "count"), ("source", "count_distinct")])
     counts = {row["label"]: row for row in by_label.to_pylist()}
     classes = {
         name: {
@@ -150,7 +149,7 @@ def _composition(split: Split, data: Dataset) -> dict[str, Any]:
     }
     return {
         "patches": len(split),
-        "groups": pc.count_distinct(split.table["source"]).as_py(),
+        "groups": pc.count_distinct(rows["source"]).as_py(),
         "unlabelled": counts.get(NO_LABEL, {}).get("source_count", 0),
         "classes": classes,
     }
@@ -158,12 +157,12 @@ def _composition(split: Split, data: Dataset) -> dict[str, Any]:
 
 def _crossing(job: Session) -> dict[str, int]:
     """How many source images, slides and patients are in more than one split."""
-    found = {}
+    found, tables = {}, {name: split.table.select(GROUPS) for name, split in job.splits.items()}
     for column in GROUPS:
         members = {
             (name, group)
-            for name, split in job.splits.items()
-            for group in split.table[column].unique().to_pylist()
+            for name, table in tables.items()
+            for group in table[column].unique().to_pylist()
             if group is not None
         }
         if members:

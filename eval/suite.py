@@ -16,6 +16,7 @@ from eval.job import Job, Session
 from eval.probe import PRIMARY_PROBE, PROBES, Labelled, Probe, fit
 from eval.readouts import PRIMARY, Features, Pixels
 from eval.scores import SCORES, Condition, ScoreBook
+from pipeline.index import groups
 from shards.schema import DataError
 
 SPLITS = ("train", "val", "test")
@@ -102,18 +103,17 @@ def rows_of(job: Session) -> Rows:
     """At most `probe_images` of each split, their pixels read."""
     splits = {name: job.splits[name] for name in SPLITS}
     chosen = {name: job.probe_rows(split) for name, split in splits.items()}
-    tables = {
-        name: split.table.select(SCORED)
-        .append_column("group", pa.array(split.groups, pa.string()))
-        .take(pa.array(chosen[name]))
-        for name, split in splits.items()
-    }
+    tables = {name: _scored(split.table, chosen[name]) for name, split in splits.items()}
     return Rows(
         {name: split.labels[chosen[name]] for name, split in splits.items()},
         tables,
         {name: readouts.images_of(split, chosen[name]) for name, split in splits.items()},
         ScoreBook(tables["test"], len(job.data.card.classes)),
     )
+
+
+def _scored(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    return table.select(SCORED).append_column("group", groups(table)).take(pa.array(rows))
 
 
 def _feature_sets(

@@ -29,36 +29,50 @@ from shards.schema import (
     load_card,
 )
 
+_INDEX = ["label", "offset", "size", "crc32"]  # columns that reading needs
 BLOCKS_PER_WINDOW = 256  # of a streamed order: 16,384 samples, 50 MB of pixels
 STREAM_BLOCK = 64  # consecutive samples that stay together when streaming
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a data set: its shards, and a row a sample in shard order."""
+    """One split of a data set: its shards, and where each sample lies in them.
+
+    What else is known of a sample stays in the sidecars until it is asked for: names and paths
+    of many patches take more memory than the pixels that streaming keeps.
+    """
 
     root: Path
     name: str
     card: SplitCard
     png: str
-    table: pa.Table
+    index: pa.Table  # label, offset, size and crc32, a row a sample in shard order
 
     def __len__(self) -> int:
         return self.card.count
 
+    @property
+    def table(self) -> pa.Table:
+        """A row a sample with every column, read and checked again at each use; not kept."""
+        found = [_read_sidecar(self.root, shard) for shard in self.card.shards]
+        return pa.concat_tables(found) if found else SIDECAR.empty_table()
+
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """(n,) class indices, -1 = none."""
-        return self.table["label"].to_numpy().astype(np.int64)
+        return self.index["label"].to_numpy().astype(np.int64)
 
     @cached_property
-    def groups(self) -> list[str]:
-        """What is independent: the patient where known, else the slide, else the source image."""
-        named = [self.table[column] for column in ("patient", "slide", "source")]
-        return pc.coalesce(*named).to_pylist()
+    def group_count(self) -> int:
+        return int(pc.count_distinct(groups(self.table)).as_py())
 
     def keys(self, indices: NDArray[np.int64]) -> list[str]:
         return self.table["key"].take(pa.array(indices)).to_pylist()
+
+
+def groups(table: pa.Table) -> pa.ChunkedArray:
+    """What is independent: the patient where known, else the slide, else the source image."""
+    return pc.coalesce(table["patient"], table["slide"], table["source"])
 
 
 @dataclass(frozen=True)
@@ -87,12 +101,15 @@ def open_dataset(root: Path) -> Dataset:
         DataError: a shard is missing, resized, renamed or swapped, or a sidecar altered.
     """
     card = load_card(root)
-    splits = {}
+    splits, keys = {}, []
     for name, split in card.splits.items():
-        tables = [_open_shard(root, card, shard) for shard in split.shards]
-        table = pa.concat_tables(tables) if tables else SIDECAR.empty_table()
-        splits[name] = Split(root, name, split, card.png, table)
-    _check_unique(root, [split.table["key"] for split in splits.values()])
+        found = [SIDECAR.empty_table().select(_INDEX)]
+        for shard in split.shards:
+            table = _open_shard(root, card, shard)
+            found.append(table.select(_INDEX))
+            keys.append(table["key"])
+        splits[name] = Split(root, name, split, card.png, pa.concat_tables(found))
+    _check_unique(root, keys)
     return Dataset(root, card, splits)
 
 
@@ -106,6 +123,14 @@ def _open_shard(root: Path, card: DatasetCard, shard: Shard) -> pa.Table:
                 f"{path} has {path.stat().st_size} bytes, {CARD_NAME} says {size}: "
                 "it was truncated or altered; copy or pack it again"
             )
+    table = _read_sidecar(root, shard)
+    _check_rows(tar, sidecar, table, len(card.classes))
+    (_check_first_image if card.png == FOREIGN else _check_first_name)(tar, table)
+    return table
+
+
+def _read_sidecar(root: Path, shard: Shard) -> pa.Table:
+    sidecar = shard.sidecar(root)
     blob = sidecar.read_bytes()
     if xxhash.xxh3_64_hexdigest(blob) != shard.sidecar_xxh3:
         raise DataError(f"{sidecar} was altered: its hash is not the one in {CARD_NAME}")
@@ -117,8 +142,8 @@ def _open_shard(root: Path, card: DatasetCard, shard: Shard) -> pa.Table:
         table.validate(full=True)
     except (pa.ArrowException, ValueError) as error:
         raise DataError(f"{sidecar} is not a sidecar of this format: {error}") from None
-    _check_rows(tar, sidecar, table, shard.count, len(card.classes))
-    (_check_first_image if card.png == FOREIGN else _check_first_name)(tar, table)
+    if not table.schema.equals(SIDECAR) or table.num_rows != shard.count:
+        raise DataError(f"{sidecar} does not hold {shard.count} rows of this format")
     return table
 
 
@@ -144,9 +169,7 @@ def _check_first_image(tar: Path, table: pa.Table) -> None:
         )
 
 
-def _check_rows(tar: Path, sidecar: Path, table: pa.Table, count: int, classes: int) -> None:
-    if not table.schema.equals(SIDECAR) or table.num_rows != count:
-        raise DataError(f"{sidecar} does not hold {count} rows of this format")
+def _check_rows(tar: Path, sidecar: Path, table: pa.Table, classes: int) -> None:
     offset, size = pc.min_max(table["offset"]).as_py(), pc.min_max(table["size"]).as_py()
     if size["min"] < 1 or size["max"] > MAX_PNG_BYTES:
         raise DataError(f"{sidecar} has images of {size} bytes, expected 1 to {MAX_PNG_BYTES}")

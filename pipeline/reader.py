@@ -55,9 +55,9 @@ class Reader:
         self.split = split
         self.starts = np.concatenate([[0], np.cumsum([s.count for s in split.card.shards])])
         self.files = Files([shard.tar(split.root) for shard in split.card.shards])
-        self.offsets = split.table["offset"].to_numpy()
-        self.sizes = split.table["size"].to_numpy()
-        self.crcs = split.table["crc32"].to_numpy()
+        self.offsets = split.index["offset"].to_numpy()
+        self.sizes = split.index["size"].to_numpy()
+        self.crcs = split.index["crc32"].to_numpy()
         self.checked = np.zeros(len(split), np.bool_)
         self.stored = split.png == "stored"
         self.decode = images.decode_trusted if split.png == FOREIGN else png.decode_trusted

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image
 
 from eval.readouts import KEPT_COLUMNS, write_embeddings
 from eval.robustness import KINDS
 from eval.scores import SCORES, Condition, ScoreBook
-from pipeline.index import Dataset, open_dataset
+from pipeline.index import Dataset, groups, open_dataset
 from shards.pack import PackOptions, pack
 
 HOSTILE = "<script>alert(1)<-script>"
@@ -87,7 +86,7 @@ def changed(folder: Path, drop: Iterable[str] = (), **sections: Any) -> Path:
 def _book(data: Dataset, seed: int, skill: float) -> ScoreBook:
     split = data.split("test")
     columns = ["key", "label", "source", "slide", "patient", "site"]
-    rows = split.table.select(columns).append_column("group", pa.array(split.groups, pa.string()))
+    rows = split.table.select(columns).append_column("group", groups(split.table))
     book, shared = ScoreBook(rows, len(CLASSES)), np.random.default_rng(9)
     own = np.random.default_rng(seed)
     conditions = []

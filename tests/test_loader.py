@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -149,3 +150,15 @@ def test_every_bit_flip_in_a_payload_is_detected(mode: str, tmp_path: Path) -> N
         tar.write_bytes(flipped)
         with pytest.raises(DataError, match=rf"train-000000.tar: sample {row['key']} at byte"):
             Reader(split).read(np.arange(len(split)))
+
+
+def test_names_stay_on_the_disk_until_they_are_asked_for(tmp_path: Path) -> None:
+    write_patches(tmp_path / "raw", {"train": 30, "val": 3}, ("a", "b"), seed=4)
+    pack(tmp_path / "raw", tmp_path / "out", PackOptions(shard_size=17, workers=1))
+    split = open_dataset(tmp_path / "out").split("train")
+    assert all(pa.types.is_integer(field.type) for field in split.index.schema)
+    assert split.keys(np.array([2, 0])) == split.table["key"].take([2, 0]).to_pylist()
+    sidecar = split.card.shards[1].sidecar(split.root)
+    sidecar.write_bytes(sidecar.read_bytes()[:-1] + b"!")
+    with pytest.raises(DataError, match=rf"{sidecar.name} was altered"):
+        _ = split.table

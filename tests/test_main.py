@@ -45,7 +45,7 @@ def test_unusable_arguments_exit_with_2(
 
 def test_the_introduction_counts_groups_and_warns(small_dataset: Path, tmp_path: Path) -> None:
     dataset = open_dataset(small_dataset)
-    assert {name: introduction.groups(split) for name, split in dataset.splits.items()} == {
+    assert {name: split.group_count for name, split in dataset.splits.items()} == {
         "train": 4, "val": 4, "test": 4,
     }  # fmt: skip
     (line,) = introduction.warnings(dataset)

@@ -1,8 +1,6 @@
 """The paragraph at the start of a run: what was found, what will be done, what to mend."""
 
-import pyarrow.compute as pc
-
-from pipeline.index import Dataset, Split
+from pipeline.index import Dataset, groups
 from shards.schema import PATCH_BYTES
 from train.config import Config
 from train.schedule import plan
@@ -15,7 +13,7 @@ def found(dataset: Dataset, config: Config) -> list[str]:
     """The data set in lines: size, groups, classes, and where the train split is kept."""
     card = dataset.card
     sizes = ", ".join(
-        f"{name} {len(split):,} from {groups(split):,} groups"
+        f"{name} {len(split):,} from {split.group_count:,} groups"
         for name, split in dataset.splits.items()
     )
     train = len(dataset.split("train")) * PATCH_BYTES / MEGABYTE
@@ -51,7 +49,7 @@ def warnings(dataset: Dataset) -> list[str]:
         )
     if len(card.classes) == 1:
         lines.append(f"one class ({card.classes[0]}): probes have nothing to tell apart")
-    if all(groups(split) == len(split) > 1 for split in dataset.splits.values()):
+    if all(split.group_count == len(split) > 1 for split in dataset.splits.values()):
         lines.append(
             "every patch is a group of its own: if several come from one slide, say so when "
             "packing (--group-regex or --manifest), or splits leak"
@@ -72,20 +70,12 @@ def read(images: int, samples: int) -> str:
     )
 
 
-def groups(split: Split) -> int:
-    """Groups of a split: patients where known, else slides, else source images."""
-    return int(pc.count_distinct(_group(split)).as_py())
-
-
-def _group(split: Split) -> pc.Expression:
-    return pc.coalesce(split.table["patient"], split.table["slide"], split.table["source"])
-
-
 def _few_groups(dataset: Dataset) -> list[str]:
     split = dataset.splits.get("test")
     if split is None or not len(split):
         return []
-    table = split.table.select(["label"]).append_column("group", _group(split))
+    rows = split.table
+    table = rows.select(["label"]).append_column("group", groups(rows))
     counted = table.group_by("label").aggregate([("group", "count_distinct")]).to_pylist()
     few = {
         dataset.card.classes[row["label"]]: row["group_count_distinct"]
