@@ -101,6 +101,12 @@ def open_dataset(root: Path) -> Dataset:
         DataError: a shard is missing, resized, renamed or swapped, or a sidecar altered.
     """
     card = load_card(root)
+    splits = _open_splits(root, card)
+    pa.default_memory_pool().release_unused()  # of the names, many times what is kept
+    return Dataset(root, card, splits)
+
+
+def _open_splits(root: Path, card: DatasetCard) -> dict[str, Split]:
     splits, keys = {}, []
     for name, split in card.splits.items():
         found = [SIDECAR.empty_table().select(_INDEX)]
@@ -108,9 +114,10 @@ def open_dataset(root: Path) -> Dataset:
             table = _open_shard(root, card, shard)
             found.append(table.select(_INDEX))
             keys.append(table["key"])
-        splits[name] = Split(root, name, split, card.png, pa.concat_tables(found))
+        index = pa.concat_tables(found).combine_chunks()  # its columns are then arrays, no copies
+        splits[name] = Split(root, name, split, card.png, index)
     _check_unique(root, keys)
-    return Dataset(root, card, splits)
+    return splits
 
 
 def _open_shard(root: Path, card: DatasetCard, shard: Shard) -> pa.Table:
@@ -216,6 +223,19 @@ class Order:
             parts.append(part)
             start += len(part)
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def share(self, start: int, stop: int, rank: int, world: int) -> NDArray[np.int64]:
+        """What `rank` takes of the global batch at positions start..stop, of equal shares.
+
+        Every world-th sample; of a streamed order the samples of neighbouring blocks, in the order
+        of the batch: each rank then reads its own part of the shards, and not all of them.
+        """
+        batch = self.take(start, stop)
+        if self.block == 1 or world == 1:
+            return batch[rank::world]
+        each = len(batch) // world
+        by_block = np.argsort(batch // self.block, kind="stable")
+        return batch[np.sort(by_block[rank * each : (rank + 1) * each])]
 
     def _window_at(self, epoch: int, offset: int) -> tuple[int, NDArray[np.int64]]:
         """The window that holds `offset` of `epoch`: where it begins and its samples in order."""

@@ -1,7 +1,7 @@
 """Batches to the device: streamed from shards, resident in host memory, or on the device.
 
 A loader has no state: `batches(start, stop)` depends on positions alone, so resuming needs one
-integer, the images seen. Rank r takes positions r::world of each global batch; batches run on
+integer, the images seen. Each rank takes an equal share of each global batch; batches run on
 across epochs, so every batch has one shape and each epoch has each sample exactly once.
 """
 
@@ -171,7 +171,8 @@ class Loader:
                 thread.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, position: int) -> tuple[Tensor, NDArray[np.int64]]:
-        indices = self.order.take(position, position + self.batch_size)[self.rank :: self.world]
+        stop = position + self.batch_size
+        indices = self.order.share(position, stop, self.rank, self.world)
         return self.store.gather(indices), indices
 
     def _to_device(self, tensor: Tensor) -> Tensor:

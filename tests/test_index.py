@@ -30,10 +30,24 @@ def test_epochs_and_seeds_differ() -> None:
     assert not np.array_equal(a.take(0, 500), b.take(0, 500))
 
 
-def test_ranks_share_one_global_order() -> None:
-    order = Order(100, 0, 1)
-    batch = order.take(0, 60)
-    for world in (1, 2, 3):
-        dealt = [batch[rank::world] for rank in range(world)]
-        assert sorted(np.concatenate(dealt)) == sorted(batch)
-        assert len({len(part) for part in dealt}) == 1
+@pytest.mark.parametrize("block", [1, 64])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_share_one_global_order(block: int, world: int) -> None:
+    order = Order(10_000, 0, block)
+    for start in (0, 9_600):  # the second goes on into the next epoch
+        batch = order.take(start, start + 600)
+        shares = [order.share(start, start + 600, rank, world) for rank in range(world)]
+        assert {len(share) for share in shares} == {600 // world}
+        assert sorted(np.concatenate(shares)) == sorted(batch)
+        if start == 0:  # no sample comes twice: each share has the order of the batch
+            place = {sample: i for i, sample in enumerate(batch)}
+            assert all((np.diff([place[s] for s in share]) > 0).all() for share in shares)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_each_rank_of_a_stream_reads_its_own_blocks(world: int) -> None:
+    order, size = Order(4 * 64 * BLOCKS_PER_WINDOW, 0, 64), 512 * world
+    starts = range(0, 64 * BLOCKS_PER_WINDOW, size)
+    for rank in range(world):
+        read = np.concatenate([order.share(p, p + size, rank, world) for p in starts])
+        assert len(np.unique(read // 64)) < 1.25 * BLOCKS_PER_WINDOW / world
