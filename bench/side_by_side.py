@@ -7,12 +7,11 @@ is the sum of what each reached in the same window. On a CPU the cores are share
 """
 
 import json
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,22 +21,19 @@ from accelerate import Accelerator
 
 from bench.data import packed
 from bench.ladder import WARMUP, endless, make_trainer
+from bench.processes import READY, Process, answer, expect, line, started, tell
 from bench.settings import Settings
 from bench.table import CELL, Record, cell, spread, table
 from bench.timing import Say
 from pipeline.index import open_dataset
 from pipeline.loader import Batch
 from shards.cores import usable_cores
-from shards.schema import DataError
 from train import launch
 from train.config import PRESETS
 from train.loop import Trainer
 
 PRESET = "dvae"
 RUNS = (1, 2, 4)
-READY, GO = "ready", "go"
-
-Process = subprocess.Popen[str]
 
 
 def measure(settings: Settings, accelerator: Accelerator, say: Say) -> list[Record]:
@@ -48,7 +44,8 @@ def measure(settings: Settings, accelerator: Accelerator, say: Say) -> list[Reco
             threads = max(1, usable_cores() // runs)
             say(f"side by side: {runs} at once, {threads} threads each: starting")
             one = replace(settings, data=str(root))
-            with _started(one, runs, threads) as processes:
+            order = json.dumps({"settings": asdict(one), "threads": threads})
+            with started("bench.side_by_side", [[order]] * runs) as processes:
                 say(f"side by side: {settings.repeats} windows of {settings.window:g} s")
                 rates = [_window(processes) for _ in range(settings.repeats)]
             records.append(
@@ -64,52 +61,16 @@ def measure(settings: Settings, accelerator: Accelerator, say: Say) -> list[Reco
     return records
 
 
-@contextmanager
-def _started(settings: Settings, runs: int, threads: int) -> Iterator[list[Process]]:
-    """Processes that are warm and wait."""
-    order = json.dumps({"settings": asdict(settings), "threads": threads})
-    command = [sys.executable, "-m", "bench.side_by_side", order]
-    with ExitStack() as stack:  # a run ends when its standard input is closed
-        processes = [stack.enter_context(_popen(command)) for _ in range(runs)]
-        for process in processes:
-            _expect(process, READY)
-        yield processes
-
-
-def _popen(command: list[str]) -> Process:
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
 def _window(processes: list[Process]) -> list[float]:
     """Images/s of each over one window."""
     for process in processes:
-        _tell(process)
-    rates = [float(_line(process)) for process in processes]
+        tell(process)
+    rates = [float(line(process)) for process in processes]
     for process in processes:  # all have been watched: they may rest
-        _tell(process)
+        tell(process)
     for process in processes:
-        _expect(process, READY)
+        expect(process, READY)
     return rates
-
-
-def _tell(process: Process) -> None:
-    assert process.stdin is not None
-    print(GO, file=process.stdin, flush=True)
-
-
-def _line(process: Process) -> str:
-    assert process.stdout is not None
-    line = process.stdout.readline().strip()
-    if not line:
-        raise DataError(
-            f"a run of several ended with exit status {process.wait()}; its error stands above"
-        )
-    return line
-
-
-def _expect(process: Process, line: str) -> None:
-    if (found := _line(process)) != line:
-        raise DataError(f"a run of several said {found[:80]!r} where {line!r} was expected")
 
 
 def train(settings: Settings, threads: int) -> None:
@@ -121,14 +82,14 @@ def train(settings: Settings, threads: int) -> None:
     trainer = make_trainer(config, accelerator, open_dataset(Path(settings.data)))
     with closing(endless(trainer.loader)) as batches:
         _steps(trainer, batches, WARMUP)
-        _say(READY)
+        answer(READY)
         while sys.stdin.readline():
-            _say(str(_watched(trainer, batches, settings)))
+            answer(str(_watched(trainer, batches, settings)))
             rest = threading.Thread(target=sys.stdin.readline, daemon=True)
             rest.start()
             while rest.is_alive():
                 _steps(trainer, batches, 1)
-            _say(READY)
+            answer(READY)
 
 
 def _watched(trainer: Trainer, batches: Iterator[Batch], settings: Settings) -> float:
@@ -146,10 +107,6 @@ def _steps(trainer: Trainer, batches: Iterator[Batch], steps: int) -> None:
         trainer.update(next(batches))
     if trainer.device.type == "cuda":
         torch.cuda.synchronize(trainer.device)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def report(records: list[Record], settings: Settings) -> str:

@@ -50,6 +50,7 @@ MODES = {
     "embed": "bench.embedding",
     "pack": "bench.packing",
     "read": "bench.reading",
+    "scaling": "bench.scaling",
     "shuffle": "bench.shuffle",
 }
 
@@ -157,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--patches", type=int, nargs="+", metavar="N",
-        help="of the sets for `pack` and `read`; default: 8192",
+        help="of the sets for `pack`, `read` and `scaling`; default: 8192",
     )  # fmt: skip
     parser.add_argument("--plot", metavar="FILE", help="picture of the rungs against them")
     parser.add_argument("--window", type=float, metavar="S", help="seconds side by side, a round")

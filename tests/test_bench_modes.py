@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import augment, embedding, side_by_side, throughput
+from bench import augment, embedding, scaling, side_by_side, throughput
 from bench.ladder import PEERS
 from bench.model import VARIANTS
 from eval.encoder import load
@@ -111,6 +111,17 @@ def test_several_runs_share_a_device(
         assert is_spread(total) and each["repeats"] == 2 * record["runs"]
         assert record["runs"] * each["low"] <= total["low"] <= total["high"]
         assert total["high"] <= record["runs"] * each["high"]
+
+
+@pytest.mark.slow
+def test_processes_share_the_packing_and_the_reading(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scaling, "usable_cores", lambda: 2)
+    records = run("scaling", small_dataset, tmp_path, monkeypatch, "--patches", "64")
+    tasks = [(r["task"], r["processes"]) for r in records]
+    assert tasks == [(t, n) for t in ("pack, stored", "read, stored, streamed") for n in (1, 2)]
+    assert all(is_spread(r["patches_per_s"]) for r in records)
 
 
 @pytest.mark.slow
