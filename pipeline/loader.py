@@ -73,11 +73,12 @@ class Streamed:
         free = free[np.argsort(self.filled[free], kind="stable")]
         for block, slot in zip(missing.tolist(), free[: len(missing)].tolist(), strict=True):
             first = block * STREAM_BLOCK
-            found = self.reader.read(np.arange(first, min(first + STREAM_BLOCK, self.count)))
-            if (old := self.block[slot]) >= 0:
-                self.slot[old] = -1
+            rows = np.arange(first, min(first + STREAM_BLOCK, self.count))
+            if (old := self.block[slot]) >= 0:  # gone also if reading fails
+                self.slot[old], self.block[slot] = -1, -1
             start = slot * STREAM_BLOCK
-            self.pixels[start : start + len(found)] = found.reshape(len(found), PATCH_BYTES)
+            place = self.pixels[start : start + len(rows)]
+            self.reader.read(rows, place.reshape(-1, PATCH, PATCH, CHANNELS))
             self.block[slot], self.slot[block] = block, slot
             self.filled[slot] = self.filled.max() + 1
 
