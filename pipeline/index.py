@@ -107,13 +107,13 @@ def open_dataset(root: Path) -> Dataset:
 
 
 def _open_splits(root: Path, card: DatasetCard) -> dict[str, Split]:
-    splits, keys = {}, []
+    splits, keys = {}, dict[str, pa.ChunkedArray]()
     for name, split in card.splits.items():
         found = [SIDECAR.empty_table().select(_INDEX)]
         for shard in split.shards:
             table = _open_shard(root, card, shard)
             found.append(table.select(_INDEX))
-            keys.append(table["key"])
+            keys[shard.name] = table["key"]
         index = pa.concat_tables(found).combine_chunks()  # its columns are then arrays, no copies
         splits[name] = Split(root, name, split, card.png, index)
     _check_unique(root, keys)
@@ -188,11 +188,20 @@ def _check_rows(tar: Path, sidecar: Path, table: pa.Table, classes: int) -> None
         raise DataError(f"{sidecar} has label {label}, of {classes} classes")
 
 
-def _check_unique(root: Path, keys: list[pa.ChunkedArray]) -> None:
-    total = sum(len(column) for column in keys)
-    distinct = pc.count_distinct(pa.chunked_array([c for k in keys for c in k.chunks], pa.string()))
-    if distinct.as_py() != total:
-        raise DataError(f"{root} holds {total - distinct.as_py()} keys twice: a shard was copied")
+def _check_unique(root: Path, keys: dict[str, pa.ChunkedArray]) -> None:
+    chunks = [chunk for column in keys.values() for chunk in column.chunks]
+    distinct = pc.count_distinct(pa.chunked_array(chunks, pa.string())).as_py()
+    if distinct == sum(map(len, keys.values())):
+        return
+    owners: dict[str, str] = {}
+    for shard, column in keys.items():
+        for key in column.to_pylist():
+            if (owner := owners.setdefault(key, shard)) != shard:
+                raise DataError(
+                    f"{root}: {owner} and {shard} both hold the sample {key}: one was copied from "
+                    "the other; restore it, or pack again"
+                )
+    raise DataError(f"{root} holds a sample twice within one shard: pack it again")
 
 
 class Order:

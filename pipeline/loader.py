@@ -172,9 +172,15 @@ class Loader:
                 thread.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, position: int) -> tuple[Tensor, NDArray[np.int64]]:
-        stop = position + self.batch_size
-        indices = self.order.share(position, stop, self.rank, self.world)
+        indices = self._share(self.order, position)
         return self.store.gather(indices), indices
+
+    def indices(self, position: int) -> NDArray[np.int64]:
+        """Of the batch that begins at `position`; its order is not that of the reading thread."""
+        return self._share(Order(self.order.count, self.order.seed, self.order.block), position)
+
+    def _share(self, order: Order, position: int) -> NDArray[np.int64]:
+        return order.share(position, position + self.batch_size, self.rank, self.world)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         if self.device.type == "cuda" and not tensor.is_cuda:

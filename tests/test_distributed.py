@@ -39,10 +39,10 @@ Indices = NDArray[np.int64]
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five training samples in shards of 2, 2 and 1: fewer than three ranks have places."""
+    """Five training samples in one shard: fewer shards than ranks, fewer samples than places."""
     folder = tmp_path_factory.mktemp("few")
     write_patches(folder / "raw", {"train": 5}, ("only",), seed=3)
-    pack(folder / "raw", folder / "shards", PackOptions(shard_size=2, workers=1))
+    pack(folder / "raw", folder / "shards", PackOptions(shard_size=5, workers=1))
     return folder / "shards"
 
 

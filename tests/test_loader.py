@@ -1,6 +1,8 @@
 """The loader: pixels equal to the packed ones, accounting over ranks, storage and epochs."""
 
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from pipeline.loader import STORES, Loader, Streamed, load_pixels
 from pipeline.reader import MAX_OPEN_FILES, Reader
 from shards.pack import pack
 from shards.plan import PackOptions
-from shards.schema import DataError
+from shards.schema import CARD_NAME, DataError, dumps_card, load_card
 from tests.conftest import write_patches
 
 CPU = torch.device("cpu")
@@ -54,7 +56,8 @@ def test_each_sample_exactly_once_an_epoch(storage: str, world: int, dataset: Da
     merged = [np.concatenate([b.indices for b in step]) for step in zip(*batches, strict=True)]
     counts = np.bincount(np.concatenate(merged), minlength=len(split))
     assert (counts == epochs).all()
-    for batch in batches[0]:
+    for step, batch in enumerate(batches[0]):
+        assert np.array_equal(ranks[0].indices(12 * step), batch.indices)
         assert batch.images.shape == (12 // world, 3, 32, 32) and batch.images.dtype == torch.uint8
         assert np.array_equal(batch.labels.numpy(), split.labels[batch.indices])
         read = Reader(split).read(batch.indices)
@@ -88,9 +91,11 @@ def test_a_stream_with_little_room_gives_the_same_samples(
         assert np.array_equal(found, pixels[rows])
 
 
-def test_twenty_epochs_leak_nothing(dataset: Dataset) -> None:
-    loader = Loader(dataset.split("train"), 16, 0, CPU, "stream")
-    epoch = len(dataset.split("train"))
+def test_twenty_epochs_leak_nothing(tmp_path: Path) -> None:
+    write_patches(tmp_path / "raw", {"train": 400}, ("a", "b"), seed=4)
+    pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1))
+    split = open_dataset(tmp_path / "out").split("train")
+    loader, epoch = Loader(split, 16, 0, CPU, "stream"), len(split)  # 49 MB in twenty epochs
     me, warm = psutil.Process(), list(loader.batches(0, 2 * epoch))
     del warm
     files, memory = me.num_fds(), me.memory_info().rss
@@ -119,6 +124,14 @@ def damaged(root: Path, how: str) -> None:
         tar.rename(root / "x")
         other.rename(tar)
         (root / "x").rename(other)
+    elif how == "swapped with sidecars":
+        damaged(root, "swapped")
+        names = [root / f"{split}-000000.parquet" for split in ("train", "val")]
+        blobs = [name.read_bytes() for name in names]
+        for name, blob in zip(reversed(names), blobs, strict=True):
+            name.write_bytes(blob)
+    elif how == "renamed":
+        tar.rename(root / "train-000001.tar")
     elif how == "sidecar":
         blob = bytearray((root / "train-000000.parquet").read_bytes())
         blob[len(blob) // 2] ^= 1
@@ -127,13 +140,33 @@ def damaged(root: Path, how: str) -> None:
         (root / "train-000000.parquet").unlink()
 
 
-@pytest.mark.parametrize("how", ["missing", "truncated", "swapped", "sidecar", "no sidecar"])
+DAMAGES = [
+    "missing", "truncated", "swapped", "swapped with sidecars", "renamed", "sidecar", "no sidecar",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", DAMAGES)
 def test_damage_is_found_before_the_first_step(how: str, tmp_path: Path) -> None:
     write_patches(tmp_path / "raw", {"train": 10, "val": 10}, ("a", "b"), seed=4)
     pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1))
     damaged(tmp_path / "out", how)
     with pytest.raises(DataError, match="train-000000"):
         open_dataset(tmp_path / "out")
+
+
+def test_a_copied_shard_is_found_by_its_keys(tmp_path: Path) -> None:
+    write_patches(tmp_path / "raw", {"train": 10, "val": 10}, ("a", "b"), seed=4)
+    out = tmp_path / "out"
+    pack(tmp_path / "raw", out, PackOptions(workers=1))
+    card = load_card(out)
+    train, val = card.splits["train"].shards[0], card.splits["val"].shards[0]
+    for suffix in (".tar", ".parquet"):
+        shutil.copy(out / (train.name + suffix), out / (val.name + suffix))
+    copy = replace(train, name=val.name)
+    splits = {**card.splits, "val": replace(card.splits["val"], shards=[copy])}
+    (out / CARD_NAME).write_bytes(dumps_card(replace(card, splits=splits)))
+    with pytest.raises(DataError, match=r"train-000000 and val-000000 both hold the sample s0"):
+        open_dataset(out)
 
 
 @pytest.mark.parametrize("mode", ["stored", "keep"])

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from shards import png
-from shards.pack import PackOptions, pack
+from shards.pack import PackOptions, main, pack
 from shards.schema import DataError
 from tests.conftest import write_patches
 from tests.test_pack import CLASSES, COUNTS, TOTAL, sidecar_rows
@@ -84,6 +84,24 @@ def test_bad_patches_are_listed_or_counted(kind: str, source: Path, tmp_path: Pa
     keys = {str(row["key"]) for row in sidecar_rows(out)}
     missing = {f"s{i:09d}" for i in range(TOTAL + 2)} - keys
     assert len(missing) == 2 and len(keys) == TOTAL  # one gap in train, one in test
+
+
+def test_the_command_ends_with_what_it_refused(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root, out = Path(shutil.copytree(source, tmp_path / "raw")), tmp_path / "out"
+    for i in range(3):
+        (root / "val" / "ADI" / f"bad{i}.png").write_bytes(damaged("empty"))
+    arguments = ["shards.pack", str(root), str(out), "--workers", "1", "--skip-bad", "2"]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert main() == 1
+    said = capsys.readouterr().err
+    assert "3 files cannot be used as patches" in said and "--skip-bad 3" in said
+    assert all(f"'val/ADI/bad{i}.png': empty file" in said for i in range(3))
+    assert not (out / "dataset.json").exists()
 
 
 def test_the_summary_accounts_for_every_file(

@@ -164,6 +164,7 @@ def test_refused_before_any_decompression(name: str, monkeypatch: pytest.MonkeyP
         raise AssertionError("decompressed")
 
     data, reason = REFUSED[name]
+    monkeypatch.setattr(png, "zlib_decompress", fail)
     monkeypatch.setattr(png.zlib, "decompress", fail)
     for refuse in (png.check, png.decode):
         with pytest.raises(PngError, match=reason):

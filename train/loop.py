@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models import snapshot
 from models.snapshot import mismatch
 from models.vae import build
-from pipeline.index import Dataset, Order
+from pipeline.index import Dataset
 from pipeline.loader import Batch, Loader
 from shards.schema import DataError
 from train import state
@@ -29,7 +29,7 @@ from train.tracker import LOG, Progress, Sums, Tracker
 Say = Callable[[str], None]
 
 REHEARSED = 3  # steps that are timed before a run
-STOP_EVERY = 16  # steps between questions whether any of several ranks was interrupted
+STOP_EVERY = 16  # steps between questions whether any of several GPUs was interrupted
 
 
 class NonFiniteError(Exception):
@@ -226,8 +226,9 @@ class Trainer:
         return {**self.sums.tensors(), "totals": totals}
 
     def _looks_up(self) -> bool:
-        """Whether this step asks about interruptions: several ranks synchronise for it."""
-        return self.accelerator.num_processes == 1 or self.done % STOP_EVERY == 0
+        """Whether this step asks about interruptions: several GPUs synchronise for it."""
+        free = self.accelerator.num_processes == 1 or self.device.type == "cpu"
+        return free or self.done % STOP_EVERY == 0
 
     def _any_rank(self, flag: bool) -> bool:
         """Ranks must stop at one step; without other ranks this costs nothing."""
@@ -240,12 +241,7 @@ class Trainer:
         if bad is None:
             return
         images, terms = bad
-        order = self.loader.order  # its cache belongs to the reading thread
-        order = Order(order.count, order.seed, order.block)
-        batch = order.take(images, images + self.plan.batch)
-        keys = self.split.keys(
-            batch[self.accelerator.process_index :: self.accelerator.num_processes]
-        )
+        keys = self.split.keys(self.loader.indices(images))
         raise NonFiniteError(
             f"{', '.join(terms)} not finite in the step after {images:,} images. Its batch: "
             f"{', '.join(keys[:8])} and {max(0, len(keys) - 8)} more. The last checkpoint is from "
