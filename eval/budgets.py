@@ -68,7 +68,7 @@ def fits(
 def summary(budget: Budget, aurocs: list[float], patches: list[int]) -> dict[str, Any]:
     """Plain JSON; the spread over draws is not an interval for a difference of models."""
     return {
-        "groups_per_class": sorted(set(budget.groups.values())),
+        "groups_per_class": [budget.groups[label] for label in sorted(budget.groups)],
         "patches": {"min": min(patches), "max": max(patches)},
         "draws": len(aurocs),
         "auroc": float(np.mean(aurocs)),

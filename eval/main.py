@@ -24,7 +24,7 @@ from eval.probe import PROBES
 from eval.readouts import Features
 from eval.suite import probe_all
 from pipeline import d4
-from pipeline.index import Dataset, Split
+from pipeline.index import Dataset, Split, groups
 from shards.command import run_command
 from shards.remote import local
 from shards.schema import NO_LABEL
@@ -32,6 +32,7 @@ from shards.split import GROUPS, leaks
 from shards.summary import leak_warning
 
 VERSION = 2
+READOUT_IMAGES = 256  # of the equivariance of readouts: an orbit encodes each 64 times
 
 
 def evaluate(
@@ -136,21 +137,22 @@ def probe_protocol(job: Session) -> dict[str, Any]:
 
 
 def _composition(split: Split, data: Dataset) -> dict[str, Any]:
-    """Patches and source images (groups) of a split, by class."""
-    rows = split.table.select(["label", "source"])
-    by_label = rows.group_by("label").aggregate([("source", "count"), ("source", "count_distinct")])
+    """Patches and groups (patients, else slides, else source images) of a split, by class."""
+    table = split.table
+    rows = table.select(["label"]).append_column("group", groups(table))
+    by_label = rows.group_by("label").aggregate([("group", "count"), ("group", "count_distinct")])
     counts = {row["label"]: row for row in by_label.to_pylist()}
     classes = {
         name: {
-            "patches": counts.get(i, {}).get("source_count", 0),
-            "groups": counts.get(i, {}).get("source_count_distinct", 0),
+            "patches": counts.get(i, {}).get("group_count", 0),
+            "groups": counts.get(i, {}).get("group_count_distinct", 0),
         }
         for i, name in enumerate(data.card.classes)
     }
     return {
         "patches": len(split),
-        "groups": pc.count_distinct(rows["source"]).as_py(),
-        "unlabelled": counts.get(NO_LABEL, {}).get("source_count", 0),
+        "groups": pc.count_distinct(rows["group"]).as_py(),
+        "unlabelled": counts.get(NO_LABEL, {}).get("group_count", 0),
         "classes": classes,
     }
 
@@ -191,10 +193,18 @@ def _metrics(job: Job, images: torch.Tensor) -> dict[str, Any]:
         errors = metrics.equivariance_errors(
             lambda x: model.encoder(x).mean, images, about.group, about.fibres
         )
+        few = images[:READOUT_IMAGES]
+        by_readout = {
+            name: summary_of_errors(
+                readouts.equivariance_of(lambda x: model.encoder(x).mean, few, name, job.symmetry),
+                about.group,
+            )
+            for name in job.config.readouts
+        }
     return {
         "reconstruction": {**kinds["identity"], "by_kind": kinds},
         "latent": latent,
-        "equivariance": summary_of_errors(errors, about.group),
+        "equivariance": {**summary_of_errors(errors, about.group), "by_readout": by_readout},
     }
 
 

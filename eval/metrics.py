@@ -130,8 +130,17 @@ def equivariance_errors(
         encode: float images to codes; images: uint8 (n, 3, 32, 32), the first 2048 are used.
         elements: which; by default all that are defined (`elements_of`).
     """
-    images = images[:EQUIVARIANCE_IMAGES]
     elements = tuple(elements) or elements_of(group, fibres)
+    images = images[:EQUIVARIANCE_IMAGES]
+    return relative_errors(encode, images, lambda z, g: rho(z, g, group, fibres), elements)
+
+
+def relative_errors(
+    encode: Encode, images: Tensor, act: Callable[[Tensor, int], Tensor], elements: Iterable[int]
+) -> dict[int, float]:
+    """The same for features of any shape (b, ...), on which element g acts as `act(features, g)`:
+    of an invariant feature it is the identity."""
+    elements = tuple(elements)
     squared = dict.fromkeys(elements, 0.0)
     codes = []
     for part in images.split(batch_for(images.device)):
@@ -139,7 +148,7 @@ def equivariance_errors(
         mu = encode(x)
         codes.append(mu.flatten(1).double())
         for g in elements:
-            difference = encode(d4.act_one(x, g)) - rho(mu, g, group, fibres)
+            difference = encode(d4.act_one(x, g)) - act(mu, g)
             squared[g] += float(difference.double().square().sum())
     mu = torch.cat(codes)
     spread = 2 * float((mu - mu.mean(0)).square().sum())

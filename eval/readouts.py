@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval.metrics import Encode, batch_for, evaluating, rho, to_float
+from eval.metrics import Encode, batch_for, evaluating, relative_errors, rho, to_float
 from eval.run import whole_file
+from models.objective import LATENT_SIDE
 from models.vae import VAE
 from pipeline import d4
 from pipeline.index import Split
@@ -45,6 +46,7 @@ class Readout:
 
     orbit: bool  # False: the codes of x alone are enough, shaped (1, b, 24, 4, 4)
     of: Callable[[Tensor, Symmetry], Tensor]
+    act: Callable[[Tensor, int, Symmetry], Tensor]  # what a group element should do to it
 
 
 def _orbit_aligned(mu_GBCNN: Tensor, symmetry: Symmetry) -> Tensor:
@@ -61,12 +63,43 @@ def _channel_stats(mu_GBCNN: Tensor, symmetry: Symmetry) -> Tensor:
     return torch.cat([cells.mean(2), cells.std(2, correction=0)], 1)
 
 
+def _as_code(features: Tensor, element: int, symmetry: Symmetry) -> Tensor:
+    mu_BCNN = features.view(len(features), -1, LATENT_SIDE, LATENT_SIDE)
+    return rho(mu_BCNN, element, symmetry.group, symmetry.fibres).flatten(1)
+
+
+def _as_channels(features: Tensor, element: int, symmetry: Symmetry) -> Tensor:
+    """Channels of regular fibres change places, wherever their cells go."""
+    stats_BC11 = features.view(2 * len(features), -1, 1, 1)
+    return rho(stats_BC11, element, symmetry.group, symmetry.fibres).view(len(features), -1)
+
+
+def _unmoved(features: Tensor, element: int, symmetry: Symmetry) -> Tensor:
+    return features
+
+
 READOUTS: dict[str, Readout] = {
-    "mean": Readout(False, lambda mu, _: mu[0].flatten(1)),  # the primary one
-    "orbit_aligned": Readout(True, _orbit_aligned),
-    "orbit_invariant": Readout(True, lambda mu, _: mu.mean(0).flatten(1)),
-    "channel_stats": Readout(False, _channel_stats),
+    "mean": Readout(False, lambda mu, _: mu[0].flatten(1), _as_code),  # the primary one
+    "orbit_aligned": Readout(True, _orbit_aligned, _as_code),
+    "orbit_invariant": Readout(True, lambda mu, _: mu.mean(0).flatten(1), _unmoved),
+    "channel_stats": Readout(False, _channel_stats, _as_channels),
 }
+
+
+def equivariance_of(
+    encode: Encode, images: Tensor, name: str, symmetry: Symmetry = Symmetry()
+) -> dict[int, float]:
+    """The relative error of a readout by group element, of the group of `symmetry`.
+
+    Args:
+        images: uint8 (n, 3, 32, 32); an orbit readout encodes each |G|^2 times.
+    """
+    return relative_errors(
+        lambda x: readouts_of(encode, x, [name], symmetry)[name],
+        images,
+        lambda features, g: READOUTS[name].act(features, g, symmetry),
+        range(1, d4.ORDER[symmetry.group]),
+    )
 
 
 def readouts_of(

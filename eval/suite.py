@@ -20,7 +20,7 @@ from pipeline.index import groups
 from shards.schema import DataError
 
 SPLITS = ("train", "val", "test")
-HEADLINES = (PRIMARY, "mean_rgb", "colour_grid", "random_init")  # few labels, corrupted patches
+HEADLINES = (PRIMARY, *BASELINES)  # also with few labels, and of corrupted patches
 ORBIT_PROBE = "mean_full_orbit"  # the mean, its probe fitted on every moved train image
 SCORED = ("key", "label", "source", "slide", "patient", "site")
 

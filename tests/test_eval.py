@@ -110,7 +110,7 @@ def test_baselines_meet_the_same_corrupted_patches(evaluated: Path, data: Path) 
     probe = fit(*(colours(readouts.images_of(split), split) for split in (train, val)), "logistic")
     pixels = readouts.images_of(test)
     found = results_of(evaluated)["robustness"]["baselines"]
-    assert set(found) == {"mean_rgb", "colour_grid", "random_init"}
+    assert set(found) == set(baselines.BASELINES)
     for kind in robustness.KINDS:
         expected = [
             probe.test(colours(robustness.corrupted(pixels, kind, s), test)).auroc
@@ -156,6 +156,9 @@ def test_results_are_complete_and_the_same_twice(evaluated: Path) -> None:
     assert first["notices"] == []
     assert first["protocol"]["groups_in_several_splits"] == {"source": 0}
     assert len(first["latent"]["kl_per_dimension"]) == 384
+    errors = first["equivariance"]["by_readout"]
+    assert set(errors) == set(readouts.READOUTS)
+    assert errors["mean"]["error"] > 0.1 > 1e-4 > errors["orbit_aligned"]["error"]
     returned = evaluate(evaluated, config=EvalConfig(figures=False), say=quiet)
     second = results_of(evaluated)
     assert returned == second

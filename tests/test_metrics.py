@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from eval import memory, metrics
+from eval.readouts import READOUTS, Symmetry, equivariance_of
 from models.vae import ModelConfig, build
 from pipeline import d4
 from pipeline.corrupt import KINDS, CorruptionConfig
@@ -104,6 +105,26 @@ def test_the_error_of_an_exactly_equivariant_encoder_is_0(group: str) -> None:
     assert set(regular) == set(range(1, d4.ORDER[group]))
     assert max(regular.values()) < 1e-5
     assert min(metrics.equivariance_errors(lifted(group), images, group).values()) > 0.1
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_every_readout_of_an_exactly_equivariant_encoder_is_exact(readout: str) -> None:
+    images = uint8_images(40)
+    for group in ("D4", "C4"):
+        for encode, fibres in ((pooled, "trivial"), (lifted(group), "regular")):
+            found = equivariance_of(encode, images, readout, Symmetry(group, fibres))
+            assert len(found) == d4.ORDER[group] - 1 and max(found.values()) < 2e-5
+
+
+def test_readouts_of_an_orbit_are_exact_for_any_encoder() -> None:
+    images, model = uint8_images(16), build(SMALL, 0).eval()
+    with torch.no_grad():
+        found = {
+            name: max(equivariance_of(lambda v: model.encoder(v).mean, images, name).values())
+            for name in READOUTS
+        }
+    assert max(found["orbit_aligned"], found["orbit_invariant"]) < 2e-5
+    assert min(found["mean"], found["channel_stats"]) > 0.05
 
 
 def test_the_error_of_an_unrelated_code_is_1_and_shrinking_does_not_lower_it() -> None:
