@@ -9,7 +9,7 @@ from eval.arms import Arm, Compared
 from eval.contrasts import compare
 from eval.entries import Entry
 from eval.scores import Scores
-from eval.verdicts import ALL_LABELS, PLAN
+from eval.verdicts import ALL_LABELS, PLAN, shortcomings
 
 UNTRAINED = "random_init"
 CEILING = "supervised"
@@ -41,7 +41,12 @@ def _untrained(compared: Compared, arm: Arm) -> str:
             f"{arm.name} - untrained: {found.estimate:+.4f}, no interval ({found.resampled}): "
             "whether this data set can rank models cannot be said."
         )
-    words = f"{arm.name} - untrained: {found.estimate:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+    words = (
+        f"{arm.name} - untrained: {found.estimate:+.4f} [{found.low:+.4f}, {found.high:+.4f}] "
+        f"(resampled: {found.resampled})"
+    )
+    if reasons := shortcomings(found):
+        return f"{words}: decides nothing, {'; '.join(reasons)}."
     if found.low > 0:
         return f"{words}: training shows in this probe."
     if found.high < 0:
@@ -70,7 +75,8 @@ def _architecture(entry: Entry) -> dict[str, Any]:
 
 def gaps(compared: Compared, best: float) -> list[str]:
     """G = (model - best baseline) / (supervised - best baseline), where that is above 0."""
-    ceiling = mean_auroc(compared.arms.get(CEILING))
+    ceilings = [arm for arm in compared.arms.values() if arm.preset == CEILING]
+    ceiling = max(filter(None, map(mean_auroc, ceilings)), default=None)
     if ceiling is None:
         return ["Gap closure: not measured, no run of the preset supervised."]
     if ceiling <= best:
@@ -78,7 +84,7 @@ def gaps(compared: Compared, best: float) -> list[str]:
     lines = []
     for arm in compared.arms.values():
         found = mean_auroc(arm)
-        if arm.name != CEILING and found is not None:
+        if arm.preset != CEILING and found is not None:
             share = (found - best) / (ceiling - best)
             lines.append(
                 f"{arm.name} closes {share:+.2f} of the gap from the best baseline {best:.3f} to "

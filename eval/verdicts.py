@@ -57,10 +57,15 @@ PRIMARY = (
     Planned("H2", "dvae", "vae", ROBUSTNESS, "superiority"),
     Planned("H2", "eq-dvae", "dvae", ROBUSTNESS, "superiority"),
 )
-EXPLORATORY = (  # preferred pairs; every other arm is set against the first
-    ("eq-dvae-refined", "eq-dvae"), ("c4-dvae", "d4-dvae"), ("eq-dvae-c4", "eq-dvae"),
-    ("eq-dvae", "dvae"), ("dvae", "vae"),
+EXPLORATORY = (  # arms that differ in one thing, or are meant for each other
+    ("vae", "ae"), ("dvae", "vae"), ("eq-dvae", "dvae"),
+    ("eq-dvae-c4", "eq-dvae"), ("eq-dvae-refined", "eq-dvae"),
+    ("d4-dvae", "eq-dvae-refined"), ("d4-dvae", "dvae-refined"), ("c4-dvae", "d4-dvae"),
+    ("d4-dvae-wide", "dvae-refined"), ("c4-dvae-wide", "dvae-refined"),
+    ("eq-dvae", "dvae-equal-compute"), ("eq-dvae", "dvae-2x"),
 )  # fmt: skip
+REFERENCE = "dvae"  # of an arm that is a variant of no other
+MIN_SEEDS = 3
 MEANING = {
     "holds": "{first} is better than {second} on this measure.",
     "superior": "{first} is better than {second} on this measure.",
@@ -98,14 +103,16 @@ def contrast(compared: Compared, first: str, second: str, measure: Measure) -> C
         why = "no seed is in both" if not seeds else f"no scores of the {measure.name}"
         return Comparison(first, second, None, (why,), tuple(dropped))
     found = compare(usable, compared.test.labels, compared.test.groups, plan=PLAN)
-    reasons = tuple(_shortcomings(found.difference))
+    reasons = tuple(shortcomings(found.difference))
     return Comparison(first, second, found, reasons, tuple(dropped))
 
 
-def _shortcomings(found: Interval) -> list[str]:
+def shortcomings(found: Interval) -> list[str]:
+    """Why an interval of a difference decides nothing, if so."""
     reasons = []
-    if found.seeds == 1:
-        reasons.append("one seed; three are the least that show how much seeds matter")
+    if found.seeds < MIN_SEEDS:
+        counted = "one seed" if found.seeds == 1 else f"{found.seeds} seeds"
+        reasons.append(f"{counted}; three are the least that show how much seeds matter")
     fewest = min((count for groups in found.groups for count in groups.values()), default=0)
     if fewest < MIN_GROUPS:
         reasons.append(f"a class with {fewest} groups in test, fewer than {MIN_GROUPS}")
@@ -158,10 +165,7 @@ def numbers(one: Comparison, p_holm: float | None) -> str:
 
 def exploratory(compared: Compared) -> tuple[Table | None, list[tuple[str, Contrast]]]:
     """Every arm against a partner, all labels: no correction, no word of judgement."""
-    pairs = [pair for pair in EXPLORATORY if all(name in compared.arms for name in pair)]
-    paired = {name for pair in pairs for name in pair}
-    names = list(compared.arms)
-    pairs += [(name, names[0]) for name in names[1:] if name not in paired]
+    pairs = _pairs(compared.arms)
     planned = {(p.first, p.second) for p in PRIMARY if p.measure is ALL_LABELS}
     rows, found = [], []
     for first, second in (pair for pair in pairs if pair not in planned):
@@ -178,6 +182,26 @@ def exploratory(compared: Compared) -> tuple[Table | None, list[tuple[str, Contr
         "corrected for their number: they suggest questions and answer none."
     )
     return (Table("Exploratory contrasts", header, rows, caption) if rows else None), found
+
+
+def _pairs(arms: Mapping[str, Arm]) -> list[tuple[str, str]]:
+    """The known pairs that are there; every variant with what it is a variant of."""
+    pairs = [pair for pair in EXPLORATORY if all(name in arms for name in pair)]
+    paired = {name for pair in pairs for name in pair}
+    for arm in arms.values():
+        partner = _base(arm, arms)
+        if partner is None and arm.name not in paired:
+            partner = next((name for name in (REFERENCE, *arms) if name in arms), None)
+        if partner not in (None, arm.name) and (arm.name, partner) not in pairs:
+            pairs.append((arm.name, str(partner)))
+    return pairs
+
+
+def _base(arm: Arm, arms: Mapping[str, Arm]) -> str | None:
+    """`dvae` of `dvae-blur`, the longest that there is; else the first arm of the preset."""
+    begun = [name for name in arms if arm.name.startswith((f"{name}-", f"{name} "))]
+    alike = [other.name for other in arms.values() if other.preset == arm.preset]
+    return max(begun, key=len) if begun else next((n for n in alike[:1] if n != arm.name), None)
 
 
 def _cells(found: Contrast) -> list[str]:

@@ -31,10 +31,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> list[Path]:
-    """Three seeds of eq-dvae and two of dvae; no vae; names that attack."""
+    """Four seeds of eq-dvae and three of dvae; no vae; names that attack."""
     root = tmp_path_factory.mktemp("runs")
-    found = [made(root / f"eq-{s}", data, "eq-dvae", s, 1.5) for s in range(3)]
-    found += [made(root / f"dvae-{s}{HOSTILE}", data, "dvae", s, 0.6) for s in range(2)]
+    found = [made(root / f"eq-{s}", data, "eq-dvae", s, 1.5) for s in range(4)]
+    found += [made(root / f"dvae-{s}{HOSTILE}", data, "dvae", s, 0.6) for s in range(3)]
     return found
 
 
@@ -52,7 +52,7 @@ def test_verdicts_are_those_of_the_contrasts(runs: list[Path]) -> None:
     judged = verdicts.primary(compared)
     words = [said.word for said, _ in judged]
     assert words[2] == "not measured" and "no run of vae" in judged[2][0].meaning
-    seeds = [[read_scores(run / "scores.parquet")[0] for run in runs[a : a + 2]] for a in (0, 3)]
+    seeds = [[read_scores(run / "scores.parquet")[0] for run in runs[a : a + 3]] for a in (0, 4)]
     rows = seeds[0][0].rows
     labels, groups = rows["label"].to_numpy(), np.array(rows["group"].to_pylist())
     clean = Condition("mean", "logistic")
@@ -66,15 +66,19 @@ def test_verdicts_are_those_of_the_contrasts(runs: list[Path]) -> None:
     assert f"Holm's p {adjusted['0']:.4f}" in judged[0][0].numbers
     assert f"{direct.difference.estimate:+.4f}" in judged[0][0].numbers
     assert judged[0][0].numbers.startswith("Minimal detectable difference")
-    assert "seeds [2] of eq-dvae have no partner" in judged[0][0].numbers
+    assert "seeds [3] of eq-dvae have no partner" in judged[0][0].numbers
     assert words[0] == "superior" and words[3] == "holds"
 
 
-def test_one_seed_or_few_groups_decide_nothing(tmp_path: Path, data: Dataset) -> None:
-    one = [made(tmp_path / p, data, p, 0, s) for p, s in (("eq-dvae", 3.0), ("dvae", 0.1))]
-    (said, contrast), *_ = verdicts.primary(gathered(one))
-    assert said.word == "cannot be decided" and "one seed" in said.meaning
-    assert contrast is not None and contrast.difference.low is not None  # the numbers are told
+def test_few_seeds_or_few_groups_decide_nothing(tmp_path: Path, data: Dataset) -> None:
+    found = [made(tmp_path / f"{p}{seed}", data, p, seed, s) for seed in range(2)
+             for p, s in (("eq-dvae", 3.0), ("dvae", 0.1))]  # fmt: skip
+    for runs, counted in ((found[:2], "one seed"), (found, "2 seeds")):
+        compared = gathered(runs)
+        (said, contrast), *_ = verdicts.primary(compared)
+        assert said.word == "cannot be decided" and counted in said.meaning
+        assert contrast is not None and contrast.difference.low is not None  # the numbers are told
+        assert counted in next(line for line in ranking.sentences(compared, None))
     few = packed(tmp_path / "few", groups=4)
     many = [made(tmp_path / f"f{p}{s}", few, p, s, k) for s in range(3)
             for p, k in (("eq-dvae", 3.0), ("dvae", 0.1))]  # fmt: skip
@@ -99,7 +103,7 @@ def test_what_cannot_be_paired_is_said(tmp_path: Path, data: Dataset) -> None:
 def test_a_data_set_that_ranks_nothing_is_named_and_gaps_are_closed(
     tmp_path: Path, data: Dataset
 ) -> None:
-    found = [made(tmp_path / f"{p}{s}", data, p, s, skill) for s in range(2)
+    found = [made(tmp_path / f"{p}{s}", data, p, s, skill) for s in range(3)
              for p, skill in (("dvae", 0.1), ("supervised", 3.0))]  # fmt: skip
     compared = gathered(found)
     lines = ranking.sentences(compared, ("mean_rgb", 0.45))
@@ -107,13 +111,40 @@ def test_a_data_set_that_ranks_nothing_is_named_and_gaps_are_closed(
         ("dvae", 1),
         ("supervised", 0),
         ("supervised", 1),
+        ("supervised", 2),
     ):  # evaluated once is enough
         del compared.arms[arm].books[seed].scores[Condition("random_init", "logistic")]
     assert ranking.sentences(compared, ("mean_rgb", 0.45)) == lines
     assert "cannot rank models" in next(line for line in lines if line.startswith("dvae - untr"))
     assert "training shows" in next(line for line in lines if line.startswith("supervised - "))
-    dvae, ceiling = (np.mean([0.5 + k / 10 + s / 1000 for s in (0, 1)]) for k in (0.1, 3.0))
+    dvae, ceiling = (np.mean([0.5 + k / 10 + s / 1000 for s in range(3)]) for k in (0.1, 3.0))
     assert f"dvae closes {(dvae - 0.45) / (ceiling - 0.45):+.2f} of the gap" in lines[-1]
+
+
+PAIRED = {
+    "compute": (
+        ("dvae", "dvae-equal-compute", "dvae-2x", "eq-dvae"),
+        {("dvae-equal-compute", "dvae"), ("dvae-2x", "dvae"), ("eq-dvae", "dvae-equal-compute"),
+         ("eq-dvae", "dvae-2x"), ("eq-dvae", "dvae")},
+    ),
+    "groups": (
+        ("eq-dvae", "eq-dvae-c4", "eq-dvae-refined", "d4-dvae", "c4-dvae"),
+        {("eq-dvae-c4", "eq-dvae"), ("eq-dvae-refined", "eq-dvae"), ("c4-dvae", "d4-dvae"),
+         ("d4-dvae", "eq-dvae-refined")},
+    ),
+    "beta": (
+        ("dvae", "dvae-beta2", "dvae-beta2-fixed"),
+        {("dvae-beta2", "dvae"), ("dvae-beta2-fixed", "dvae-beta2")},
+    ),
+    "any encoder": (("ae", "dvae", "uni"), {("ae", "dvae"), ("uni", "dvae")}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", PAIRED)
+def test_every_arm_meets_what_it_is_a_variant_of(recipe: str) -> None:
+    names, expected = PAIRED[recipe]
+    found = verdicts._pairs({name: arms.Arm(name, name, 1000) for name in names})
+    assert set(found) == expected and len(found) == len(expected)
 
 
 def test_baselines_stand_beside_every_headline(tmp_path: Path, data: Dataset) -> None:
