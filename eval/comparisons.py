@@ -1,7 +1,6 @@
 """The charts of a report: which numbers of the runs stand against which."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from eval import arms as of_runs
@@ -35,7 +34,8 @@ def differences(found: Sequence[tuple[str, Contrast]], name: str) -> Chart:
     axis = Axis("difference of AUROC", marks=(0.0, -MARGIN))
     title = "Differences between arms with 95 % intervals"
     caption = (
-        f"{title}. Dashed: no difference, and {MARGIN} below it, the margin of non-inferiority."
+        f"{title}. Dashed: no difference, and {MARGIN} below it, the margin of non-inferiority. "
+        f"{resampled(contrast.difference for _, contrast in found)}"
     )
     return Chart(name, title, charts.forest(rows, axis, title), caption)
 
@@ -47,7 +47,14 @@ def headlines(found: Headlines, name: str) -> Chart:
     rows = [(arm, _point(cell)) for arm, cell in measured.items()]
     title = "Linear probe with all labels: arms and baselines with 95 % intervals"
     axis = Axis("macro AUROC on test", marks=(0.5,))
-    return Chart(name, title, charts.forest(rows, axis, title), f"{title}. Dashed: chance.")
+    caption = f"{title}. Dashed: chance. {resampled(measured.values())}"
+    return Chart(name, title, charts.forest(rows, axis, title), caption)
+
+
+def resampled(found: Iterable[Interval]) -> str:
+    """What the intervals of a chart resample."""
+    words = sorted({interval.resampled for interval in found if interval.low is not None})
+    return f"Resampled: {'; or '.join(words)}." if words else ""
 
 
 def _point(found: Interval, x: float = 0.0) -> Point:
@@ -56,38 +63,39 @@ def _point(found: Interval, x: float = 0.0) -> Point:
 
 def labels(compared: Compared, name: str) -> Chart:
     """AUROC against how many groups a class are labelled."""
-    series = []
+    series, cells = [], list[Interval]()
     for i, arm in enumerate(compared.arms.values()):
         apart = BESIDE ** (i - (len(compared.arms) - 1) / 2)
-        points = [replace(p, x=p.x * apart)
-                  for p in (*_budgets(compared, arm), *_all_labels(compared, arm))]  # fmt: skip
+        found = [*_budgets(compared, arm), *_all_labels(compared, arm)]
+        cells += [cell for _, cell in found]
+        points = [_point(cell, x * apart) for x, cell in found]
         series.append(Series(arm.name, sorted(points, key=lambda p: p.x), i))
-    x = Axis("labelled source images a class (mean)", log=True)
+    x = Axis("labelled groups a class (mean)", log=True)
     title = "Linear probe against labels"
     caption = (
         f"{title}: mean over seeds and draws of the labelled subset, bars are 95 % intervals "
         f"({CURVE.replicates:,} replicates). The last point has all labels; "
-        "arms are drawn side by side."
+        f"arms are drawn side by side. {resampled(cells)}"
     )
     return Chart(name, title, charts.plot(series, x, Axis("macro AUROC on test"), title), caption)
 
 
-def _budgets(compared: Compared, arm: Arm) -> Iterable[Point]:
+def _budgets(compared: Compared, arm: Arm) -> Iterable[tuple[float, Interval]]:
     first = next(iter(arm.runs.values()))
     for budget, found in first.section("budgets", PRIMARY).items():
         cell = of_arm(compared, arm, of_runs.budget(budget), plan=CURVE)
         counts = found.get("groups_per_class")
         if cell is not None and isinstance(counts, list) and counts:
-            yield _point(cell, sum(counts) / len(counts))
+            yield sum(counts) / len(counts), cell
 
 
-def _all_labels(compared: Compared, arm: Arm) -> Iterable[Point]:
+def _all_labels(compared: Compared, arm: Arm) -> Iterable[tuple[float, Interval]]:
     first = next(iter(arm.runs.values()))
     classes = first.section("protocol", "splits", "train", "classes").values()
     counts = [count for found in classes if isinstance(count := found.get("groups"), int) and count]
     cell = of_arm(compared, arm, ALL_LABELS.pick, plan=CURVE)
     if counts and cell is not None:
-        yield _point(cell, sum(counts) / len(counts))
+        yield sum(counts) / len(counts), cell
 
 
 def robustness(arms: Iterable[Arm], slug: str) -> list[Chart]:
@@ -132,6 +140,22 @@ def rate_distortion(arms: Iterable[Arm], name: str) -> Chart:
     caption = (
         f"{title}: a point a run. Up and to the left is better; arms at different rates are not "
         "at equal conditions."
+    )
+    return Chart(name, title, svg, caption)
+
+
+def rate_and_probe(arms: Iterable[Arm], name: str) -> Chart:
+    """A point a run: the KL it spends and what a probe reads off its code."""
+    series = [
+        Series(arm.name, [Point(_of(run, "latent", "kl"), _of(run, "probe", PRIMARY, "auroc"))
+                          for run in arm.runs.values()], i, joined=False)
+        for i, arm in enumerate(arms)
+    ]  # fmt: skip
+    title = "Rate and probe"
+    svg = charts.plot(series, Axis("KL (nats per patch)"), Axis("macro AUROC on test"), title)
+    caption = (
+        f"{title}: a point a run. A term that lowers the rate is compared fairly where arms of "
+        "other beta or lambda reach the same rate: look along the vertical."
     )
     return Chart(name, title, svg, caption)
 

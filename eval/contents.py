@@ -1,11 +1,11 @@
 """What the report says: for every data set the verdicts first, then what they rest on."""
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from eval import arms as of_runs
-from eval import comparisons, efficiency, entries, ranking, tables, verdicts
+from eval import comparisons, conditions, efficiency, entries, ranking, tables, verdicts
 from eval.arms import Compared
 from eval.atlas import atlas
 from eval.document import (
@@ -41,13 +41,17 @@ PICTURES = {
 
 
 def compose(
-    found: list[Entry], carried: Iterable[Section] = (), measured: Efficiency | None = None
+    found: list[Entry],
+    carried: Iterable[Section] = (),
+    measured: Efficiency | None = None,
+    options: Sequence[str] = (),
 ) -> Document:
     """All that the report says, of every writer.
 
     Args:
         carried: what transfers have to say.
         measured: size and speed of the models.
+        options: of the command of this report, beside the runs.
     """
     groups = entries.by_data_set(found)
     sections = [
@@ -57,7 +61,7 @@ def compose(
     ]
     sections += carried
     sections.append(Section(2, "How the numbers are made", [Text(_protocol())]))
-    sections.append(Section(2, "To reproduce", [Code(_commands(found)), Text(_NOTE)]))
+    sections.append(Section(2, "To reproduce", [Code(_commands(found, options)), Text(_NOTE)]))
     sections.append(Section(2, "Environment", [tables.environment(found)]))
     many = f" on {len(groups)} data sets, compared only within one" if len(groups) > 1 else ""
     lead = (
@@ -137,7 +141,8 @@ def _scores(group: list[Entry], compared: Compared, slug: str) -> list[Part]:
 def _curves(compared: Compared, slug: str) -> list[Part]:
     arms = compared.arms.values()
     return [
-        comparisons.labels(compared, f"{slug}-labels.svg"), *comparisons.robustness(arms, slug)
+        comparisons.labels(compared, f"{slug}-labels.svg"), *conditions.budgets(arms),
+        *comparisons.robustness(arms, slug), *conditions.robustness(arms),
     ]  # fmt: skip
 
 
@@ -145,9 +150,11 @@ def _metrics(compared: Compared, slug: str) -> list[Part]:
     arms = compared.arms.values()
     return [
         comparisons.rate_distortion(arms, f"{slug}-rate-distortion.svg"),
+        comparisons.rate_and_probe(arms, f"{slug}-rate-probe.svg"),
         comparisons.equivariance(arms, f"{slug}-equivariance.svg"),
         tables.denoising(arms),
         tables.by_element(arms),
+        *tables.by_readout(arms),
     ]
 
 
@@ -195,19 +202,26 @@ def _protocol() -> str:
     )
 
 
-_NOTE = "Options beyond these are in each run's config.json."
+_NOTE = (
+    "A run's config.json holds every setting, and where its data set lay. Of a preset as it is, "
+    "train/main.py PRESET --data DIR --seed S --images N does the same."
+)
 
 
-def _commands(found: list[Entry]) -> str:
-    lines = []
-    for entry in found:
-        if entry.at("run", "preset") is not None:
-            words = ["accelerate", "launch", "train/main.py", str(entry.at("run", "preset"))]
-            folder = entries.near(entry.folder)
-            words += ["--data", entries.near(entry.root), "--seed", str(entry.seed)]
-            words += ["--images", str(entry.at("run", "images_seen")), "--out", folder]
-            lines.append(shlex.join(words))
-            lines.append(shlex.join(["python", "-m", "eval.main", folder]))
+def _commands(found: list[Entry], options: Sequence[str]) -> str:
+    lines = [line for entry in found for line in _run_again(entry)]
     folders = [entries.near(entry.folder) for entry in found]
-    lines.append(shlex.join(["python", "-m", "eval.report", *folders, "--out", "report"]))
-    return "\n".join(lines)
+    report = ["python", "-m", "eval.report", *folders, *options, "--out", "report"]
+    return "\n".join([*lines, shlex.join(report)])
+
+
+def _run_again(entry: Entry) -> list[str]:
+    """The commands that make a run, or the scores of embeddings from elsewhere."""
+    folder, data = entries.near(entry.folder), entries.near(entry.root)
+    if (features := entry.at("external", "features")) is not None:
+        named = ["--data", data, "--name", entry.preset, "--out", folder]
+        return [
+            shlex.join(["python", "-m", "eval.external", entries.near(Path(str(features))), *named])
+        ]
+    train = ["accelerate", "launch", "train/main.py", f"{folder}/config.json", "--out", folder]
+    return [shlex.join(train), shlex.join(["python", "-m", "eval.main", folder])]

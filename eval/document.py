@@ -42,9 +42,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What may be said of one question: a word, what it means, the numbers behind it."""
+    """What may be said of one question: what could have been seen at all, a word, what it means,
+    the numbers behind it."""
 
     question: str
+    before: str  # the minimal detectable difference; nothing where there is none
     word: str
     meaning: str
     numbers: str

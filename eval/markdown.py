@@ -46,9 +46,10 @@ def _part(part: Part) -> str:
             cells = [[escape(cell, None) for cell in row] for row in rows]
             body = table([escape(cell, None) for cell in header], cells)
             return "\n\n".join(filter(None, [f"**{escape(title)}**", body, escape(caption, None)]))
-        case Verdict(question, word, meaning, numbers):
-            said = f"{escape(meaning, None)} {escape(numbers, None)}"
-            return f"- **{escape(question)}: {escape(word)}.** {said}"
+        case Verdict(question, before, word, meaning, numbers):
+            said = " ".join(escape(text, None) for text in (meaning, numbers) if text)
+            first = f" {escape(before, None)}" if before else ""
+            return f"- {escape(question)}.{first} **{escape(word).capitalize()}.** {said}"
         case Picture(name, _, caption) | Chart(name, _, _, caption):
             return f"![{escape(caption)}](figures/{name})\n\n*{escape(caption, None)}*"
         case Atlas():

@@ -46,7 +46,9 @@ def write_report(
     found = entries.load(Path(folder) for folder in run_folders)
     carried = [section for folder in transfers for section in transfer_report.load(Path(folder))]
     sizes = None if measured is None else efficiency.load(Path(measured))
-    document = compose(found, carried, sizes)
+    options = [word for path in transfers for word in ("--transfer", entries.near(Path(path)))]
+    options += [] if measured is None else ["--efficiency", entries.near(Path(measured))]
+    document = compose(found, carried, sizes, options)
     for section in document.sections:
         for part in section.parts:
             _write_figure(part, out / "figures")

@@ -74,13 +74,13 @@ def over_seeds(arms: Iterable[Arm]) -> list[Part]:
     rows = []
     for arm in arms:
         if len(arm.runs) > 1:
-            cells = [_mean(arm, path, digits) for path, digits in SCORES.values()]
+            cells = [mean_of(arm, path, digits) for path, digits in SCORES.values()]
             rows.append([arm.name, number(arm.images, 0), str(len(arm.runs)), *cells])
     header = ["preset", "images", "seeds", *SCORES]
     return [Table("Mean ± standard deviation over seeds", header, rows)] if rows else []
 
 
-def _mean(arm: Arm, path: tuple[str, ...], digits: int = 3) -> str:
+def mean_of(arm: Arm, path: tuple[str, ...], digits: int = 3) -> str:
     """Of the runs that have it, with the standard deviation, and how many where that is not all."""
     values = [entry.at(*path) for entry in arm.runs.values()]
     measured = sum(value is not None for value in values)
@@ -88,7 +88,7 @@ def _mean(arm: Arm, path: tuple[str, ...], digits: int = 3) -> str:
     return f"{cell} ({measured} of {len(values)})" if 0 < measured < len(values) else cell
 
 
-def _column(arm: Arm) -> str:
+def column(arm: Arm) -> str:
     """A run alone under its own name, runs of several seeds under that of their arm."""
     runs = list(arm.runs.values())
     return runs[0].label if len(runs) == 1 else arm.name
@@ -128,7 +128,7 @@ def readouts(arms: Iterable[Arm]) -> Part:
     for name in names:
         size = next((found[name].get("dimensions") for found in probes if name in found), None)
         rows.append([shown(name), number(size, 0), *(_probe(arm, "probe", name) for arm in arms)])
-    header = ["features", "numbers", *map(_column, arms)]
+    header = ["features", "numbers", *map(column, arms)]
     return Table("Linear probe by features", header, rows, f"{_PROBED} Baselines at the end.")
 
 
@@ -149,7 +149,7 @@ def other_probes(arms: Iterable[Arm]) -> Part:
     ]  # fmt: skip
     if not rows:
         return Text(f"Other probes (MLP, nearest neighbours): {NOT_MEASURED}.")
-    header = ["features, probe", *map(_column, arms)]
+    header = ["features, probe", *map(column, arms)]
     return Table("Other probes", header, rows, _PROBED)
 
 
@@ -166,7 +166,7 @@ def _probe(arm: Arm, *path: str) -> str:
     settings = [entry.at(*path, "setting") for entry in arm.runs.values()]
     alone = settings[0] if len(settings) == 1 else None
     chosen = f" ({alone:g})" if isinstance(alone, int | float) else ""
-    return _mean(arm, (*path, "auroc")) + chosen
+    return mean_of(arm, (*path, "auroc")) + chosen
 
 
 def _baseline(arm: Arm, *path: str) -> Any:
@@ -183,13 +183,15 @@ def denoising(arms: Iterable[Arm]) -> Part:
     if not there:
         return Text(f"Denoising: {NOT_MEASURED}.")
     header = ["corruption", "input PSNR", "input SSIM"]
-    header += [f"{_column(arm)} {score}" for arm in there for score in ("PSNR", "SSIM")]
+    header += [f"{column(arm)} {score}" for arm in there for score in ("PSNR", "SSIM")]
     scores = (("psnr", 2), ("ssim", 3))
     source = next(run for run in there[0].runs.values() if run.section(*at))
     rows = []
     for kind in KINDS:
         row = [number(source.at(*at, kind, f"input_{score}"), digits) for score, digits in scores]
-        row += [_mean(arm, (*at, kind, score), digits) for arm in there for score, digits in scores]
+        row += [
+            mean_of(arm, (*at, kind, score), digits) for arm in there for score, digits in scores
+        ]
         rows.append([KIND_TITLES[kind], *row])
     caption = (
         "Against the clean patch, in dB and SSIM; `input` is the corrupted patch itself, the same "
@@ -207,9 +209,24 @@ def by_element(arms: Iterable[Arm]) -> Part:
         *((name, ("equivariance", "by_element", name)) for name in ELEMENTS[1:]),
         *((f"over {name}", ("equivariance", "by_group", name)) for name in ("D4", "C4")),
     ]
-    rows = [[name, *(_mean(arm, path) for arm in arms)] for name, path in places]
+    rows = [[name, *(mean_of(arm, path) for arm in arms)] for name, path in places]
     caption = "Relative error of the code: 0 exact, about 1 unrelated."
-    return Table("Equivariance by group element", ["element", *map(_column, arms)], rows, caption)
+    return Table("Equivariance by group element", ["element", *map(column, arms)], rows, caption)
+
+
+def by_readout(arms: Iterable[Arm]) -> list[Part]:
+    """The relative equivariance error of every readout, over the group of the run."""
+    arms = list(arms)
+    runs = [run for arm in arms for run in arm.runs.values()]
+    at = ("equivariance", "by_readout")
+    names = dict.fromkeys(name for run in runs for name in run.section(*at))
+    rows = [[shown(name), *(mean_of(arm, (*at, name, "error")) for arm in arms)] for name in names]
+    caption = (
+        "Relative error over the group of the run, on 256 patches: averages over an orbit are "
+        "exact by construction, channel statistics should not change at all."
+    )
+    header = ["readout", *map(column, arms)]
+    return [Table("Equivariance by readout", header, rows, caption)] if rows else []
 
 
 def environment(entries: list[Entry]) -> Table:

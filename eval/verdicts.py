@@ -132,12 +132,13 @@ def primary(compared: Compared) -> list[tuple[Verdict, Contrast | None]]:
         question = f"{plan.hypothesis}, {plan.first} - {plan.second}, {plan.measure.name}"
         if one.contrast is None:
             because = "; ".join((*one.reasons, *one.notes))
-            said = Verdict(question, NOT_MEASURED, f"Reason: {because}.", "")
+            said = Verdict(question, "", NOT_MEASURED, f"Reason: {because}.", "")
         else:
             p_holm = judged[str(i)].p_holm
             word = UNDECIDABLE if one.reasons else judged[str(i)].word
             meaning = f"Reason: {'; '.join(one.reasons)}." if one.reasons else _meaning(word, one)
-            said = Verdict(question, word, meaning, numbers(one, None if one.reasons else p_holm))
+            told = numbers(one, None if one.reasons else p_holm)
+            said = Verdict(question, _detectable(one.contrast), word, meaning, told)
         verdicts.append((said, one.contrast))
     return verdicts
 
@@ -146,17 +147,20 @@ def _meaning(word: str, one: Comparison) -> str:
     return MEANING[word].format(first=one.first, second=one.second)
 
 
+def _detectable(found: Contrast) -> str:
+    if found.detectable is None:
+        return ""
+    return f"Minimal detectable difference: {found.detectable:.4f}."
+
+
 def numbers(one: Comparison, p_holm: float | None) -> str:
-    """The detectable difference, the estimate and its interval, what was resampled."""
+    """The estimate and its interval, what was resampled."""
     assert one.contrast is not None
     found = one.contrast.difference
     parts = [f"Difference {found.estimate:+.4f}, no interval"]
-    if found.low is not None and one.contrast.detectable is not None:
+    if found.low is not None:
         ends = f"[{found.low:+.4f}, {found.high:+.4f}]"
-        parts = [
-            f"Minimal detectable difference {one.contrast.detectable:.4f}",
-            f"difference {found.estimate:+.4f}, 95 % interval {ends}",
-        ]
+        parts = [f"Difference {found.estimate:+.4f}, 95 % interval {ends}"]
     if p_holm is not None:
         parts.append(f"Holm's p {p_holm:.4f}")
     resampled = f"resampled: {found.resampled}; {found.replicates:,} replicates"
@@ -179,7 +183,8 @@ def exploratory(compared: Compared) -> tuple[Table | None, list[tuple[str, Contr
     header = ["contrast", "difference", "95 % interval", "detectable", "seeds", "beware"]
     caption = (
         "Macro AUROC, raw mu, all labels, paired as above. Not planned beforehand and not "
-        "corrected for their number: they suggest questions and answer none."
+        "corrected for their number: they suggest questions and answer none. Resampled: "
+        f"{'; or '.join(sorted({one.difference.resampled for _, one in found})) or 'nothing'}."
     )
     return (Table("Exploratory contrasts", header, rows, caption) if rows else None), found
 
