@@ -43,8 +43,12 @@ def ceiling() -> list[Arm]:
 
 
 def groups() -> list[Arm]:
-    """D4 against C4, by a term of the objective and by weight tying, at equal width."""
-    return [preset(name) for name in ("eq-dvae", "eq-dvae-c4", "d4-dvae", "c4-dvae")]
+    """D4 against C4, by a term of the objective and by weight tying, at equal width.
+
+    `eq-dvae-refined` is the term on the architecture that the tied models share.
+    """
+    names = ("eq-dvae", "eq-dvae-c4", "eq-dvae-refined", "d4-dvae", "c4-dvae")
+    return [preset(name) for name in names]
 
 
 def parameters() -> list[Arm]:
