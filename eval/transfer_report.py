@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import run as runs
+from eval import transfer_contrasts
 from eval.document import Bullets, Part, Section, Table, Text, mean_sd, shown
 from eval.entries import UNEQUAL
 from eval.readouts import PRIMARY
@@ -17,7 +18,7 @@ Row = dict[str, Any]
 
 LEAD = (
     "Macro AUROC on test of a logistic probe. A number is one fit on one split, or mean ± standard "
-    "deviation over runs that differ in their seed; for intervals see the files in `scores`."
+    "deviation over runs that differ in their seed; intervals of differences stand below."
 )
 
 
@@ -32,7 +33,10 @@ def load(folder: Path) -> list[Section]:
         raise DataError(f"{path} does not exist: make it with: python -m eval.transfer")
     found = runs.read_json(path)
     try:
-        return sections(found)
+        carried = sections(found)
+        compared = transfer_contrasts.differences(folder, found, _arms(found))
+        title = "Arms compared where they were carried"
+        return [*carried, Section(3, title, compared)] if compared else carried
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{path} was not written by this version ({error!r}): run eval.transfer again"

@@ -169,17 +169,17 @@ def numbers(one: Comparison, p_holm: float | None) -> str:
 
 def exploratory(compared: Compared) -> tuple[Table | None, list[tuple[str, Contrast]]]:
     """Every arm against a partner, all labels: no correction, no word of judgement."""
-    pairs = _pairs(compared.arms)
+    partners = pairs(compared.arms)
     planned = {(p.first, p.second) for p in PRIMARY if p.measure is ALL_LABELS}
     rows, found = [], []
-    for first, second in (pair for pair in pairs if pair not in planned):
+    for first, second in (pair for pair in partners if pair not in planned):
         one = contrast(compared, first, second, ALL_LABELS)
         name = f"{first} - {second}"
         if one.contrast is None:
             rows.append([name, NOT_MEASURED, "", "", "", "; ".join((*one.reasons, *one.notes))])
             continue
         found.append((name, one.contrast))
-        rows.append([name, *_cells(one.contrast), "; ".join((*one.reasons, *one.notes))])
+        rows.append([name, *cells(one.contrast), "; ".join((*one.reasons, *one.notes))])
     header = ["contrast", "difference", "95 % interval", "detectable", "seeds", "beware"]
     caption = (
         "Macro AUROC, raw mu, all labels, paired as above. Not planned beforehand and not "
@@ -189,17 +189,17 @@ def exploratory(compared: Compared) -> tuple[Table | None, list[tuple[str, Contr
     return (Table("Exploratory contrasts", header, rows, caption) if rows else None), found
 
 
-def _pairs(arms: Mapping[str, Arm]) -> list[tuple[str, str]]:
+def pairs(arms: Mapping[str, Arm]) -> list[tuple[str, str]]:
     """The known pairs that are there; every variant with what it is a variant of."""
-    pairs = [pair for pair in EXPLORATORY if all(name in arms for name in pair)]
-    paired = {name for pair in pairs for name in pair}
+    found = [pair for pair in EXPLORATORY if all(name in arms for name in pair)]
+    paired = {name for pair in found for name in pair}
     for arm in arms.values():
         partner = _base(arm, arms)
         if partner is None and arm.name not in paired:
             partner = next((name for name in (REFERENCE, *arms) if name in arms), None)
-        if partner not in (None, arm.name) and (arm.name, partner) not in pairs:
-            pairs.append((arm.name, str(partner)))
-    return pairs
+        if partner not in (None, arm.name) and (arm.name, partner) not in found:
+            found.append((arm.name, str(partner)))
+    return found
 
 
 def _base(arm: Arm, arms: Mapping[str, Arm]) -> str | None:
@@ -209,7 +209,8 @@ def _base(arm: Arm, arms: Mapping[str, Arm]) -> str | None:
     return max(begun, key=len) if begun else next((n for n in alike[:1] if n != arm.name), None)
 
 
-def _cells(found: Contrast) -> list[str]:
+def cells(found: Contrast) -> list[str]:
+    """The difference, its interval, what could have been detected, the seeds."""
     difference = found.difference
     if difference.low is None or found.detectable is None:
         return [f"{difference.estimate:+.4f}", "no interval", "", str(difference.seeds)]
@@ -225,14 +226,14 @@ def intervals(compared: Compared, baselines: Mapping[str, tuple[str, str]]) -> H
     """
     found: Headlines = {}
     for name, arm in compared.arms.items():
-        cells = {m.name: of_arm(compared, arm, m.pick) for m in MEASURES}
-        kept = {measure: cell for measure, cell in cells.items() if cell is not None}
+        measured = {m.name: of_arm(compared, arm, m.pick) for m in MEASURES}
+        kept = {measure: cell for measure, cell in measured.items() if cell is not None}
         if kept:
             found[name] = kept
     for name, (features, arm_name) in baselines.items():
         arm = compared.arms[arm_name]
-        cells = {m.name: _of_baseline(compared, arm, m.of(features)) for m in MEASURES}
-        kept = {measure: cell for measure, cell in cells.items() if cell is not None}
+        measured = {m.name: _of_baseline(compared, arm, m.of(features)) for m in MEASURES}
+        kept = {measure: cell for measure, cell in measured.items() if cell is not None}
         if kept:
             found[f"baseline {name}"] = kept
     return found

@@ -143,7 +143,7 @@ PAIRED = {
 @pytest.mark.parametrize("recipe", PAIRED)
 def test_every_arm_meets_what_it_is_a_variant_of(recipe: str) -> None:
     names, expected = PAIRED[recipe]
-    found = verdicts._pairs({name: arms.Arm(name, name, 1000) for name in names})
+    found = verdicts.pairs({name: arms.Arm(name, name, 1000) for name in names})
     assert set(found) == expected and len(found) == len(expected)
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from eval import transfer_report
+from eval import transfer_contrasts, transfer_report
 from eval.document import Document, Table, shown
 from eval.markdown import render
 from eval.report import write_report
+from eval.scores import SCORES, Condition, read_scores
 from shards.schema import DataError
 from tests.report_runs import FORMULA, HOSTILE, made, packed
 
@@ -87,9 +88,30 @@ def test_commands_and_numbers_name_no_folder_above_the_working_one(
     run = made(tmp_path / "run", data, "dvae", 0, 1.0)
     monkeypatch.chdir(tmp_path)
     page = write_report([run], tmp_path / "out")
-    assert "dvae --data data/shards --seed 0 --images 1000 --out run" in page.read_text()
+    assert "train/main.py run/config.json --out run" in page.read_text()
     for file in page.parent.glob("*.*"):
         assert str(tmp_path) not in file.read_text()
+
+
+def test_arms_that_were_carried_are_compared_by_seed(tmp_path: Path) -> None:
+    data = packed(tmp_path / "data")
+    found: dict[str, Any] = {"runs": {}, "data": {"oral": {}, "../oral": {}}}
+    for seed in range(3):
+        for arm, skill in (("dvae", 0.5), ("eq-dvae", 2.0)):
+            name = f"{arm}-s{seed}"
+            found["runs"][name] = {"seed": seed}
+            book, about = read_scores(made(tmp_path / name, data, arm, seed, skill) / SCORES)
+            clean = book.scores[Condition("mean", "logistic")]
+            book.scores = {Condition("mean", "logistic", "train=colon,stain=none"): clean}
+            book.write(tmp_path / "scores" / name / "oral.parquet", about)
+    arms = {name: name.rpartition("-")[0] for name in found["runs"]}
+    (table,) = transfer_contrasts.differences(tmp_path, found, arms)
+    (row,) = table.rows  # and nothing from outside the folder
+    assert row[:3] == ["eq-dvae - dvae", "train=colon,stain=none", "oral"] and row[6:] == ["3", ""]
+    low, high = map(float, row[4].split(" to "))
+    assert 0 < low < float(row[3]) < high
+    assert "24 groups of test within class" in table.caption
+    assert transfer_contrasts.differences(tmp_path / "none", found, arms) == []
 
 
 @pytest.mark.parametrize("change", [{"matrix": [{}]}, {"runs": []}, {"notices": 3}])
