@@ -7,7 +7,7 @@ work when a line arrives on its standard input, and ends when that is closed.
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from shards.schema import DataError
 
@@ -37,7 +37,8 @@ def _popen(module: str, order: Sequence[str]) -> Process:
 
 def tell(process: Process) -> None:
     assert process.stdin is not None
-    print(GO, file=process.stdin, flush=True)
+    with suppress(BrokenPipeError):  # it has ended: its next line says so
+        print(GO, file=process.stdin, flush=True)
 
 
 def line(process: Process) -> str:

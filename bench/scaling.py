@@ -1,14 +1,14 @@
 """`scaling`: packing and reading by 1, 2, 4 ... processes, up to the cores that may be used.
 
 Readers are the ranks of one training that streams: each gives its share of every global batch, and
-a round is an epoch of all of them together. What is read is in the page cache.
+a round is an epoch of all of them together. Each round begins with a loader that holds no block, so
+that every block is read and checked; the shards are in the page cache.
 """
 
 import shutil
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from bench.timing import Say, rounds
 from pipeline.index import open_dataset
 from pipeline.loader import Loader
 from shards.cores import usable_cores
+from shards.schema import DataError
 
 
 def measure(settings: Settings, accelerator: Accelerator, say: Say) -> list[Record]:
@@ -35,7 +36,9 @@ def measure(settings: Settings, accelerator: Accelerator, say: Say) -> list[Reco
     crews = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= usable_cores()]
     records: list[Record] = []
     for patches in settings.patches:
-        batch = min(BATCH, max(1, patches // crews[-1]))  # of a process
+        if patches < crews[-1]:
+            raise DataError(f"{patches} patches for {crews[-1]} processes: give more --patches")
+        batch = min(BATCH, patches // crews[-1])  # of a process
         count = patches // (batch * crews[-1]) * batch * crews[-1]  # an epoch is whole batches
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             made = Made(Path(folder) / "made", pixels, labels, count)
@@ -62,15 +65,12 @@ def _reading(
     made: Made, crews: list[int], batch: int, settings: Settings, say: Say
 ) -> list[Record]:
     root = made.packed("stored")
-    say(f"scaling: reading {made.count:,} patches with {crews} processes in turn")
-    with ExitStack() as stack:
-        ranks = {
-            n: stack.enter_context(
-                started("bench.scaling", [[str(root), *map(str, (r, n, batch))] for r in range(n)])
-            )
-            for n in crews
-        }
-        found = rounds({n: partial(_epoch, ranks[n]) for n in crews}, settings.repeats, say)
+    say(f"scaling: reading {made.count:,} patches with {crews} processes")
+    found: dict[int, list[float]] = {}
+    for n in crews:  # not in turn: so many processes would lie in memory at once
+        orders = [[str(root), *map(str, (rank, n, batch))] for rank in range(n)]
+        with started("bench.scaling", orders) as ranks:
+            found[n] = [_epoch(ranks) for _ in range(settings.repeats)]
     return [_record("read, stored, streamed", made.count, n, found[n]) for n in crews]
 
 
@@ -97,12 +97,10 @@ def _record(task: str, patches: int, processes: int, seconds: list[float]) -> Re
 def read(root: Path, rank: int, world: int, batch: int) -> None:
     """One of the readers: an epoch each time it is told to go."""
     split = open_dataset(root).split("train")
-    loader = Loader(split, batch * world, 0, torch.device("cpu"), "stream", rank, world)
-    first = 0
     while True:
-        batches = loader.batches(first, first + len(split))
+        loader = Loader(split, batch * world, 0, torch.device("cpu"), "stream", rank, world)
+        batches = loader.batches(0, len(split))
         consume((found.images.numpy(), found.labels.numpy()) for found in batches)
-        first += len(split)
         answer(READY)
         if not sys.stdin.readline():
             return

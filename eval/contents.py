@@ -216,12 +216,13 @@ def _commands(found: list[Entry], options: Sequence[str]) -> str:
 
 
 def _run_again(entry: Entry) -> list[str]:
-    """The commands that make a run, or the scores of embeddings from elsewhere."""
+    """The commands that make a run beside this one, or the scores of embeddings from elsewhere."""
     folder, data = entries.near(entry.folder), entries.near(entry.root)
+    again = f"{folder}-again"
     if (features := entry.at("external", "features")) is not None:
-        named = ["--data", data, "--name", entry.preset, "--out", folder]
+        named = ["--data", data, "--name", entry.preset, "--seed", str(entry.seed), "--out", again]
         return [
             shlex.join(["python", "-m", "eval.external", entries.near(Path(str(features))), *named])
         ]
-    train = ["accelerate", "launch", "train/main.py", f"{folder}/config.json", "--out", folder]
-    return [shlex.join(train), shlex.join(["python", "-m", "eval.main", folder])]
+    train = ["accelerate", "launch", "train/main.py", f"{folder}/config.json", "--out", again]
+    return [shlex.join(train), shlex.join(["python", "-m", "eval.main", again, "--data", data])]

@@ -93,9 +93,8 @@ def gaps(compared: Compared, best: float) -> list[str]:
     return lines
 
 
-def mean_auroc(arm: Arm | None) -> float | None:
+def mean_auroc(arm: Arm) -> float | None:
     """The mean over the runs of an arm of the AUROC in results.json."""
-    runs = arm.runs.values() if arm else ()
-    values = [run.at("probe", "mean", "auroc") for run in runs]
+    values = [run.at("probe", "mean", "auroc") for run in arm.runs.values()]
     kept = [value for value in values if isinstance(value, float)]
     return sum(kept) / len(kept) if kept else None

@@ -223,7 +223,7 @@ def by_readout(arms: Iterable[Arm]) -> list[Part]:
     rows = [[shown(name), *(mean_of(arm, (*at, name, "error")) for arm in arms)] for name in names]
     caption = (
         "Relative error over the group of the run, on 256 patches: averages over an orbit are "
-        "exact by construction, channel statistics should not change at all."
+        "exact by construction, channel statistics may only change places."
     )
     header = ["readout", *map(column, arms)]
     return [Table("Equivariance by readout", header, rows, caption)] if rows else []

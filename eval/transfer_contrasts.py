@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from eval.arms import Arm
-from eval.contrasts import compare
+from eval.contrasts import Contrast, compare
 from eval.document import Table, shown
 from eval.probe import PRIMARY_PROBE
 from eval.readouts import PRIMARY
-from eval.scores import Condition, ScoreBook, read_scores
+from eval.scores import Condition, ScoreBook, Scores, read_scores
 from eval.verdicts import PLAN, cells, pairs, shortcomings
+from shards.schema import DataError
 
 HEADER = ["contrast", "probe", "tested on", "difference", "95 % interval", "detectable", "seeds",
           "beware"]  # fmt: skip
@@ -30,33 +31,52 @@ def differences(folder: Path, results: Mapping[str, Any], arms: Mapping[str, str
     Args:
         folder: of the transfer; its names are not trusted.
         arms: by run, the arm it is of.
+
+    Raises:
+        DataError: scores of another model, or of other patches.
     """
     runs = _by_seed(results, arms)
     known = {name: Arm(name, name, None) for name in runs}
     rows: list[list[str]] = []
     resampled: set[str] = set()
     for test in map(str, results["data"]):
-        books = _books(folder / "scores", test, list(arms))
+        books = _books(folder / "scores", test, results["runs"])
         for first, second in pairs(known):
             for condition in _conditions(books):
-                both = {arm: _scores(books, runs[arm], condition) for arm in (first, second)}
-                seeds = sorted(set.intersection(*(set(found) for found in both.values())))
-                if not seeds:
+                both = [_scores(books, runs[arm], condition) for arm in (first, second)]
+                contrast, beware = _contrast(books, first, second, both)
+                if contrast is None:
                     continue
-                book = books[runs[first][seeds[0]]]
-                stacked = {arm: np.stack([found[s] for s in seeds]) for arm, found in both.items()}
-                labels = book.rows["label"].to_numpy().astype(np.int64)
-                groups = np.array(book.rows["group"].to_pylist(), dtype=object)
-                contrast = compare(stacked, labels, groups, plan=PLAN)
                 resampled.add(contrast.difference.resampled)
-                beware = "; ".join(shortcomings(contrast.difference))
-                names = [f"{first} - {second}", shown(condition), shown(test)]
-                rows.append([*names, *cells(contrast), beware])
+                names = [f"{first} - {second}", condition, test]
+                rows.append([*map(shown, names), *cells(contrast), shown(beware)])
     caption = (
         "Macro AUROC of carried probes, paired by seed; not planned beforehand and not corrected "
         f"for their number. Resampled: {'; or '.join(sorted(resampled))}."
     )
     return [Table("Differences between arms, carried", HEADER, rows, caption)] if rows else []
+
+
+def _contrast(
+    books: Mapping[str, ScoreBook], first: str, second: str, both: list[dict[int, Scores]]
+) -> tuple[Contrast | None, str]:
+    """The first arm minus the second over the seeds that both have, on patches that all scored."""
+    seeds = sorted(both[0].keys() & both[1].keys())
+    if not seeds:
+        return None, ""
+    stacked = [np.stack([found[seed] for seed in seeds]) for found in both]
+    scored = np.isfinite(stacked).all((0, 1, 3))
+    rows = next(iter(books.values())).rows
+    labels = rows["label"].to_numpy().astype(np.int64)[scored]
+    groups = np.array(rows["group"].to_pylist(), dtype=object)[scored]
+    scores = {arm: found[:, scored] for arm, found in zip((first, second), stacked, strict=True)}
+    contrast = compare(scores, labels, groups, plan=PLAN)
+    beware = shortcomings(contrast.difference)
+    if alone := sorted(both[0].keys() ^ both[1].keys()):
+        beware.append(f"seeds {alone} have no partner")
+    if not scored.all():
+        beware.append(f"{int((~scored).sum())} patches without scores")
+    return contrast, "; ".join(beware)
 
 
 def _by_seed(results: Mapping[str, Any], arms: Mapping[str, str]) -> dict[str, dict[int, str]]:
@@ -66,11 +86,22 @@ def _by_seed(results: Mapping[str, Any], arms: Mapping[str, str]) -> dict[str, d
     return found
 
 
-def _books(scores: Path, test: str, runs: list[str]) -> dict[str, ScoreBook]:
-    """Of the runs that have scores there."""
-    paths = {run: scores / run / f"{test}.parquet" for run in runs}
-    inside = {run: p for run, p in paths.items() if p.resolve().is_relative_to(scores.resolve())}
-    return {run: read_scores(path)[0] for run, path in inside.items() if path.is_file()}
+def _books(scores: Path, test: str, runs: Mapping[str, Any]) -> dict[str, ScoreBook]:
+    """Of the runs that have scores there, of the model that was carried and the same patches."""
+    found: dict[str, ScoreBook] = {}
+    keys: list[str] | None = None
+    for run, about_run in runs.items():
+        path = scores / run / f"{test}.parquet"
+        if not path.resolve().is_relative_to(scores.resolve()) or not path.is_file():
+            continue
+        book, about = read_scores(path)
+        keys = keys or book.rows["key"].to_pylist()
+        if about.get("snapshot_xxh3") != about_run.get("snapshot"):
+            raise DataError(f"{path} is of another snapshot: run eval.transfer again")
+        if book.rows["key"].to_pylist() != keys:
+            raise DataError(f"{path} is of other test patches: run eval.transfer again")
+        found[run] = book
+    return found
 
 
 def _conditions(books: Mapping[str, ScoreBook]) -> list[str]:
@@ -80,7 +111,7 @@ def _conditions(books: Mapping[str, ScoreBook]) -> list[str]:
 
 def _scores(
     books: Mapping[str, ScoreBook], runs: Mapping[int, str], condition: str
-) -> dict[int, Any]:
+) -> dict[int, Scores]:
     wanted = Condition(PRIMARY, PRIMARY_PROBE, condition)
     return {
         seed: books[run].scores[wanted]

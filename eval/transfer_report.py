@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 LEAD = (
     "Macro AUROC on test of a logistic probe. A number is one fit on one split, or mean ± standard "
-    "deviation over runs that differ in their seed; intervals of differences stand below."
+    "deviation over runs that differ in their seed; `scores` has what intervals need."
 )
 
 

@@ -30,6 +30,7 @@ from shards.schema import (
 )
 
 _INDEX = ["label", "offset", "size", "crc32"]  # columns that reading needs
+_GROUPS = ["patient", "slide", "source"]  # the first that is known
 BLOCKS_PER_WINDOW = 256  # of a streamed order: 16,384 samples, 50 MB of pixels
 STREAM_BLOCK = 64  # consecutive samples that stay together when streaming
 
@@ -54,8 +55,12 @@ class Split:
     @property
     def table(self) -> pa.Table:
         """A row a sample with every column, read and checked again at each use; not kept."""
-        found = [_read_sidecar(self.root, shard) for shard in self.card.shards]
-        return pa.concat_tables(found) if found else SIDECAR.empty_table()
+        return self.columns(SIDECAR.names)
+
+    def columns(self, names: list[str]) -> pa.Table:
+        """The same with some columns."""
+        found = [_read_sidecar(self.root, shard).select(names) for shard in self.card.shards]
+        return pa.concat_tables([SIDECAR.empty_table().select(names), *found])
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -64,15 +69,18 @@ class Split:
 
     @cached_property
     def group_count(self) -> int:
-        return int(pc.count_distinct(groups(self.table)).as_py())
+        """How many groups there are."""
+        found = int(pc.count_distinct(groups(self.columns(_GROUPS))).as_py())
+        pa.default_memory_pool().release_unused()  # of the names
+        return found
 
     def keys(self, indices: NDArray[np.int64]) -> list[str]:
-        return self.table["key"].take(pa.array(indices)).to_pylist()
+        return self.columns(["key"])["key"].take(pa.array(indices)).to_pylist()
 
 
 def groups(table: pa.Table) -> pa.ChunkedArray:
     """What is independent: the patient where known, else the slide, else the source image."""
-    return pc.coalesce(table["patient"], table["slide"], table["source"])
+    return pc.coalesce(*(table[name] for name in _GROUPS))
 
 
 @dataclass(frozen=True)
@@ -137,8 +145,16 @@ def _open_shard(root: Path, card: DatasetCard, shard: Shard) -> pa.Table:
 
 
 def _read_sidecar(root: Path, shard: Shard) -> pa.Table:
+    """Every column of a shard's sidecar.
+
+    Raises:
+        DataError: it is missing, altered or not one of this format.
+    """
     sidecar = shard.sidecar(root)
-    blob = sidecar.read_bytes()
+    try:
+        blob = sidecar.read_bytes()
+    except OSError as error:
+        raise DataError(f"{sidecar} cannot be read: {error.strerror}") from None
     if xxhash.xxh3_64_hexdigest(blob) != shard.sidecar_xxh3:
         raise DataError(f"{sidecar} was altered: its hash is not the one in {CARD_NAME}")
     try:

@@ -91,10 +91,10 @@ class Reader:
         offsets, shards = self.offsets[indices], self.starts.searchsorted(indices, side="right")
         follow = (indices[1:] - indices[:-1] == 1) & (shards[1:] == shards[:-1])
         steps = offsets[1:] - offsets[:-1]  # not np.diff, which costs what 20 samples do
+        least = png.STORED_PNG_BYTES if self.stored else 1  # rows of a sidecar may lie anywhere
+        follow &= (steps >= least) & (steps <= MAX_STEP)
         if self.stored:  # one stride, so that a run is one array
             follow &= steps == (steps[follow][0] if follow.any() else 0)
-        else:
-            follow &= (steps > 0) & (steps <= MAX_STEP)
         rows = [0, *((~follow).nonzero()[0] + 1).tolist(), len(indices)]
         return [r for first, stop in pairwise(rows) for r in range(first, stop, RUN)] + rows[-1:]
 
@@ -144,7 +144,10 @@ class Reader:
 
     def _refusal(self, i: int, why: str) -> DataError:
         shard = int(np.searchsorted(self.starts, i, side="right")) - 1
-        key = self.split.keys(np.array([i]))[0]
+        try:
+            key = self.split.keys(np.array([i]))[0]
+        except DataError:  # its sidecar is gone or altered as well
+            key = f"number {i - self.starts[shard]}"
         return DataError(
             f"{self.files.paths[shard]}: sample {key} at byte {self.offsets[i]} was truncated or "
             f"altered ({why}); find all such samples with: "

@@ -185,6 +185,18 @@ def test_every_bit_flip_in_a_payload_is_detected(mode: str, tmp_path: Path) -> N
             Reader(split).read(np.arange(len(split)))
 
 
+@pytest.mark.parametrize("mode", ["stored", "keep"])
+def test_rows_of_a_sidecar_may_lie_in_any_order(mode: str, tmp_path: Path) -> None:
+    write_patches(tmp_path / "raw", {"train": 20}, ("a", "b"), seed=4)
+    pack(tmp_path / "raw", tmp_path / "out", PackOptions(png=mode, workers=1))  # type: ignore[arg-type]
+    split = open_dataset(tmp_path / "out").split("train")
+    pixels, every = load_pixels(split).numpy(), np.arange(len(split))
+    backwards = replace(split, index=split.index.take(every[::-1].copy()))
+    assert np.array_equal(Reader(backwards).read(every), pixels[::-1])
+    first = replace(split, index=split.index.take(np.zeros(len(split), np.int64)))
+    assert np.array_equal(Reader(first).read(every), pixels[np.zeros(len(split), int)])
+
+
 def test_names_stay_on_the_disk_until_they_are_asked_for(tmp_path: Path) -> None:
     write_patches(tmp_path / "raw", {"train": 30, "val": 3}, ("a", "b"), seed=4)
     pack(tmp_path / "raw", tmp_path / "out", PackOptions(shard_size=17, workers=1))

@@ -255,8 +255,10 @@ def test_commands_repeat_what_was_done(tmp_path: Path, data: Dataset) -> None:
     given = changed(made(tmp_path / "uni", data, "uni", 0, 1.0), external={"features": "uni.npy"})
     text = write_report([run, given], tmp_path / "out").read_text()
     said = text[text.index("## To reproduce") :]
-    assert f"train/main.py {run}/config.json --out {run}\n" in said
-    assert f"eval.external uni.npy --data {data.root} --name uni --out {given}\n" in said
+    assert f"train/main.py {run}/config.json --out {run}-again\n" in said
+    assert f"eval.main {run}-again --data {data.root}\n" in said
+    named = f"--data {data.root} --name uni --seed 0 --out {given}-again\n"
+    assert f"eval.external uni.npy {named}" in said
     assert f"eval.main {given}" not in said and "train/main.py dvae-noise" not in said
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from eval import transfer_contrasts, transfer_report
@@ -88,7 +89,7 @@ def test_commands_and_numbers_name_no_folder_above_the_working_one(
     run = made(tmp_path / "run", data, "dvae", 0, 1.0)
     monkeypatch.chdir(tmp_path)
     page = write_report([run], tmp_path / "out")
-    assert "train/main.py run/config.json --out run" in page.read_text()
+    assert "train/main.py run/config.json --out run-again" in page.read_text()
     for file in page.parent.glob("*.*"):
         assert str(tmp_path) not in file.read_text()
 
@@ -99,19 +100,24 @@ def test_arms_that_were_carried_are_compared_by_seed(tmp_path: Path) -> None:
     for seed in range(3):
         for arm, skill in (("dvae", 0.5), ("eq-dvae", 2.0)):
             name = f"{arm}-s{seed}"
-            found["runs"][name] = {"seed": seed}
+            found["runs"][name] = {"seed": seed, "snapshot": f"{arm}{seed}"}
             book, about = read_scores(made(tmp_path / name, data, arm, seed, skill) / SCORES)
             clean = book.scores[Condition("mean", "logistic")]
+            clean[0] = np.nan  # a patch without a site
             book.scores = {Condition("mean", "logistic", "train=colon,stain=none"): clean}
             book.write(tmp_path / "scores" / name / "oral.parquet", about)
     arms = {name: name.rpartition("-")[0] for name in found["runs"]}
     (table,) = transfer_contrasts.differences(tmp_path, found, arms)
     (row,) = table.rows  # and nothing from outside the folder
-    assert row[:3] == ["eq-dvae - dvae", "train=colon,stain=none", "oral"] and row[6:] == ["3", ""]
+    assert row[:3] == ["eq-dvae - dvae", "train=colon,stain=none", "oral"] and row[6] == "3"
+    assert row[7] == "1 patches without scores"
     low, high = map(float, row[4].split(" to "))
     assert 0 < low < float(row[3]) < high
     assert "24 groups of test within class" in table.caption
     assert transfer_contrasts.differences(tmp_path / "none", found, arms) == []
+    found["runs"]["dvae-s1"]["snapshot"] = "another"
+    with pytest.raises(DataError, match=r"dvae-s1.oral.parquet is of another snapshot"):
+        transfer_contrasts.differences(tmp_path, found, arms)
 
 
 @pytest.mark.parametrize("change", [{"matrix": [{}]}, {"runs": []}, {"notices": 3}])
