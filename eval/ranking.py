@@ -6,6 +6,7 @@ import numpy as np
 
 from eval import arms as of_runs
 from eval.arms import Arm, Compared
+from eval.bootstrap import Interval
 from eval.contrasts import compare
 from eval.entries import Entry
 from eval.scores import Scores
@@ -21,30 +22,34 @@ def sentences(compared: Compared, best: tuple[str, float] | None) -> list[str]:
     Args:
         best: the name and AUROC of the best baseline.
     """
-    lines = [line for arm in compared.arms.values() if (line := _untrained(compared, arm))]
+    found = [(arm, d) for arm in compared.arms.values() if (d := _untrained(compared, arm))]
+    lines = [_sentence(arm, difference) for arm, difference in found]
+    if resampled := sorted({d.resampled for _, d in found if d.low is not None}):
+        lines.append(f"Resampled in these intervals: {'; or '.join(resampled)}.")
     if best is None:
         return lines
     lines.insert(0, f"The best baseline without training is {best[0]}, AUROC {best[1]:.3f}.")
     return lines + gaps(compared, best[1])
 
 
-def _untrained(compared: Compared, arm: Arm) -> str:
+def _untrained(compared: Compared, arm: Arm) -> Interval | None:
+    """An arm minus the untrained encoder, where both were scored."""
     seeds = list(arm.books)
     trained = arm.scores(ALL_LABELS.pick, seeds) if seeds else None
     untrained = _scores_of_untrained(compared, arm)
     if trained is None or untrained is None or compared.test is None:
-        return ""
+        return None
     scores = {arm.name: trained, "untrained": np.stack([untrained] * len(seeds))}
-    found = compare(scores, compared.test.labels, compared.test.groups, plan=PLAN).difference
+    return compare(scores, compared.test.labels, compared.test.groups, plan=PLAN).difference
+
+
+def _sentence(arm: Arm, found: Interval) -> str:
     if found.low is None or found.high is None:
         return (
             f"{arm.name} - untrained: {found.estimate:+.4f}, no interval ({found.resampled}): "
             "whether this data set can rank models cannot be said."
         )
-    words = (
-        f"{arm.name} - untrained: {found.estimate:+.4f} [{found.low:+.4f}, {found.high:+.4f}] "
-        f"(resampled: {found.resampled})"
-    )
+    words = f"{arm.name} - untrained: {found.estimate:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
     if reasons := shortcomings(found):
         return f"{words}: decides nothing, {'; '.join(reasons)}."
     if found.low > 0:
