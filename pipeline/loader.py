@@ -135,7 +135,7 @@ def load_pixels(split: Split) -> Tensor:
     reader = Reader(split)
     for start in range(0, len(split), FILL):
         stop = min(start + FILL, len(split))
-        pixels[start:stop] = reader.read(np.arange(start, stop))
+        reader.read(np.arange(start, stop), pixels[start:stop])
     reader.close()
     return torch.from_numpy(pixels)
 
