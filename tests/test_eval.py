@@ -334,7 +334,7 @@ def test_the_report_compares_runs_on_one_data_set_and_escapes_names(
     prose = "".join(text.split("```")[::2])  # a code block shows what is in it
     assert "<script>" not in prose
     assert escape(folders[1].name) in prose
-    cells = [line.replace(r"\|", "").count("|") for line in text.splitlines()]
+    cells = [line.replace(r"\|", "").count("|") for line in prose.splitlines()]
     for above, below in pairwise(cells):  # rows of one table have equally many cells
         assert above == below or 0 in (above, below)
     pictures = [part.split(")")[0] for part in text.split("](figures/")[1:]]
