@@ -245,7 +245,7 @@ def test_killed_at_random_points_and_run_again(workers: str, tmp_path: Path) -> 
 def test_ctrl_c_leaves_whole_shards_and_no_process(tmp_path: Path) -> None:
     source, out = tmp_path / "raw", tmp_path / "out"
     write_patches(source, {"train": 1500}, ("a", "b"), seed=2)
-    packer = run(source, out, "--shard-size", "20", "--workers", "2", group=True)
+    packer = run(source, out, "--shard-size", "5", "--workers", "2", group=True)
     while packer.poll() is None and not list(out.glob("*.tar")):
         time.sleep(0.002)
     os.killpg(packer.pid, signal.SIGINT)
@@ -255,6 +255,6 @@ def test_ctrl_c_leaves_whole_shards_and_no_process(tmp_path: Path) -> None:
     with pytest.raises(ProcessLookupError):
         os.killpg(packer.pid, 0)
     assert not list(out.glob(".*.tmp")) and not (out / ".lock").exists()
-    pack(source, out, PackOptions(shard_size=20, workers=1))
-    pack(source, tmp_path / "fresh", PackOptions(shard_size=20, workers=1))
+    pack(source, out, PackOptions(shard_size=5, workers=1))
+    pack(source, tmp_path / "fresh", PackOptions(shard_size=5, workers=1))
     assert content(out) == content(tmp_path / "fresh")
