@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from deflate import crc32
+from xxhash import xxh3_64_intdigest
 
 from shards.convert import Rule, convert
 from shards.output import publish, shard_files, sync_folder, write_record
+from shards.patch import Patch, read_source
 from shards.plan import ShardPlan
 from shards.png import MAX_PNG_BYTES, PngError, inflate, store, unfilter
 from shards.schema import CHANNELS, NO_LABEL, SIDECAR, key
 from shards.sidecar import parquet
-from shards.sources import Patch, read_source
 from shards.tiles import staged
 from shards.ustar import BLOCK, ending, kept_members, padded, stored_members
 
@@ -57,6 +58,13 @@ class Record:
     channel_sums: list[int]  # of the values 0-255, RGB
     bad: int
     bad_first: list[list[str]]  # path and reason, at most MAX_LISTED
+    prints: str  # 16 hexadecimal digits a sample: the xxh3 of its PNG
+
+    @property
+    def sample_prints(self) -> npt.NDArray[np.uint64]:
+        """(count,) `prints` as numbers. The CRC-32 of a PNG would not do: its chunks end in their
+        own, which leaves 16 bits that depend on the pixels."""
+        return np.frombuffer(bytes.fromhex(self.prints), np.uint64)
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class _Shard:
         self.patches: list[Patch] = []
         self.sizes: list[int] = []  # of the PNGs, as they are written
         self.crcs: list[int] = []
+        self.prints: list[int] = []
         self.sums = np.zeros(CHANNELS, np.int64)
         self.bad: list[list[str]] = []
         self.bad_count = 0
@@ -107,6 +116,7 @@ class _Shard:
         for png in pngs:
             self.sizes.append(len(png))
             self.crcs.append(crc32(png))
+            self.prints.append(xxh3_64_intdigest(png))
 
     def labels_of(self, patches: list[Patch]) -> npt.NDArray[np.int64] | None:
         """(n,) class indices; none when the data set is unlabelled."""
@@ -153,7 +163,9 @@ def build(job: Job, plan: ShardPlan) -> Record:
     count = len(shard.keys)
     if not count:
         tar_path.unlink()
-        record = Record(plan.name, plan.split, 0, 0, "", 0, "", [], [], shard.bad_count, shard.bad)
+        record = Record(
+            plan.name, plan.split, 0, 0, "", 0, "", [], [], shard.bad_count, shard.bad, ""
+        )
     else:
         with publish(sidecar_path) as sidecar:
             table = shard.table()
@@ -163,6 +175,7 @@ def build(job: Job, plan: ShardPlan) -> Record:
             np.bincount(table["label"].to_numpy(), minlength=len(job.classes)).tolist()
             if job.classes else [],
             shard.sums.tolist(), shard.bad_count, shard.bad,
+            np.array(shard.prints, np.uint64).tobytes().hex(),
         )  # fmt: skip
     sync_folder(Path(job.out))
     write_record(Path(job.out), job.digest, asdict(record))
@@ -214,8 +227,7 @@ def _plain(job: Job, patch: Patch) -> tuple[bytes, bytes]:
 def _converted(job: Job, patch: Patch) -> tuple[Patch, bytes, bytes]:
     """The patch where it now lies, no bytes to keep, and its rows."""
     done = convert(read_source(job.root, patch), job.convert)
-    moved = replace(
-        patch,
+    moved = patch._replace(
         y=None if patch.y is None else patch.y + done.y,
         x=None if patch.x is None else patch.x + done.x,
         mpp=None if patch.mpp is None else patch.mpp * done.scale,

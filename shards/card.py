@@ -52,7 +52,7 @@ def make_card(
         if not record.count:
             raise DataError(f"{intake.source}: no usable patch is left for {record.name}")
     splits = {split: _split_card(plan, split, records) for split in plan.key_ranges}
-    twice, pairs = repeated(out, [record.name for record in records])
+    twice, pairs = repeated(out, records)
     provenance: dict[str, Any] = {
         "source": intake.name,
         "patches": sum(len(shard.patches) for shard in plan.shards),

@@ -1,69 +1,140 @@
-"""Builds shards in several processes.
+"""Looks at files and builds shards, in several processes where there is enough to do.
 
 A worker is `python -m shards.crew`: one JSON line in, one JSON line out. It starts in the time of
 importing this package whatever the program that packs has imported, needs no guard in that
 program, and ends when its standard input closes, so that no worker outlives its parent.
 """
 
+import gc
 import json
 import os
 import queue
+import selectors
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
-from operator import attrgetter
+from dataclasses import asdict, astuple
+from typing import Any, Self
 
 from shards.build import Job, Record, build
+from shards.cores import usable_cores
+from shards.layout import Accepted
+from shards.look import Look, Looked, look
+from shards.patch import Patch
 from shards.plan import ShardPlan
+from shards.progress import progress
 from shards.schema import DataError
-from shards.sources import Patch
 
-_row = attrgetter(*(field.name for field in fields(Patch)))
+_FEW = 20_000  # patches packed in about the time that starting processes takes
+_Message = tuple[str, str, list[Any]]  # task, what it is about, arguments
 
 
-def build_all(job: Job, plans: list[ShardPlan], workers: int) -> Iterator[Record]:
-    """Build every shard, in `workers` processes (1: in this one); records as they are finished.
+class Crew:
+    """This process and, from `start` to the end of the `with` block, its workers.
 
-    Raises:
-        DataError: the first one of a shard, or a worker that died.
+    Args:
+        workers: processes; 0: one a usable core, or this one alone when there is little to do.
     """
-    if workers <= 1:
-        yield from (build(job, plan) for plan in plans)
-        return
-    crew = [_Worker(job) for _ in range(workers)]
-    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-    for worker in crew:
-        idle.put(worker)
 
-    def build_in_worker(plan: ShardPlan) -> Record:
-        worker = idle.get()
-        try:
-            return worker.build(plan)
-        finally:
-            idle.put(worker)
+    def __init__(self, workers: int) -> None:
+        self._wanted = workers
+        self._workers: list[_Worker] = []
+        self._selector = selectors.DefaultSelector()
 
-    pool = ThreadPoolExecutor(workers)
-    try:
-        futures = [pool.submit(build_in_worker, plan) for plan in plans]
-        for future in as_completed(futures):
-            yield future.result()
-    finally:
-        for worker in crew:
-            worker.kill()  # after an error a thread waits for its answer: this ends the wait
-        pool.shutdown(cancel_futures=True)
-        for worker in crew:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._selector.close()
+        for worker in self._workers:
+            worker.kill()
+        for worker in self._workers:
             worker.close()
+
+    def start(self, patches: int, shards: int) -> int:
+        """Start as many workers as are of use, if that has not been done; they get ready while
+        this process goes on. Returns how many were asked for."""
+        wanted = self._wanted or (1 if patches <= _FEW else usable_cores())
+        useful = min(wanted, shards)
+        while useful > 1 and len(self._workers) < useful:
+            worker = _Worker()
+            self._workers.append(worker)
+            self._selector.register(worker.stdout, selectors.EVENT_READ, worker)
+        return wanted
+
+    def look(self, parts: Sequence[Look]) -> list[Looked]:
+        """`look` at every part, in their order. This process takes part."""
+
+        def message(i: int) -> _Message:
+            part = parts[i]
+            limits = astuple(part.accepted)
+            arguments = [part.root, limits, part.regex, part.paths, part.given]
+            return "look", f"looked at {part.paths[0]}", arguments
+
+        found: dict[int, Looked] = {}
+        with progress("listing", sum(map(len, parts)), "files") as advance:
+            for i, answer in self._spread(len(parts), message, lambda i: look(parts[i])):
+                if not isinstance(answer, Looked):
+                    rows, refused, missing, error = answer
+                    answer = Looked(
+                        list(map(Patch._make, rows)),
+                        list(map(tuple, refused)),
+                        list(map(tuple, missing)),
+                        error and tuple(error),
+                    )
+                found[i] = answer
+                advance(len(parts[i]))
+        return [found[i] for i in range(len(parts))]
+
+    def build(self, job: Job, plans: Sequence[ShardPlan]) -> Iterator[Record]:
+        """Build every shard; records as they are finished.
+
+        Raises:
+            DataError: the first one of a shard, or a worker that died.
+        """
+        if not self._workers:
+            yield from (build(job, plan) for plan in plans)
+            return
+
+        def message(i: int) -> _Message:
+            plan = plans[i]
+            shard = [plan.name, plan.split, plan.first_key, plan.patches]
+            return "build", f"built {plan.name}", [astuple(job), shard]
+
+        for _, record in self._spread(len(plans), message):
+            yield Record(**record)
+
+    def _spread(
+        self, count: int, message: Callable[[int], _Message],
+        here: Callable[[int], Any] | None = None,
+    ) -> Iterator[tuple[int, Any]]:  # fmt: skip
+        """The answers to `count` messages, as they come; `here` gives those of this process.
+
+        Raises:
+            DataError: one that a worker met, or a worker that died.
+        """
+        left, crew = deque(range(count)), self._workers
+        while left or any(worker.asked for worker in crew):
+            for worker in crew:
+                # one task waits in a worker that is at another, unless others could begin it
+                while left and worker.ready and len(worker.asked) < 1 + (len(left) > len(crew)):
+                    worker.ask(left[0], message(left.popleft()))
+            alone = here is not None and bool(left)
+            for key, _ in self._selector.select(0 if alone else None):
+                yield from key.data.hear()
+            if here is not None and left:
+                i = left.popleft()
+                yield i, here(i)
 
 
 class _Worker:
     """One process and the pipes to it."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self) -> None:
         # Ctrl-C reaches every process of the terminal, a worker perhaps while it still imports: it
         # is born with the signal blocked, and the parent alone decides
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -73,23 +144,45 @@ class _Worker:
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._send(asdict(job))
-
-    def build(self, plan: ShardPlan) -> Record:
-        """Build one shard, and wait for it."""
-        self._send([plan.name, plan.split, plan.first_key, [_row(p) for p in plan.patches]])
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            code = self._process.wait()
-            raise DataError(
-                f"a packing process ended with code {code} while it built {plan.name}; "
-                f"if the memory ran out, use fewer --workers. Finished shards are kept"
-            )
-        answer = json.loads(line)
-        if "error" in answer:
-            raise DataError(answer["error"])
-        return Record(**answer)
+        self.stdout = self._process.stdout
+        self.ready = False
+        self.asked: deque[tuple[int, str]] = deque()  # number of the task and what it is about
+
+    def ask(self, number: int, message: _Message) -> None:
+        assert self._process.stdin is not None
+        self.asked.append((number, message[1]))
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the worker died: reading its answer says so
+
+    def hear(self) -> list[tuple[int, Any]]:
+        """Numbers of tasks and their answers: the lines that the worker has begun to say.
+
+        Raises:
+            DataError: one that the worker met, or it died.
+        """
+        said = bytearray()
+        while not said.endswith(b"\n"):
+            part = os.read(self.stdout.fileno(), 1 << 20)
+            if not part:
+                raise self._died()
+            said += part
+        lines = said.splitlines()
+        if not self.ready:
+            self.ready = True
+            del lines[0]
+        return [(self.asked.popleft()[0], _answer(line)) for line in lines]
+
+    def _died(self) -> DataError:
+        code = self._process.wait()
+        doing = f" while it {self.asked[0][1]}" if self.asked else ""
+        return DataError(
+            f"a packing process ended with code {code}{doing}; if the memory ran out, use fewer "
+            f"--workers. Finished shards are kept"
+        )
 
     def kill(self) -> None:
         self._process.kill()
@@ -100,29 +193,43 @@ class _Worker:
         with suppress(BrokenPipeError), self._process:
             pass
 
-    def _send(self, message: object) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the worker died: reading its answer says so
+
+def _answer(line: bytearray) -> Any:
+    answer = json.loads(line)
+    if isinstance(answer, str):
+        raise DataError(answer)
+    return answer
 
 
 def _work() -> None:
     """The loop of a worker process."""
+    gc.disable()  # nothing here makes cycles, and a search takes a fifth of the time of `look`
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(lines,), daemon=True).start()
-    job = Job(**json.loads(lines.get()))
+    answer: Any = None  # ready
     while True:
-        name, split, first_key, rows = json.loads(lines.get())
-        try:
-            record = build(job, ShardPlan(name, split, first_key, [Patch(*row) for row in rows]))
-            answer = asdict(record)
-        except DataError as error:
-            answer = {"error": str(error)}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
+        task, _, arguments = json.loads(lines.get())
+        try:
+            answer = _TASKS[task](*arguments)
+        except DataError as error:
+            answer = str(error)
+
+
+def _look(root: str, limits: list[Any], *rest: Any) -> list[Any]:
+    suffixes, max_bytes = limits
+    found = look(Look(root, Accepted(tuple(suffixes), max_bytes), *rest))
+    return [found.patches, found.refused, found.missing, found.error]
+
+
+def _build(job: list[Any], shard: list[Any]) -> dict[str, Any]:
+    name, split, first_key, rows = shard
+    plan = ShardPlan(name, split, first_key, list(map(Patch._make, rows)))
+    return asdict(build(Job(*job), plan))
+
+
+_TASKS: dict[str, Callable[..., Any]] = {"look": _look, "build": _build}
 
 
 def _listen(lines: queue.SimpleQueue[bytes]) -> None:

@@ -17,11 +17,11 @@ from deflate import crc32
 
 from shards.fields import NONE, Fields, class_text, json_fields
 from shards.images import JPEG_START, decode_all
+from shards.look import barcode
 from shards.members import Member, Rules, TarError, key_suffix, read_members
 from shards.names import group_pattern, position, source_image
 from shards.png import MAX_PNG_BYTES
 from shards.schema import CHANNELS, SIDECAR, DataError
-from shards.sources import barcode
 
 MAX_SAMPLES = 1 << 20  # of a tar: the scan holds half a kilobyte of each
 MAX_LISTED = 100  # bad samples of a tar that are listed; all are counted

@@ -8,6 +8,7 @@ from shards.assign import achieved, assign
 from shards.convert import CONVERTIBLE
 from shards.layout import PLAIN
 from shards.listed import manifest_provenance, survey_listed
+from shards.look import LookAll, look_here
 from shards.manifest import read_manifest
 from shards.plan import PackOptions
 from shards.schema import DataError
@@ -25,7 +26,7 @@ class Intake:
     said: dict[str, Any]  # for the provenance in the card
 
 
-def gather(source: Path, options: PackOptions) -> Intake:
+def gather(source: Path, options: PackOptions, look_all: LookAll = look_here) -> Intake:
     """What to pack, and what the card says of where it comes from.
 
     Raises:
@@ -34,11 +35,11 @@ def gather(source: Path, options: PackOptions) -> Intake:
     """
     accepted = PLAIN if options.convert == "none" else CONVERTIBLE
     if options.manifest is None:
-        found = survey(source, options.group_regex, options.layout, accepted)
+        found = survey(source, options.group_regex, options.layout, accepted, look_all)
         said: dict[str, Any] = {"layout": found.layout}
     else:
         rows = read_manifest(options.manifest, options.columns)
-        found = survey_listed(source, rows, options.group_regex, accepted)
+        found = survey_listed(source, rows, options.group_regex, accepted, look_all)
         said = {"manifest": manifest_provenance(rows)}
     if options.convert != "none":
         said["convert"] = {"rule": options.convert}
@@ -76,7 +77,7 @@ def _split(source: Path, found: Survey, options: PackOptions) -> tuple[Survey, d
         )
     members = [(patch.group, patch.label) for patch in found.patches]
     split, warnings = assign(members, options.val, options.test, options.seed)
-    patches = [replace(patch, split=split[patch.group]) for patch in found.patches]
+    patches = [patch._replace(split=split[patch.group]) for patch in found.patches]
     kinds = sorted({kind for kind, _ in split})
     note = (
         f"splits drawn by {' or '.join(kinds)}: {len(split):,} groups, asked for "

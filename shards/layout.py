@@ -40,14 +40,14 @@ class Accepted:
 PLAIN = Accepted(("png",), MAX_SOURCE_BYTES)
 
 
-@dataclass(frozen=True, slots=True)
-class File:
-    path: str  # relative to the root, with /
-    stem: str  # name without suffix
-    folder: str | None  # of the class or slide
+@dataclass(frozen=True)
+class Folder:
+    """A folder whose files may be patches."""
+
+    prefix: str  # of the paths in it, relative to the root: empty, or ends in /
+    name: str | None  # of the class or slide
     split: str
-    size: int  # bytes
-    mtime_ns: int
+    files: list[str]  # names, sorted
 
 
 class Walk:
@@ -64,31 +64,29 @@ class Walk:
         self.root = root
         self.real_root = os.path.realpath(root)
         self.accepted = accepted
-        self.files: list[File] = []
+        self.folders: list[Folder] = []  # in the order of their paths
         self.refused: list[tuple[str, str]] = []  # path and reason
         self.hidden = 0  # names that start with a dot: not looked at
         self.ignored = 0  # notes and system files beside the images
-        self.warnings: list[str] = []
         self.splits: dict[str, str] = {}  # split folders
         self._root_folder()
-        self.files.sort(key=lambda file: file.path)
-        self.refused.sort()
+        self.folders.sort(key=lambda folder: folder.prefix)  # none is the start of another
 
     def _root_folder(self) -> None:
         folders, files = self._list("")
         if not folders and not files:
             raise DataError(f"{self.root} is empty; {_EXPECTED}")
-        self.splits = split_folders(self.root, [entry.name for entry in folders])
+        self.splits = split_folders(self.root, folders)
         if folders:
             self._stray(files, "")
         else:
             self._take(files, "", None, "train")
-        for entry in folders:
+        for name in folders:
             if self.splits:
-                self._split_folder(entry.name, self.splits[entry.name])
+                self._split_folder(name, self.splits[name])
             else:
-                self._inner_folder(entry.name, entry.name, "train")
-        if not self.files and not self.refused:
+                self._inner_folder(name, name, "train")
+        if not any(folder.files for folder in self.folders) and not self.refused:
             raise DataError(f"{self.root} holds no {self._kinds()} file; {_EXPECTED}")
 
     def _split_folder(self, folder: str, split: str) -> None:
@@ -97,98 +95,94 @@ class Walk:
             self._take(files, f"{folder}/", None, split)
             return
         self._stray(files, f"{folder}/")
-        for entry in folders:
-            self._inner_folder(f"{folder}/{entry.name}", entry.name, split)
+        for name in folders:
+            self._inner_folder(f"{folder}/{name}", name, split)
 
     def _inner_folder(self, folder: str, name: str, split: str) -> None:
         folders, files = self._list(folder)
         if folders:
-            inner = [entry.name for entry in folders[:_SHOWN]]
+            inner = folders[:_SHOWN]
             raise DataError(
                 f"{self.root / folder} holds folders {inner}; {_EXPECTED}. If these are classes or "
                 f"splits, name the folder they are in as SOURCE; any other layout can be given "
                 f"by --manifest"
             )
-        before = len(self.files)
         self._take(files, f"{folder}/", name, split)
-        if len(self.files) == before:
-            self.warnings.append(f"the folder {folder!r} holds no patches")
 
-    def _list(self, folder: str) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
-        """Folders and files, sorted; hidden ones are counted, links may not leave the root."""
+    def _list(self, folder: str) -> tuple[list[str], list[str]]:
+        """Names of folders and of files, sorted; hidden ones are counted, links may not leave the
+        root."""
+        folders: list[str] = []
+        files: list[str] = []
         with os.scandir(self.root / folder) as entries:
-            listed = sorted(entries, key=lambda entry: entry.name)
-        folders: list[os.DirEntry[str]] = []
-        files: list[os.DirEntry[str]] = []
-        for entry in listed:
-            if entry.name.startswith("."):
-                self.hidden += 1
-                continue
-            _check_name(entry)
-            if entry.is_symlink():
-                check_link(entry.path, self.root, self.real_root)
-            (folders if entry.is_dir() else files).append(entry)
-        return folders, files
+            for entry in entries:
+                name = entry.name
+                if name.startswith("."):
+                    self.hidden += 1
+                    continue
+                if not name.isascii():
+                    _check_name(entry)
+                if entry.is_symlink():
+                    check_link(entry.path, self.root, self.real_root)
+                (folders if entry.is_dir() else files).append(name)
+        return sorted(folders), sorted(files)
 
-    def _stray(self, files: list[os.DirEntry[str]], prefix: str) -> None:
-        for entry in files:
-            if _is_junk(entry.name):
+    def _stray(self, files: list[str], prefix: str) -> None:
+        for name in files:
+            if _is_junk(name):
                 self.ignored += 1
             else:
-                self.refused.append((prefix + entry.name, _OUTSIDE))
+                self.refused.append((prefix + name, _OUTSIDE))
 
-    def _take(
-        self, files: list[os.DirEntry[str]], prefix: str, folder: str | None, split: str
-    ) -> None:
-        for entry in files:
-            path = prefix + entry.name
-            stem, _, suffix = entry.name.rpartition(".")
-            if suffix not in self.accepted.suffixes and _is_junk(entry.name):
-                self.ignored += 1
-                continue
-            status = _stat(entry)
-            reason = refusal(suffix, status, self.accepted)
-            if reason or status is None:
-                self.refused.append((path, reason))
-                continue
-            found = File(path, stem, folder, split, status.st_size, status.st_mtime_ns)
-            self.files.append(found)
+    def _take(self, files: list[str], prefix: str, folder: str | None, split: str) -> None:
+        endings = tuple(f".{suffix}" for suffix in self.accepted.suffixes)
+        kept = [name for name in files if name.endswith(endings) or not _is_junk(name)]
+        self.ignored += len(files) - len(kept)
+        self.folders.append(Folder(prefix, folder, split, kept))
 
     def _kinds(self) -> str:
         return ", ".join(suffix.upper() for suffix in self.accepted.suffixes)
 
 
-def choose_layout(root: Path, files: list[File], wanted: Layout) -> tuple[Layout, str]:
+def choose_layout(walk: Walk, wanted: Layout) -> tuple[Layout, str]:
     """What the folders are, and a sentence that says so.
 
-    `auto` takes folders for slides when the name of every file in them is a place and nothing
+    `auto` takes folders for slides when the name of every image in them is a place and nothing
     else, and for classes when no name is.
 
     Raises:
         DataError: `auto` cannot tell, or the files do not lie as `wanted` says.
     """
-    inside = [file for file in files if file.folder is not None]
+    root, filled = walk.root, [folder for folder in walk.folders if folder.files]
+    inside = [folder for folder in filled if folder.name is not None]
     if wanted == "flat" and inside:
         raise DataError(
-            f"{root}: {inside[0].path!r} lies in a folder, and --layout flat expects none but "
-            f"train, val and test"
+            f"{root}: {inside[0].prefix + inside[0].files[0]!r} lies in a folder, and --layout "
+            f"flat expects none but train, val and test"
         )
-    if wanted in ("classes", "slides") and len(inside) < len(files):
+    if wanted in ("classes", "slides") and len(inside) < len(filled):
         raise DataError(f"{root} has patches outside of folders, --layout {wanted} expects none")
     if wanted != "auto":
         return wanted, f"layout: {wanted}, as asked"
     if not inside:
         return "flat", "layout: flat, without class folders: unlabelled"
-    places = [file for file in inside if only_position(file.stem)]
+    endings = tuple(f".{suffix}" for suffix in walk.accepted.suffixes)
+    images = [
+        (folder.prefix, name)
+        for folder in inside
+        for name in folder.files
+        if name.endswith(endings) or name.lower().endswith(endings)
+    ]
+    places = [prefix + name for prefix, name in images if only_position(name)]
     if not places:
         return "classes", "layout: classes, one a folder"
     # A slide lies in one split: a folder name that recurs is rather a class.
-    recurring = len({(f.split, f.folder) for f in inside}) > len({f.folder for f in inside})
-    if len(places) < len(inside) or recurring:
+    recurring = len({folder.name for folder in inside}) < len(inside)
+    if len(places) < len(images) or recurring:
         raise DataError(
-            f"{root}: {len(places)} of {len(inside)} files are named by their place only "
-            f"({places[0].path!r}), as in folders of one slide each: say what the folders are, "
-            f"--layout classes or --layout slides"
+            f"{root}: {len(places)} of {len(images)} files are named by their place only "
+            f"({places[0]!r}), as in folders of one slide each: say what the folders "
+            f"are, --layout classes or --layout slides"
         )
     return "slides", (
         "layout: slides, one a folder, unlabelled (file names are places x..._y...; if the "
@@ -208,17 +202,15 @@ def check_link(path: str, root: Path, real_root: str) -> None:
         )
 
 
-def refusal(suffix: str, status: os.stat_result | None, accepted: Accepted) -> str:
+def refusal(suffix: str, mode: int, size: int, accepted: Accepted) -> str:
     """Why a file whose name ends in `.suffix` cannot be a patch, or nothing."""
     if suffix.lower() not in accepted.suffixes:
         hint = "; --convert takes it" if suffix.lower() in ("jpg", "jpeg", "tif", "tiff") else ""
         return f"not a {accepted.suffixes[0].upper()} file (.{suffix}){hint}"
-    if status is None:
-        return "a link to nothing"
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(mode):
         return "not a regular file"
-    if status.st_size > accepted.max_bytes:
-        return f"{status.st_size} bytes, expected at most {accepted.max_bytes}"
+    if size > accepted.max_bytes:
+        return f"{size} bytes, expected at most {accepted.max_bytes}"
     return ""
 
 
@@ -231,10 +223,3 @@ def _check_name(entry: os.DirEntry[str]) -> None:
 
 def _is_junk(name: str) -> bool:
     return name.lower().endswith(_JUNK_SUFFIXES) or name.lower() in _JUNK_NAMES
-
-
-def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
-    try:
-        return entry.stat()
-    except OSError:
-        return None

@@ -46,7 +46,7 @@ def merge(out: Path, skip_bad: int | None = None) -> DatasetCard:
         allowed = recorded.options.skip_bad if skip_bad is None else skip_bad
         options = replace(recorded.options, skip_bad=allowed)
         card = conclude(out, recorded.intake, recorded.plan, records, options)
-    print_summary(card, recorded.plan, time.monotonic() - start)
+    print_summary(card, recorded.intake.survey, time.monotonic() - start)
     return card
 
 

@@ -8,12 +8,14 @@ _POSITIONS = (
     re.compile(r"(?:^|_)y(?P<y>\d{1,9})_x(?P<x>\d{1,9})(?!\d)"),
     re.compile(r"(?:^|_)x(?P<x>\d{1,9})_y(?P<y>\d{1,9})(?!\d)"),
 )
-_ONLY_POSITION = re.compile(r"(?:\d+_)?x\d{1,9}_y\d{1,9}")
+_ONLY_POSITION = re.compile(r"(?:\d+_)?x\d{1,9}_y\d{1,9}\.[^.]*")
 _TCGA = re.compile(r"(?<![A-Za-z0-9])TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}(?![A-Za-z0-9])")
 
 
 def position(stem: str) -> tuple[int | None, int | None]:
     """Pixel row and column from `..._y0032_x0064` or `..._x0064_y0032`, if the name has them."""
+    if "_x" not in stem and "_y" not in stem:
+        return None, None  # as the patterns would, but faster
     for pattern in _POSITIONS:
         match = pattern.search(stem)
         if match is not None:
@@ -21,10 +23,10 @@ def position(stem: str) -> tuple[int | None, int | None]:
     return None, None
 
 
-def only_position(stem: str) -> bool:
-    """Whether a name says nothing but a place, as in a folder of one slide: `000123_x1234_y5678`
-    (what TRIDENT-like tools write) or `x1234_y5678`."""
-    return _ONLY_POSITION.fullmatch(stem) is not None
+def only_position(name: str) -> bool:
+    """Whether a file's name says nothing but a place, as in a folder of one slide:
+    `000123_x1234_y5678.png` (what TRIDENT-like tools write) or `x1234_y5678.png`."""
+    return _ONLY_POSITION.fullmatch(name) is not None
 
 
 def tcga(name: str) -> tuple[str, str] | None:

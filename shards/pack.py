@@ -7,7 +7,7 @@ tasks, the order of the directory, the machine or the time.
 import gc
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +18,10 @@ import tyro
 from shards.build import Job, Record
 from shards.card import conclude, refuse_bad
 from shards.command import run_command
-from shards.cores import usable_cores
-from shards.crew import build_all
+from shards.crew import Crew
 from shards.intake import Intake, gather
 from shards.locks import locked, plan_locked, task_locked
+from shards.look import Look, Looked
 from shards.output import (
     prepare,
     read_record,
@@ -38,8 +38,6 @@ from shards.slices import Slice, choose_slice
 from shards.summary import print_slice, print_summary, print_survey
 from shards.tiles import stage
 
-_FEW = 20_000  # patches packed in about the time that starting processes takes
-
 
 def pack(source: Path, out: Path, options: PackOptions | None = None) -> DatasetCard:
     """Pack `source` into `out` and return the card written there.
@@ -54,14 +52,15 @@ def pack(source: Path, out: Path, options: PackOptions | None = None) -> Dataset
     start = time.monotonic()
     with locked(out):
         refuse_occupied(out, options.overwrite)
-        intake, plan = _plan(source, options)
-        prepare(out, plan, options.overwrite)
         try:
-            records = _build(source, out, plan, plan.shards, options)
+            with Crew(options.workers) as crew:
+                intake, plan = _plan(source, options, crew)
+                prepare(out, plan, options.overwrite)
+                records = _build(source, out, plan, plan.shards, options, crew)
         finally:
             sweep(out)
         card = conclude(out, intake, plan, records, options)
-    print_summary(card, plan, time.monotonic() - start)
+    print_summary(card, intake.survey, time.monotonic() - start)
     return card
 
 
@@ -84,12 +83,14 @@ def pack_slice(source: Path, out: Path, options: PackOptions, part: Slice) -> li
         )
     start = time.monotonic()
     with task_locked(out, part.index):
-        recorded = _shared_plan(source, out, options, part.count)
-        shards = part.shards(recorded.plan)
-        own = {tiles_name(part.index), *(shard.name for shard in shards)}
-        sweep(out, own)
+        own = {tiles_name(part.index)}
         try:
-            records = _build(source, out, recorded.plan, shards, options, part.index)
+            with Crew(options.workers) as crew:
+                recorded = _shared_plan(source, out, options, part.count, crew)
+                shards = part.shards(recorded.plan)
+                own |= {shard.name for shard in shards}
+                sweep(out, own)
+                records = _build(source, out, recorded.plan, shards, options, crew, part.index)
         finally:
             sweep(out, own)
     print_slice(part, recorded.plan, records, out, time.monotonic() - start)
@@ -102,9 +103,14 @@ def _refuse_nested(source: Path, out: Path) -> None:
         raise DataError(f"{out} lies inside {source}: its shards would be scanned as patches")
 
 
-def _plan(source: Path, options: PackOptions) -> tuple[Intake, Plan]:
+def _plan(source: Path, options: PackOptions, crew: Crew) -> tuple[Intake, Plan]:
+    def look_all(parts: Sequence[Look]) -> list[Looked]:
+        files = sum(map(len, parts))
+        crew.start(files, -(-files // options.shard_size))
+        return crew.look(parts)
+
     with _uncollected():
-        intake = gather(source, options)
+        intake = gather(source, options, look_all)
         print_survey(source, intake.survey)
         refused = intake.survey.refused
         if len(refused) > options.skip_bad:
@@ -124,13 +130,13 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _shared_plan(source: Path, out: Path, options: PackOptions, tasks: int) -> Recorded:
+def _shared_plan(source: Path, out: Path, options: PackOptions, tasks: int, crew: Crew) -> Recorded:
     """The plan that the first task recorded: this one, if there is none."""
     with plan_locked(out):
         recorded = read_plan(out)
         if recorded is None:
             refuse_occupied(out, overwrite=False)
-            intake, plan = _plan(source, options)
+            intake, plan = _plan(source, options, crew)
             prepare(out, plan, overwrite=False)
             recorded = Recorded(intake, options, tasks, plan)
             record_plan(out, recorded)
@@ -146,7 +152,7 @@ def _refuse_many(source: str, records: Iterable[Record], allowed: int) -> None:
 
 
 def _build(
-    source: Path, out: Path, plan: Plan, shards: list[ShardPlan], options: PackOptions,
+    source: Path, out: Path, plan: Plan, shards: list[ShardPlan], options: PackOptions, crew: Crew,
     task: int | None = None,
 ) -> list[Record]:  # fmt: skip
     """The records of `shards` in their order; finished ones are not built again."""
@@ -161,22 +167,17 @@ def _build(
     if records:
         print(f"continuing: {len(records)} of {len(shards)} shards are finished")
     total = sum(len(shard.patches) for shard in missing)
-    workers = options.workers or _default_workers(total)
+    workers = crew.start(total, len(missing))
     tiles = None
     if options.convert == "tile":
         tiles = str(tiles_file(out, task))
         stage(source, missing, Path(tiles), workers)
     job = Job(str(source), str(out), options.png, plan.classes, plan.digest, options.convert, tiles)
-    workers = min(workers, len(missing))
     with progress("packing", total, "patches") as advance:
-        for record in build_all(job, missing, workers):
+        for record in crew.build(job, missing):
             records[record.name] = record
             advance(record.count + record.bad)
     return [records[shard.name] for shard in shards]
-
-
-def _default_workers(patches: int) -> int:
-    return 1 if patches <= _FEW else usable_cores()
 
 
 _Source = Annotated[Path, tyro.conf.arg(metavar="SOURCE", help="folder of patches")]

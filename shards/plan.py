@@ -1,8 +1,7 @@
 """What will be packed where: the order of the patches, their keys, and the shards they fill."""
 
 import json
-from dataclasses import dataclass, field, fields
-from operator import attrgetter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -13,14 +12,14 @@ from shards.convert import Rule
 from shards.layout import Layout
 from shards.manifest import Columns
 from shards.names import group_pattern
+from shards.patch import Patch
 from shards.schema import VERSION, DataError, shard_name
-from shards.sources import Patch
 from shards.split import SPLITS
 
 MAX_PATCHES = 10**9  # nine digits of the key
 MAX_SHARD_SIZE = 1 << 20
 
-_row = attrgetter(*(field.name for field in fields(Patch)))
+_CHUNK = 4096  # patches at once
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def make_plan(patches: list[Patch], options: PackOptions) -> Plan:
         ranges[split] = (key, key + len(ordered))
         key += len(ordered)
     classes = sorted({patch.label for patch in patches if patch.label is not None})
-    return Plan(classes, ranges, shards, _digest(shards, options))
+    return Plan(classes, ranges, shards, _digest(patches, options))
 
 
 def _permutation(count: int, seed: int, split: str) -> list[int]:
@@ -125,11 +124,10 @@ def _permutation(count: int, seed: int, split: str) -> list[int]:
     return order
 
 
-def _digest(shards: list[ShardPlan], options: PackOptions) -> str:
-    """Covers what the bytes of the shards follow from: the rest is in the patches."""
+def _digest(patches: list[Patch], options: PackOptions) -> str:
+    """Covers what the bytes of the shards follow from."""
     deciding = [VERSION, options.png, options.shard_size, options.seed, options.convert]
     digest = xxhash.xxh3_64(json.dumps(deciding).encode())
-    for shard in shards:
-        rows = [_row(patch) for patch in shard.patches]
-        digest.update(json.dumps([shard.name, rows]).encode())
+    for start in range(0, len(patches), _CHUNK):
+        digest.update(json.dumps(patches[start : start + _CHUNK]).encode())
     return digest.hexdigest()

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 from shards.intake import Intake
 from shards.manifest import Columns
 from shards.output import PLAN_NAME, publish
+from shards.patch import Patch
 from shards.plan import PackOptions, Plan, make_plan
 from shards.schema import DataError
-from shards.sources import Patch, Survey
+from shards.sources import Survey
 
 _TYPES = {
     "y": pa.int64(),
@@ -28,7 +29,7 @@ _TYPES = {
     "mpp": pa.float64(),
     "tile": pa.list_(pa.int64(), 2),
 }
-_FIELDS = [field.name for field in fields(Patch)]
+_FIELDS = Patch._fields
 _SCHEMA = pa.schema([pa.field(name, _TYPES.get(name, pa.string())) for name in _FIELDS])
 _OF_THE_MACHINE = ("workers", "skip_bad", "overwrite")  # tasks may differ in these
 _ABOUT = b"plan"
@@ -61,7 +62,7 @@ def record_plan(out: Path, recorded: Recorded) -> None:
         "tasks": recorded.tasks,
         "digest": recorded.plan.digest,
     }
-    columns = {name: [getattr(patch, name) for patch in survey.patches] for name in _FIELDS}
+    columns = {name: [patch[i] for patch in survey.patches] for i, name in enumerate(_FIELDS)}
     schema = _SCHEMA.with_metadata({_ABOUT: json.dumps(about).encode()})
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns, schema=schema), sink, compression="zstd")
@@ -122,7 +123,7 @@ def _parse(table: pa.Table) -> tuple[Recorded, str]:
     about: dict[str, Any] = json.loads(table.schema.metadata[_ABOUT])
     columns = [table[name].to_pylist() for name in _FIELDS]
     columns[-1] = [None if tile is None else tuple(tile) for tile in columns[-1]]
-    patches = [Patch(*row) for row in zip(*columns, strict=True)]
+    patches = list(map(Patch._make, zip(*columns, strict=True)))
     rest = dict(about["survey"])
     rest["refused"] = [(path, reason) for path, reason in rest["refused"]]
     intake = Intake(about["source"], about["name"], Survey(patches, **rest), about["said"])

@@ -10,26 +10,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from shards.build import Record
 from shards.output import shard_files
 
 Ints = npt.NDArray[np.int64]
 MAX_LISTED = 100
 
 
-def repeated(out: Path, shards: list[str]) -> tuple[int, list[list[str]]]:
+def repeated(out: Path, records: list[Record]) -> tuple[int, list[list[str]]]:
     """How many patches have the bytes of an earlier one, and pairs of paths (later, earlier).
 
-    Exact: checksums only choose which patches are read and compared. With `--png stored` equal
+    Exact: the prints only choose which patches are read and compared. With `--png stored` equal
     bytes are equal pixels; with `keep` one image saved by two programs is not found.
     """
-    sums = [_sums(out, name) for name in shards]
-    joined = np.concatenate(sums) if sums else np.empty(0, np.int64)
-    values, counts = np.unique(joined, return_counts=True)
-    wanted = values[counts > 1]
+    prints = np.concatenate([record.sample_prints for record in records])
+    order = np.argsort(prints, kind="stable")
+    same = prints[order[1:]] == prints[order[:-1]]
+    wanted = np.zeros(len(prints), bool)
+    wanted[order[1:][same]] = wanted[order[:-1][same]] = True
+    ends = np.cumsum([record.count for record in records])
     seen: dict[bytes, str] = {}
     count, pairs = 0, list[list[str]]()
-    for name, own in zip(shards, sums, strict=True):
-        for path, digest in _digests(out, name, np.flatnonzero(np.isin(own, wanted))):
+    for record, rows in zip(records, np.split(wanted, ends[:-1]), strict=True):
+        for path, digest in _digests(out, record.name, np.flatnonzero(rows)):
             if digest not in seen:
                 seen[digest] = path
                 continue
@@ -37,13 +40,6 @@ def repeated(out: Path, shards: list[str]) -> tuple[int, list[list[str]]]:
             if len(pairs) < MAX_LISTED:
                 pairs.append([path, seen[digest]])
     return count, pairs
-
-
-def _sums(out: Path, name: str) -> Ints:
-    """(n,) size and CRC-32 of every PNG of a shard in one number."""
-    table = _columns(shard_files(out, name)[1], ["size", "crc32"])
-    crcs = table["crc32"].to_numpy().astype(np.int64)
-    return (table["size"].to_numpy().astype(np.int64) << 32) | crcs
 
 
 def _digests(out: Path, name: str, rows: Ints) -> Iterator[tuple[str, bytes]]:

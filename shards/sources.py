@@ -1,45 +1,22 @@
 """The patches of a folder: a sorted list, with what folders and names say of each."""
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from shards.layout import PLAIN, Accepted, Layout, Walk, choose_layout
-from shards.names import group_pattern, position, source_image, tcga
+from shards.look import CHUNK, Look, LookAll, barcode, look_here
+from shards.patch import Patch
 from shards.schema import DataError
-from shards.split import class_warnings
+from shards.split import GROUPS, class_warnings
 
 _SHOWN = 10
 
-barcode = lru_cache(maxsize=1 << 16)(tcga)
-
-
-@dataclass(frozen=True, slots=True)
-class Patch:
-    """One patch and the image file it is in."""
-
-    path: str  # relative to the root, with /
-    label: str | None  # class name
-    split: str
-    source: str  # source image: the smallest group that must not be cut by a split
-    y: int | None  # pixel row in the source image
-    x: int | None  # pixel column
-    size: int  # bytes of the file
-    mtime_ns: int
-    slide: str | None = None
-    patient: str | None = None
-    site: str | None = None
-    mpp: float | None = None  # microns a pixel
-    tile: tuple[int, int] | None = None  # row and column in its file, where that holds several
-
-    @property
-    def group(self) -> tuple[str, str]:
-        """Kind and name of what a split must not cut: the patient, or the slide, or the source."""
-        if self.patient is not None:
-            return "patient", self.patient
-        return ("source", self.source) if self.slide is None else ("slide", self.slide)
+Group = tuple[str, str | None, str | None, str | None, str]
+_group = attrgetter("split", "label", *GROUPS)
 
 
 @dataclass(frozen=True)
@@ -54,6 +31,11 @@ class Survey:
     has_splits: bool  # the source says itself what is train, val and test
     notes: list[str]
     warnings: list[str]
+
+    @cached_property
+    def groups(self) -> set[Group]:
+        """Split, class, patient, slide and source: every combination that occurs."""
+        return set(map(_group, self.patches))
 
 
 def scan(root: Path, group_regex: str | None = None, layout: Layout = "auto") -> list[Patch]:
@@ -74,36 +56,51 @@ def survey(
     group_regex: str | None = None,
     layout: Layout = "auto",
     accepted: Accepted = PLAIN,
+    look_all: LookAll = look_here,
 ) -> Survey:
     """Walk `root`; see `shards.layout` for the layouts.
 
     Args:
         group_regex: see `shards.names.source_image`.
+        look_all: `look` at every part, perhaps in several processes.
 
     Raises:
         DataError: not a folder, empty, an ambiguous layout, a link that leaves the root, a name
             that is not UTF-8, a path the regex does not match.
     """
-    pattern = group_pattern(group_regex)
     walk = Walk(root, accepted)
-    chosen, note = choose_layout(root, walk.files, layout)
-    patches = []
-    for file in walk.files:
-        stem = file.stem
-        slide = file.folder if chosen == "slides" else None
-        label = file.folder if chosen == "classes" else None
-        source = source_image(file.path, stem, slide, pattern)
-        patient, site = barcode(slide or source) or (None, None)
-        y, x = position(stem)
-        patches.append(
-            Patch(file.path, label, file.split, source, y, x, file.size, file.mtime_ns,
-                  slide, patient, site)
-        )  # fmt: skip
-    notes = [note, *barcode_notes(patches)]
+    chosen, note = choose_layout(walk, layout)
+    patches: list[Patch] = []
+    refused = list(walk.refused)
+    parts = list(_parts(walk, chosen, group_regex))
+    for part, looked in zip(parts, look_all(parts), strict=True):
+        if looked.error:
+            raise DataError(looked.error[1])
+        patches += looked.patches
+        refused += looked.refused
+        refused += [(part.paths[i], f"cannot be looked at: {why}") for i, why in looked.missing]
     return Survey(
-        patches, walk.refused, walk.hidden, walk.ignored, chosen, bool(walk.splits), notes,
-        walk.warnings,
+        patches, sorted(refused), walk.hidden, walk.ignored, chosen, bool(walk.splits),
+        [note, *barcode_notes(patches)], _empty_folders(walk, patches),
     )  # fmt: skip
+
+
+def _parts(walk: Walk, layout: Layout, regex: str | None) -> Iterator[Look]:
+    for folder in walk.folders:
+        for start in range(0, len(folder.files), CHUNK):
+            paths = [folder.prefix + name for name in folder.files[start : start + CHUNK]]
+            given: dict[str, list[Any]] = {"split": [folder.split] * len(paths)}
+            if layout != "flat":
+                field = "slide" if layout == "slides" else "label"
+                given[field] = [folder.name] * len(paths)
+            yield Look(str(walk.root), walk.accepted, regex, paths, given)
+
+
+def _empty_folders(walk: Walk, patches: Iterable[Patch]) -> list[str]:
+    """A warning for each class or slide without a patch."""
+    filled = {patch.path.rpartition("/")[0] for patch in patches}
+    named = [folder.prefix[:-1] for folder in walk.folders if folder.name is not None]
+    return [f"the folder {path!r} holds no patches" for path in named if path not in filled]
 
 
 def barcode_notes(
@@ -127,27 +124,6 @@ def split_warnings(root: Path, patches: Iterable[Patch]) -> list[str]:
     for split, label in {(patch.split, patch.label) for patch in patches}:
         labels.setdefault(split, set()).add(label)
     return class_warnings(root, labels)
-
-
-def read_source(root: Path | str, patch: Patch) -> bytes:
-    """The bytes of the patch's file, which is still the one the scan saw.
-
-    Raises:
-        DataError: missing, unreadable, or changed since.
-    """
-    path = f"{root}/{patch.path}"
-    try:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            data = os.read(handle, patch.size + 1)
-            status = os.fstat(handle)  # after reading: a change before or during it shows
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    if (len(data), status.st_size, status.st_mtime_ns) != (patch.size, patch.size, patch.mtime_ns):
-        raise DataError(f"{path} changed while it was packed: pack again when nothing writes to it")
-    return data
 
 
 def listing(refused: list[tuple[str, str]], total: int, shown: int = _SHOWN) -> str:

@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from shards.build import Record
 from shards.plan import Plan
 from shards.schema import DatasetCard
 from shards.slices import Slice
-from shards.sources import Patch, Survey
+from shards.sources import Group, Survey
 from shards.split import GROUPS, leaks
 
 _SHOWN = 5
@@ -45,12 +45,11 @@ def print_survey(root: Path, found: Survey) -> None:
     if found.hidden or found.ignored:
         print(f"not looked at: {found.hidden} hidden, {found.ignored} notes or system files")
     warnings = list(found.warnings)
-    for name in GROUPS:
-        members = {(p.split, value) for p in found.patches if (value := getattr(p, name))}
+    for i, name in enumerate(GROUPS, 2):
+        members = ((group[0], value) for group in found.groups if (value := group[i]))
         if crossing := leaks(members):
             warnings.append(leak_warning(name, crossing))
-    sources = {patch.source for patch in found.patches}
-    if len(sources) == len(found.patches) > 1:
+    if len({group[-1] for group in found.groups}) == len(found.patches) > 1:
         warnings.append(
             "every patch is its own source image: no leakage between splits can be seen and no "
             "interval by source image computed; name the source with --group-regex"
@@ -68,12 +67,11 @@ def leak_warning(what: str, crossing: list[str]) -> str:
     )
 
 
-def print_summary(card: DatasetCard, plan: Plan, seconds: float) -> None:
+def print_summary(card: DatasetCard, found: Survey, seconds: float) -> None:
     """Patches and groups by split and class; shards, bytes, rate, and what was skipped."""
-    patches = [patch for shard in plan.shards for patch in shard.patches]
-    groups = {name: _groups(patches, name) for name in GROUPS}
-    kinds = [name for name, found in groups.items() if found]
-    if all(patch.slide == patch.source for patch in patches):
+    groups = {name: _count(found.groups, i) for i, name in enumerate(GROUPS, 2)}
+    kinds = [name for name, counts in groups.items() if counts]
+    if all(slide == source for _, _, _, slide, source in found.groups):
         kinds.remove("source")
     rows = [("split", "class", "patches", "share", *(f"{kind}s" for kind in kinds))]
     for name, part in card.splits.items():
@@ -135,9 +133,9 @@ def _more(found: dict[str, Any]) -> str:
     return ", ..." if found["count"] > _SHOWN else ""
 
 
-def _groups(patches: list[Patch], kind: str) -> Counter[tuple[str, str | None]]:
-    """How many patients, slides or sources are known, by split and class."""
-    found = {(p.split, p.label, getattr(p, kind)) for p in patches}
+def _count(groups: Iterable[Group], place: int) -> Counter[tuple[str, str | None]]:
+    """How many names are at `place`, by split and class."""
+    found = {(group[0], group[1], group[place]) for group in groups}
     return Counter((split, label) for split, label, name in found if name is not None)
 
 

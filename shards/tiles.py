@@ -9,17 +9,17 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from shards.convert import image_size, raw_rows, read_rgb
+from shards.patch import Patch, read_source
 from shards.plan import ShardPlan
 from shards.png import RAW_BYTES, PngError
 from shards.progress import progress
 from shards.schema import PATCH, DataError
-from shards.sources import Patch, read_source
 
 _BAD = b"\xff"  # in place of the first row's filter byte: the reason follows
 
@@ -70,7 +70,7 @@ def _size(root: Path, image: Patch) -> tuple[int, int]:
 def _tiles(image: Patch, height: int, width: int) -> Iterable[Patch]:
     for y in range(0, height - PATCH + 1, PATCH):
         for x in range(0, width - PATCH + 1, PATCH):
-            yield replace(image, y=(image.y or 0) + y, x=(image.x or 0) + x, tile=(y, x))
+            yield image._replace(y=(image.y or 0) + y, x=(image.x or 0) + x, tile=(y, x))
 
 
 def stage(root: Path, shards: list[ShardPlan], file: Path, workers: int) -> None:

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from shards import crew
 from shards.convert import Rule, convert, image_size, read_rgb
+from shards.crew import Crew
 from shards.pack import pack
 from shards.plan import PackOptions
 from shards.png import PngError, decode, unfilter
@@ -283,14 +283,16 @@ def test_an_interrupted_pack_of_tiles_continues(
     options = PackOptions(convert="tile", workers=1, shard_size=10)
     pack(source, tmp_path / "whole", options)
 
+    build = Crew.build
+
     def stop_after_two(*arguments: Any) -> Any:
-        records = crew.build_all(*arguments)
+        records = build(*arguments)
         yield next(records)
         yield next(records)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("shards.pack.build_all", stop_after_two)
+        patched.setattr(Crew, "build", stop_after_two)
         with pytest.raises(KeyboardInterrupt):
             pack(source, tmp_path / "out", options)
     assert not list((tmp_path / "out").glob(".tiles*"))

@@ -14,9 +14,10 @@ import pytest
 from shards.listed import survey_listed
 from shards.manifest import Columns, read_manifest, suggestions
 from shards.pack import main, pack
+from shards.patch import Patch
 from shards.plan import PackOptions
 from shards.schema import DataError, load_card
-from shards.sources import Patch, split_warnings
+from shards.sources import split_warnings
 from tests.conftest import write_patches
 from tests.test_pack import hashes, sidecar_rows
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from shards import png
+from shards.build import Record
 from shards.pack import PackOptions, main, pack
 from shards.schema import DataError
 from tests.conftest import write_patches
@@ -126,10 +127,10 @@ def test_the_summary_accounts_for_every_file(
     assert order == [earlier, later]
 
 
-def test_checksums_that_meet_by_chance_are_no_repetition(
+def test_prints_that_meet_by_chance_are_no_repetition(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.repeats._sums", lambda out, name: np.zeros(10**4, np.int64)[:1])
+    monkeypatch.setattr(Record, "sample_prints", property(lambda made: np.zeros(made.count, "u8")))
     card = pack(source, tmp_path / "out", PackOptions(workers=1, shard_size=10))
     assert card.provenance["repeated"]["count"] == 0
 
@@ -141,3 +142,17 @@ def test_a_shard_without_any_usable_patch_is_an_error(source: Path, tmp_path: Pa
     with pytest.raises(DataError, match="no usable patch is left for val-000000"):
         pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1, skip_bad=100))
     assert not list((tmp_path / "out").glob("val*"))
+
+
+def test_prints_tell_patches_apart_where_checksums_of_whole_pngs_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CRC-32 of a PNG has 16 free bits, since each chunk ends in its own: of a thousand patches
+    some share it, of a million all do, and each would be read again."""
+    write_patches(tmp_path / "raw", {"train": 1000}, ("a",), seed=3)
+    read: list[int] = []
+    monkeypatch.setattr("shards.repeats.os.pread", lambda *place: read.append(1) or b"")
+    card = pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1))
+    rows = sidecar_rows(tmp_path / "out")
+    assert len({row["crc32"] for row in rows}) < len(rows) == 1000
+    assert not read and card.provenance["repeated"]["count"] == 0

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from shards import crew
-from shards import pack as command
 from shards.build import Job, Record, build
+from shards.crew import Crew
 from shards.locks import locked
 from shards.pack import PackOptions, pack
 from shards.plan import ShardPlan, make_plan
@@ -110,9 +109,9 @@ def test_a_new_shard_does_not_replace_a_file_of_others(source: Path, tmp_path: P
 
 
 def stop_after(count: int) -> object:
-    """`build_all` that is interrupted after `count` shards."""
+    """`Crew.build` that is interrupted after `count` shards."""
 
-    def build_some(job: Job, plans: list[ShardPlan], workers: int) -> Iterator[Record]:
+    def build_some(crew: Crew, job: Job, plans: list[ShardPlan]) -> Iterator[Record]:
         for plan in plans[:count]:
             yield build(job, plan)
         raise KeyboardInterrupt
@@ -125,7 +124,7 @@ def test_an_interrupted_pack_continues_where_it_stopped(
 ) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(command, "build_all", stop_after(3))
+        patch.setattr(Crew, "build", stop_after(3))
         pack(source, out, OPTIONS)
     (out / ".train-000004.tar.123.tmp").write_text("half")
     # not the inode: that of a file which was removed may be given to the next
@@ -149,7 +148,7 @@ def test_an_interrupted_overwrite_leaves_no_stale_shard(
     pack(source, out, OPTIONS)
     other = PackOptions(shard_size=12, workers=1, overwrite=True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(command, "build_all", stop_after(1))
+        patch.setattr(Crew, "build", stop_after(1))
         pack(source, out, other)
     assert not (out / "dataset.json").exists()
     pack(source, out, PackOptions(shard_size=12, workers=1))
@@ -177,18 +176,10 @@ def test_a_source_that_changes_is_detected(
     out.mkdir()
     job = Job(str(source), str(out), "stored", plan.classes, plan.digest)
     reason = "cannot be read: No such file" if change == "removed" else "changed while"
-    with pytest.raises(DataError, match=f"{victim.name} {reason}"):
-        list(crew.build_all(job, plan.shards, workers))
+    with pytest.raises(DataError, match=f"{victim.name} {reason}"), Crew(workers) as crew:
+        crew.start(len(plan.shards), len(plan.shards))
+        list(crew.build(job, plan.shards))
     assert not list(out.glob("train-000001*")) and not list(out.glob(".train-000001*"))
-
-
-def test_a_dead_worker_is_named(source: Path, tmp_path: Path) -> None:
-    plan = make_plan(scan(source), OPTIONS)
-    worker = crew._Worker(Job(str(source), str(tmp_path), "keep", plan.classes, plan.digest))
-    worker.kill()
-    with pytest.raises(DataError, match="ended with code -9 while it built train-000000"):
-        worker.build(plan.shards[0])
-    worker.close()
 
 
 def run(

@@ -9,8 +9,9 @@ import pytest
 
 from shards.layout import Layout
 from shards.names import position, tcga
+from shards.patch import Patch
 from shards.schema import DataError
-from shards.sources import Patch, scan, split_warnings, survey
+from shards.sources import scan, split_warnings, survey
 from shards.split import leaks
 
 
