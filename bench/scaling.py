@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from bench import packing
-from bench.made import FEW, Made, base
+from bench.made import Made, base
 from bench.processes import READY, Process, answer, expect, started, tell
 from bench.reading import BATCH, consume
 from bench.settings import Settings
@@ -27,6 +27,8 @@ from pipeline.index import open_dataset
 from pipeline.loader import Loader
 from shards.cores import usable_cores
 from shards.schema import DataError
+
+_FILES = 200_000  # as many are written to be packed
 
 
 def measure(settings: Settings, accelerator: Accelerator, say: Say) -> list[Record]:
@@ -42,7 +44,7 @@ def measure(settings: Settings, accelerator: Accelerator, say: Say) -> list[Reco
         count = patches // (batch * crews[-1]) * batch * crews[-1]  # an epoch is whole batches
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             made = Made(Path(folder) / "made", pixels, labels, count)
-            if count <= FEW:  # larger sets are not written as a file a patch
+            if count <= _FILES:
                 records += _packing(made, crews, settings, say)
             records += _reading(made, crews, batch, settings, say)
     return records
