@@ -4,11 +4,9 @@ The bytes written depend on the files and on the options alone: not on the numbe
 tasks, the order of the directory, the machine or the time.
 """
 
-import gc
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +28,7 @@ from shards.output import (
     tiles_file,
     tiles_name,
 )
+from shards.patch import uncollected
 from shards.plan import PackOptions, Plan, ShardPlan, make_plan
 from shards.progress import progress
 from shards.recorded import Recorded, read_plan, record_plan, refuse_difference
@@ -109,25 +108,13 @@ def _plan(source: Path, options: PackOptions, crew: Crew) -> tuple[Intake, Plan]
         crew.start(files, -(-files // options.shard_size))
         return crew.look(parts)
 
-    with _uncollected():
+    with uncollected():
         intake = gather(source, options, look_all)
         print_survey(source, intake.survey)
         refused = intake.survey.refused
         if len(refused) > options.skip_bad:
             refuse_bad(str(source), refused, len(refused))
         return intake, make_plan(intake.survey.patches, options)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Many small objects that all stay are made: a search for garbage takes a fifth of the time."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
 
 
 def _shared_plan(source: Path, out: Path, options: PackOptions, tasks: int, crew: Crew) -> Recorded:

@@ -1,6 +1,9 @@
 """One patch: where it is, what is known of it, and the bytes of its file."""
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,3 +54,16 @@ def read_source(root: Path | str, patch: Patch) -> bytes:
     if (len(data), status.st_size, status.st_mtime_ns) != (patch.size, patch.size, patch.mtime_ns):
         raise DataError(f"{path} changed while it was packed: pack again when nothing writes to it")
     return data
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """For making millions of patches that all stay: the search for garbage among them takes from a
+    fifth to half of the time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()

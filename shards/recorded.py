@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from shards.intake import Intake
 from shards.manifest import Columns
 from shards.output import PLAN_NAME, publish
-from shards.patch import Patch
+from shards.patch import Patch, uncollected
 from shards.plan import PackOptions, Plan, make_plan
 from shards.schema import DataError
 from shards.sources import Survey
@@ -81,7 +81,7 @@ def read_plan(out: Path) -> Recorded | None:
     if not path.exists():
         return None
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path) as file, uncollected():
             recorded, digest = _parse(file.read())
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); remove {out} and start again") from None
