@@ -8,6 +8,7 @@ across epochs, so every batch has one shape and each epoch has each sample exact
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from typing import Literal, NamedTuple, Protocol
 
@@ -157,6 +158,13 @@ class Loader:
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """Batches that begin at images seen `start`, `start` + batch size, ... below `stop`."""
+        read = self._read_ahead(start, stop)
+        return self._copied_ahead(read) if self.device.type == "cuda" else read
+
+    def _read_ahead(self, start: int, stop: int) -> Generator[Batch, None, None]:
+        """On the device of the store; in pinned memory where that is the host's and a copy
+        follows."""
+        pin = self.device.type == "cuda"
         pending: deque[Future[tuple[Tensor, NDArray[np.int64]]]] = deque()
         positions = iter(range(start, stop, self.batch_size))
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
@@ -167,7 +175,7 @@ class Loader:
                     if (position := next(positions, None)) is not None:
                         pending.append(thread.submit(self._read, position))
                     labels = self.labels[torch.from_numpy(indices)]
-                    yield Batch(self._to_device(images), self._to_device(labels), indices)
+                    yield Batch(images, labels.pin_memory() if pin else labels, indices)
             finally:
                 thread.shutdown(wait=True, cancel_futures=True)
 
@@ -182,10 +190,28 @@ class Loader:
     def _share(self, order: Order, position: int) -> NDArray[np.int64]:
         return order.share(position, position + self.batch_size, self.rank, self.world)
 
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        if self.device.type == "cuda" and not tensor.is_cuda:
-            tensor = tensor.pin_memory()  # from other memory a copy may wait for the device
-        return tensor.to(self.device, non_blocking=True)
+    def _copied_ahead(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+        """Each batch is copied, in a stream of its own, while the one before it is in use."""
+        stream = torch.cuda.Stream(self.device)
+        ahead: deque[tuple[Batch, torch.cuda.Event]] = deque()
+        with closing(batches):
+            for images, labels, indices in batches:
+                with torch.cuda.stream(stream):
+                    images = images.to(self.device, non_blocking=True)
+                    labels = labels.to(self.device, non_blocking=True)
+                ahead.append((Batch(images, labels, indices), stream.record_event()))
+                if len(ahead) > 1:
+                    yield self._arrived(*ahead.popleft())
+            while ahead:
+                yield self._arrived(*ahead.popleft())
+
+    def _arrived(self, batch: Batch, copied: torch.cuda.Event) -> Batch:
+        """The batch for the current stream, which waits for it; the host does not."""
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(copied)
+        for tensor in (batch.images, batch.labels):
+            tensor.record_stream(current)  # its memory is free when this stream has used it
+        return batch
 
 
 def _channels_last(pixels: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def test_the_parts_of_a_step_are_named_and_the_trainer_is_left_as_it_was(trainer
     before = watched()
     records = split.measure(trainer, trainer.loader, TINY, quiet)
     assert {r["part"] for r in records} == {
-        "load", "copy", "draw", "augment", "corrupt", "forward", "backward", "clip, optimizer",
+        "load", "draw", "augment", "corrupt", "forward", "backward", "clip, optimizer",
         "EMA", split.REST,
     }  # fmt: skip
     assert sum(r["share"] for r in records) == pytest.approx(1)
