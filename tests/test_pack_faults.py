@@ -185,13 +185,15 @@ def test_a_source_that_changes_is_detected(
 def run(
     source: Path, out: Path, *options: str, limit: int | None = None, group: bool = False
 ) -> subprocess.Popen[str]:
-    def limit_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit or 0, limit or 0))
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in a background
+        if limit:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     return subprocess.Popen(
         [sys.executable, "-m", "shards.pack", str(source), str(out), *options],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=limit_files if limit else None, start_new_session=group,
+        preexec_fn=prepare, start_new_session=group,
     )  # fmt: skip
 
 
