@@ -225,9 +225,16 @@ def test_colour_says_which_site() -> None:
     assert probe(x.mean((1, 2)), y, x_test.mean((1, 2)), y_test) >= 0.90
 
 
-@pytest.mark.slow
-def test_a_supervised_encoder_reads_the_class() -> None:
-    """The ceiling: the project's encoder, its 384 numbers, a linear head, 40,000 images seen."""
+@pytest.mark.parametrize(
+    ("steps", "least"),
+    [
+        pytest.param(250, 0.85, marks=pytest.mark.slow),  # 0.88 to 0.90 by three seeds
+        pytest.param(625, 0.95, marks=pytest.mark.long),
+    ],
+)
+def test_a_supervised_encoder_reads_the_class(steps: int, least: float) -> None:
+    """The ceiling: the project's encoder, its 384 numbers, a linear head, 40,000 images seen; what
+    colour alone says is 0.57."""
     import torch
     from torch.nn import functional as F
 
@@ -235,7 +242,7 @@ def test_a_supervised_encoder_reads_the_class() -> None:
     from pipeline import d4
 
     torch.set_num_threads(os.cpu_count() or 1)  # minutes of work, unlike the other tests
-    steps, batch = 625, 64
+    batch = 64
     made = list(synthetic.sources(SyntheticConfig(val=0)))
     x, y = (torch.from_numpy(a) for a in _labelled(made, "train"))
     x_test, y_test = (torch.from_numpy(a) for a in _labelled(made, "test"))
@@ -261,4 +268,4 @@ def test_a_supervised_encoder_reads_the_class() -> None:
     with torch.no_grad():
         identity = torch.zeros(len(x_test), dtype=torch.int64)
         p = logits(x_test, identity).double().softmax(1).numpy()
-    assert roc_auc_score(y_test, p, multi_class="ovr") >= 0.95
+    assert roc_auc_score(y_test, p, multi_class="ovr") >= least
