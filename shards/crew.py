@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -180,8 +181,8 @@ class _Worker:
         code = self._process.wait()
         doing = f" while it {self.asked[0][1]}" if self.asked else ""
         return DataError(
-            f"a packing process ended with code {code}{doing}; if the memory ran out, use fewer "
-            f"--workers. Finished shards are kept"
+            f"a packing process ended with code {code}{doing}; if it did not say why, the memory "
+            f"may have run out: use fewer --workers. Finished shards are kept"
         )
 
     def kill(self) -> None:
@@ -206,10 +207,12 @@ def _work() -> None:
     gc.disable()  # nothing here makes cycles, and a search takes a fifth of the time of `look`
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(lines,), daemon=True).start()
+    said = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
     answer: Any = None  # ready
     while True:
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+        said.write(json.dumps(answer) + "\n")
+        said.flush()
         task, _, arguments = json.loads(lines.get())
         try:
             answer = _TASKS[task](*arguments)
@@ -240,4 +243,10 @@ def _listen(lines: queue.SimpleQueue[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    _work()
+    try:
+        _work()
+    except BrokenPipeError:  # nobody listens any more
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # past the thread that reads: it would hold up an ordinary end

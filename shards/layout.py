@@ -40,7 +40,7 @@ class Accepted:
 PLAIN = Accepted(("png",), MAX_SOURCE_BYTES)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Folder:
     """A folder whose files may be patches."""
 
@@ -114,17 +114,23 @@ class Walk:
         root."""
         folders: list[str] = []
         files: list[str] = []
-        with os.scandir(self.root / folder) as entries:
-            for entry in entries:
-                name = entry.name
-                if name.startswith("."):
-                    self.hidden += 1
-                    continue
-                if not name.isascii():
-                    _check_name(entry)
-                if entry.is_symlink():
-                    check_link(entry.path, self.root, self.real_root)
-                (folders if entry.is_dir() else files).append(name)
+        links: list[str] = []
+        try:
+            with os.scandir(self.root / folder) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if name.startswith("."):
+                        self.hidden += 1
+                        continue
+                    if not name.isascii():
+                        _check_name(entry)
+                    if entry.is_symlink():
+                        links.append(entry.path)
+                    (folders if _is_folder(entry) else files).append(name)
+        except OSError as error:
+            raise DataError(f"{self.root / folder} cannot be read: {error.strerror}") from None
+        for link in sorted(links):
+            check_link(link, self.root, self.real_root)
         return sorted(folders), sorted(files)
 
     def _stray(self, files: list[str], prefix: str) -> None:
@@ -153,12 +159,14 @@ def choose_layout(walk: Walk, wanted: Layout) -> tuple[Layout, str]:
     Raises:
         DataError: `auto` cannot tell, or the files do not lie as `wanted` says.
     """
-    root, filled = walk.root, [folder for folder in walk.folders if folder.files]
+    root, accepted = walk.root, walk.accepted
+    images = {folder: _images(folder, accepted) for folder in walk.folders}
+    filled = [folder for folder in walk.folders if images[folder]]
     inside = [folder for folder in filled if folder.name is not None]
     if wanted == "flat" and inside:
         raise DataError(
-            f"{root}: {inside[0].prefix + inside[0].files[0]!r} lies in a folder, and --layout "
-            f"flat expects none but train, val and test"
+            f"{root}: {images[inside[0]][0]!r} lies in a folder, and --layout flat expects none "
+            f"but train, val and test"
         )
     if wanted in ("classes", "slides") and len(inside) < len(filled):
         raise DataError(f"{root} has patches outside of folders, --layout {wanted} expects none")
@@ -166,28 +174,40 @@ def choose_layout(walk: Walk, wanted: Layout) -> tuple[Layout, str]:
         return wanted, f"layout: {wanted}, as asked"
     if not inside:
         return "flat", "layout: flat, without class folders: unlabelled"
-    endings = tuple(f".{suffix}" for suffix in walk.accepted.suffixes)
-    images = [
-        (folder.prefix, name)
-        for folder in inside
-        for name in folder.files
-        if name.endswith(endings) or name.lower().endswith(endings)
-    ]
-    places = [prefix + name for prefix, name in images if only_position(name)]
+    paths = [path for folder in inside for path in images[folder]]
+    places = [path for path in paths if only_position(path.rpartition("/")[2])]
     if not places:
         return "classes", "layout: classes, one a folder"
+    others = [path for path in set(paths).difference(places) if _usable(root / path, accepted)]
     # A slide lies in one split: a folder name that recurs is rather a class.
     recurring = len({folder.name for folder in inside}) < len(inside)
-    if len(places) < len(images) or recurring:
+    if others or recurring:
         raise DataError(
-            f"{root}: {len(places)} of {len(images)} files are named by their place only "
-            f"({places[0]!r}), as in folders of one slide each: say what the folders "
-            f"are, --layout classes or --layout slides"
+            f"{root}: {len(places)} of {len(places) + len(others)} files are named by their place "
+            f"only ({places[0]!r}), as in folders of one slide each: say what the folders are, "
+            f"--layout classes or --layout slides"
         )
     return "slides", (
         "layout: slides, one a folder, unlabelled (file names are places x..._y...; if the "
         "folders are classes: --layout classes)"
     )
+
+
+def _images(folder: Folder, accepted: Accepted) -> list[str]:
+    """Paths of the files whose names say that they are images."""
+    endings = tuple(f".{suffix}" for suffix in accepted.suffixes)
+    return [
+        folder.prefix + name
+        for name in folder.files
+        if name.endswith(endings) or name.lower().endswith(endings)
+    ]
+
+
+def _usable(path: Path, accepted: Accepted) -> bool:
+    try:
+        return not refusal(path.stat(), accepted)
+    except OSError:
+        return False
 
 
 def check_link(path: str, root: Path, real_root: str) -> None:
@@ -202,16 +222,28 @@ def check_link(path: str, root: Path, real_root: str) -> None:
         )
 
 
-def refusal(suffix: str, mode: int, size: int, accepted: Accepted) -> str:
+def refused_name(suffix: str, accepted: Accepted) -> str:
     """Why a file whose name ends in `.suffix` cannot be a patch, or nothing."""
-    if suffix.lower() not in accepted.suffixes:
-        hint = "; --convert takes it" if suffix.lower() in ("jpg", "jpeg", "tif", "tiff") else ""
-        return f"not a {accepted.suffixes[0].upper()} file (.{suffix}){hint}"
-    if not stat.S_ISREG(mode):
+    if suffix in accepted.suffixes or suffix.lower() in accepted.suffixes:
+        return ""
+    hint = "; --convert takes it" if suffix.lower() in ("jpg", "jpeg", "tif", "tiff") else ""
+    return f"not a {accepted.suffixes[0].upper()} file (.{suffix}){hint}"
+
+
+def refusal(status: os.stat_result, accepted: Accepted) -> str:
+    """Why a file cannot be a patch, whatever is in it, or nothing."""
+    if not stat.S_ISREG(status.st_mode):
         return "not a regular file"
-    if size > accepted.max_bytes:
-        return f"{size} bytes, expected at most {accepted.max_bytes}"
+    if status.st_size > accepted.max_bytes:
+        return f"{status.st_size} bytes, expected at most {accepted.max_bytes}"
     return ""
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: looking at it will say so
+        return False
 
 
 def _check_name(entry: os.DirEntry[str]) -> None:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from shards.layout import Accepted, check_link, refusal
+from shards.layout import Accepted, check_link, refusal, refused_name
 from shards.names import group_pattern, position, source_image, tcga
 from shards.patch import Patch
 from shards.schema import DataError
@@ -61,10 +61,13 @@ def look(part: Look) -> Looked:
     missing: list[tuple[int, str]] = []
     rows = zip(part.paths, given["split"], *columns, strict=True)
     for i, (path, split, label, slide, patient, site, x, y, mpp) in enumerate(rows):
+        stem, dot, suffix = path.rpartition("/")[2].rpartition(".")
+        if reason := refused_name(suffix if dot else "", accepted):
+            refused.append((path, reason))
+            continue
         try:
             status = status_of(path)
-            stem, _, suffix = path.rpartition("/")[2].rpartition(".")
-            if reason := refusal(suffix, status.st_mode, status.st_size, accepted):
+            if reason := refusal(status, accepted):
                 refused.append((path, reason))
                 continue
             source = source_image(path, stem, slide, pattern)

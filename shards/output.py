@@ -86,12 +86,13 @@ def refuse_occupied(out: Path, overwrite: bool) -> None:
     Raises:
         DataError: a data set is there and `overwrite` is not set, or only files of others.
     """
+    packing = (out / PACKING_NAME).exists()
     if (out / CARD_NAME).exists():
-        if not overwrite:
+        if not overwrite and not packing:  # both: stopped before it had cleaned up
             raise DataError(f"{out} already holds a data set; replace it with --overwrite")
         return
     foreign = sorted(e.name for e in out.iterdir() if not e.name.startswith("."))
-    if foreign and not (out / PACKING_NAME).exists():
+    if foreign and not packing:
         raise DataError(
             f"{out} is not empty and holds no data set of this tool ({foreign[:5]}); "
             f"choose another OUT"
@@ -108,8 +109,8 @@ def prepare(out: Path, plan: Plan, overwrite: bool) -> None:
     unfinished = _read_json(out / PACKING_NAME)
     if unfinished and unfinished.get("plan") != plan.digest and not overwrite:
         raise DataError(
-            f"{out} holds an unfinished pack of another source, or of other options, or files "
-            f"have changed since; start again with --overwrite"
+            f"{out} holds an unfinished pack of another source, of other options or by another "
+            f"version of this program, or files have changed since; start again with --overwrite"
         )
     old = {name for name in unfinished.get("shards", []) if _NAME.fullmatch(str(name))}
     if (out / CARD_NAME).exists():
@@ -135,11 +136,11 @@ def prepare(out: Path, plan: Plan, overwrite: bool) -> None:
 def finish(out: Path) -> None:
     """Remove what only an unfinished pack needs; the plan first: without it nothing is merged."""
     (out / PLAN_NAME).unlink(missing_ok=True)
+    (out / PACKING_NAME).unlink(missing_ok=True)  # from here on the data set is complete
     sweep(out)
     for entry in list(out.iterdir()):
         if _RECORD.fullmatch(entry.name) or _LOCK.fullmatch(entry.name):
             entry.unlink()
-    (out / PACKING_NAME).unlink(missing_ok=True)
     sync_folder(out)
 
 

@@ -114,6 +114,8 @@ def _plan(source: Path, options: PackOptions, crew: Crew) -> tuple[Intake, Plan]
         refused = intake.survey.refused
         if len(refused) > options.skip_bad:
             refuse_bad(str(source), refused, len(refused))
+        if not intake.survey.patches:
+            raise DataError(f"{source}: no usable patch is left")
         return intake, make_plan(intake.survey.patches, options)
 
 

@@ -86,14 +86,17 @@ def survey(
 
 
 def _parts(walk: Walk, layout: Layout, regex: str | None) -> Iterator[Look]:
+    field = "slide" if layout == "slides" else "label"
+    paths: list[str] = []
+    given: dict[str, list[Any]] = {"split": [], field: []}
     for folder in walk.folders:
-        for start in range(0, len(folder.files), CHUNK):
-            paths = [folder.prefix + name for name in folder.files[start : start + CHUNK]]
-            given: dict[str, list[Any]] = {"split": [folder.split] * len(paths)}
-            if layout != "flat":
-                field = "slide" if layout == "slides" else "label"
-                given[field] = [folder.name] * len(paths)
-            yield Look(str(walk.root), walk.accepted, regex, paths, given)
+        paths += [folder.prefix + name for name in folder.files]
+        given["split"] += [folder.split] * len(folder.files)
+        given[field] += [folder.name] * len(folder.files)
+    for start in range(0, len(paths), CHUNK):
+        part = slice(start, start + CHUNK)
+        some = {name: values[part] for name, values in given.items()}
+        yield Look(str(walk.root), walk.accepted, regex, paths[part], some)
 
 
 def _empty_folders(walk: Walk, patches: Iterable[Patch]) -> list[str]:

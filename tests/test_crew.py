@@ -90,3 +90,20 @@ def test_few_patches_are_packed_by_this_process() -> None:
         assert crew.start(patches=100, shards=10) == 1 and not crew._workers
     with Crew(4) as crew:
         assert crew.start(patches=100, shards=1) == 4 and not crew._workers
+
+
+def test_a_worker_that_fails_says_why(source: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    part = Look(str(source), PLAIN, None, ["train/a/nothing.png"], {})  # `split` is not given
+    with Crew(2) as crew, pytest.raises(DataError, match="ended with code 1 while it looked at"):
+        list(ready(crew, 2).look([part, part]))
+    said = capfd.readouterr().err
+    assert "KeyError: 'split'" in said and "Fatal" not in said
+
+
+def test_workers_end_quietly_when_nobody_listens(capfd: pytest.CaptureFixture[str]) -> None:
+    with Crew(2) as crew:
+        crew.start(patches=2, shards=2)
+        for worker in crew._workers:  # while they import, as when the parent is killed
+            worker.stdout.close()
+        assert [worker._process.wait(60) for worker in crew._workers] == [0, 0]
+    assert not capfd.readouterr().err

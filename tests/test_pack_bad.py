@@ -156,3 +156,12 @@ def test_prints_tell_patches_apart_where_checksums_of_whole_pngs_do_not(
     rows = sidecar_rows(tmp_path / "out")
     assert len({row["crc32"] for row in rows}) < len(rows) == 1000
     assert not read and card.provenance["repeated"]["count"] == 0
+
+
+@pytest.mark.parametrize("name", ["a/x.bmp", "stray.png"])
+def test_a_source_without_any_patch_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "raw" / "a").mkdir(parents=True)
+    (tmp_path / "raw" / name).touch()
+    with pytest.raises(DataError, match="raw: no usable patch is left"):
+        pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1, skip_bad=3))
+    assert not (tmp_path / "out").exists()

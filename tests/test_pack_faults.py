@@ -130,7 +130,7 @@ def test_an_interrupted_pack_continues_where_it_stopped(
     # not the inode: that of a file which was removed may be given to the next
     done = {p.name: p.stat().st_mtime_ns for p in out.glob("train-00000[0-2].*")}
     (out / "train-000002.tar").write_bytes(b"cut")  # its size is not the recorded one
-    with pytest.raises(DataError, match="unfinished pack of another source, or of other options"):
+    with pytest.raises(DataError, match="unfinished pack of another source, of other options"):
         pack(source, out, PackOptions(shard_size=6))
     pack(source, out, OPTIONS)
     kept = {name: (out / name).stat().st_mtime_ns == time for name, time in done.items()}
@@ -139,6 +139,23 @@ def test_an_interrupted_pack_continues_where_it_stopped(
     ]  # fmt: skip
     pack(source, tmp_path / "fresh", OPTIONS)
     assert content(out) == content(tmp_path / "fresh")
+
+
+def test_a_pack_that_was_stopped_while_it_cleaned_up_is_completed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shards.card.finish", lambda out: signal.raise_signal(signal.SIGINT))
+        pack(source, out, OPTIONS)
+    assert (out / "dataset.json").exists() and (out / ".packing.json").exists()
+    built = {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")}
+    pack(source, out, OPTIONS)
+    assert {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")} == built
+    pack(source, tmp_path / "fresh", OPTIONS)
+    assert content(out) == content(tmp_path / "fresh")
+    with pytest.raises(DataError, match="already holds a data set"):
+        pack(source, out, OPTIONS)
 
 
 def test_an_interrupted_overwrite_leaves_no_stale_shard(

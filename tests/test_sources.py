@@ -10,6 +10,7 @@ import pytest
 from shards.layout import Layout
 from shards.names import position, tcga
 from shards.patch import Patch
+from shards.png import MAX_SOURCE_BYTES
 from shards.schema import DataError
 from shards.sources import scan, split_warnings, survey
 from shards.split import leaks
@@ -241,3 +242,61 @@ def test_tcga_barcodes(name: str, expected: tuple[str, str] | None, tmp_path: Pa
 def test_groups_that_cross_splits() -> None:
     pairs = [("train", "a"), ("train", "a"), ("val", "b"), ("test", "c"), ("val", "c")]
     assert leaks(pairs) == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("names", "layout", "expected"),
+    [
+        (["train/A/s.png", "val/A/t.png", "val/README"], "classes", "classes"),
+        (["train/s.png", "val/meta/LICENSE"], "flat", "flat"),
+        (["train/s.png", "val/meta/LICENSE"], "auto", "flat"),
+        (["S1/x1_y2.png", "S2/x1_y2.png", "S2/thumbnail.png"], "auto", "slides"),
+    ],
+)
+def test_what_cannot_be_a_patch_does_not_make_the_layout(
+    names: list[str], layout: Layout, expected: Layout, tmp_path: Path
+) -> None:
+    root = touch(tmp_path, *names)
+    if "thumbnail" in names[-1]:
+        (root / names[-1]).write_bytes(bytes(MAX_SOURCE_BYTES + 1))
+    found = survey(root, layout=layout)
+    assert found.layout == expected and [path for path, _ in found.refused] == names[-1:]
+
+
+def test_a_name_that_is_only_a_suffix_is_no_image(tmp_path: Path) -> None:
+    found = survey(touch(tmp_path, "A/png", "A/s.png"))
+    assert found.refused == [("A/png", "not a PNG file (.)")] and len(found.patches) == 1
+
+
+def test_links_that_lead_nowhere_or_to_themselves(tmp_path: Path) -> None:
+    root = touch(tmp_path, "A/s.png")
+    (root / "A" / "nowhere.png").symlink_to(root / "A" / "missing.png")
+    (root / "A" / "loop.png").symlink_to("loop.png")
+    assert survey(root).refused == [
+        ("A/loop.png", "cannot be looked at: Too many levels of symbolic links"),
+        ("A/nowhere.png", "cannot be looked at: No such file or directory"),
+    ]
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, scandir = touch(tmp_path, "A/s.png", "B/s.png"), os.scandir
+
+    def refuse(path: Path) -> object:
+        if path.name == "B":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root, who often tests, may read everything
+    with pytest.raises(DataError, match="B cannot be read: Permission denied"):
+        survey(root)
+
+
+def test_the_first_link_that_leaves_the_root_is_named_in_any_order(tmp_path: Path) -> None:
+    root = touch(tmp_path / "root", "A/s.png")
+    touch(tmp_path, "away.png")
+    for i in (3, 1, 2):
+        (root / "A" / f"{i}.png").symlink_to(tmp_path / "away.png")
+    with pytest.raises(DataError, match=r"A/1.png is a link"):
+        survey(root)
