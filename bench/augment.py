@@ -45,7 +45,9 @@ def ours(images: Tensor, compiled: bool) -> dict[str, Call]:
     device, batch = images.device, len(images)
     table_GP, generator = d4.pixel_index(PATCH).to(device), generator_for(0, 0, 0, device)
     x = images.float() / 255
-    prepare: Callable[..., Any] = torch.compile if compiled else _as_it_is
+    # the memory layout as in the graph of the step: alone, inductor would choose another
+    how = {"fullgraph": True, "dynamic": False, "options": {"layout_optimization": False}}
+    prepare: Callable[..., Any] = partial(torch.compile, **how) if compiled else _as_it_is
 
     def moved(g_B: Tensor) -> Tensor:
         return d4.act(images, g_B, table_GP).float() / 255
@@ -63,11 +65,11 @@ def ours(images: Tensor, compiled: bool) -> dict[str, Call]:
         def applied(given: corrupt.CorruptionDraws) -> Tensor:
             return corrupt.corrupt(x, config, given)
 
-        apply = prepare(applied, fullgraph=True, dynamic=False)
+        apply = prepare(applied)
         return lambda: apply(draws(config))
 
-    whole = prepare(both, fullgraph=True, dynamic=False)
-    act = prepare(moved, fullgraph=True, dynamic=False)
+    whole = prepare(both)
+    act = prepare(moved)
     return {
         "D4": lambda: act(elements()),
         **{kind: corrupted(alone(kind)) for kind in KINDS[1:]},
@@ -76,7 +78,7 @@ def ours(images: Tensor, compiled: bool) -> dict[str, Call]:
     }
 
 
-def _as_it_is(call: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+def _as_it_is(call: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
@@ -92,7 +94,8 @@ def kornias(images: Tensor) -> dict[str, Call]:
         "mixture": mixture(config),
         ALL: nn.Sequential(augmentation(), mixture(config)),
     }
-    return {f"kornia {name}": partial(module, x) for name, module in modules.items()}
+    # on the device of the images, where kornia then draws its random numbers too
+    return {f"kornia {n}": partial(module.to(x.device), x) for n, module in modules.items()}
 
 
 def measure(settings: Settings, accelerator: Accelerator, say: Say) -> list[Record]:

@@ -117,7 +117,7 @@ def _plain(model: VAE, folder: Path) -> float:
 def plain_embeddings(model: VAE, batches: Iterator[torch.Tensor]) -> Features:
     """The loop that one writes first: (n, 384) posterior means of float images (B, 3, 32, 32)."""
     device = next(model.parameters()).device
-    with torch.no_grad():
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as ours
         found = [model.encoder(images.to(device)).mean.flatten(1).cpu() for images in batches]
     embeddings: Features = torch.cat(found).numpy()
     return embeddings

@@ -2,6 +2,9 @@
 
 Rungs do the same work: one architecture and objective, AdamW, clipping, EMA, one batch size and
 thread count. They take turns in each round, so that the ratio of two of them is of one moment.
+
+On a GPU an eager rung waits for the device three times a step: kornia's blur and JPEG look at their
+arguments, which they leave in a compiled graph.
 """
 
 import sys

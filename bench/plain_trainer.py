@@ -5,10 +5,12 @@ the objective, the clipping and the batch are ours, so that the work is the same
 many scripts do beside: it logs nothing, so nothing waits for the device.
 """
 
+import copy
+
 import kornia.augmentation as K
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models.objective import LATENT_SIDE, Objective
 from models.vae import build
@@ -56,13 +58,16 @@ class PlainTrainer:
         self.model = model.to(device, memory_format=nchw)  # type: ignore[call-overload]
         self.objective = Objective(config.objective, config.model.latent_channels).to(device)
         self.parameters = [*self.model.parameters(), *self.objective.parameters()]
-        self.augment = augmentation() if config.augment else nn.Identity()
-        self.corrupt = mixture(config.corruption)
+        # on the device, where kornia then draws its random numbers too
+        self.augment = augmentation().to(device) if config.augment else nn.Identity()
+        self.corrupt = mixture(config.corruption).to(device)
         optim = config.optim
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
         )
-        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
+        # torch's AveragedModel would wait for the device in every step, to count them
+        self.ema = copy.deepcopy(self.model).requires_grad_(False)
+        self.average = get_ema_multi_avg_fn(EMA_DECAY)
 
     def update(self, images_BCHW: Tensor) -> None:
         """One optimizer step on float images in [0, 1] on the host."""
@@ -72,7 +77,7 @@ class PlainTrainer:
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, self.config.optim.clip)
         self.optimizer.step()
-        self.ema.update_parameters(self.model)
+        self.average(list(self.ema.parameters()), list(self.model.parameters()), None)
         self.done += 1
 
     def losses(self, x: Tensor, x_tilde: Tensor) -> dict[str, Tensor]:

@@ -189,7 +189,8 @@ class Objective(nn.Module):
         if config.ssim > 0:
             terms["ssim"] = structural_loss(x, x_hat)
             total = total + config.ssim * terms["ssim"]
-        return {"loss": total / x[0].numel(), **terms}
+        # detached: a graph of the step would carry a gradient of zeros for each of them
+        return {"loss": total / x[0].numel(), **{name: t.detach() for name, t in terms.items()}}
 
     def equivariance(
         self, model: VAE, x: Tensor, q: Posterior, q_moved: Posterior, z: Tensor, g_B: Tensor

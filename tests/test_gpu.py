@@ -1,4 +1,8 @@
-"""On a GPU: the numbers of a CPU, one graph, and a host that never waits for the device."""
+"""On a GPU: the numbers of a CPU, one graph, and a host that never waits for the device.
+
+To be run alone (`pytest -m gpu tests/test_gpu.py`): an Accelerator that was told to stay on the CPU
+keeps every later one of its process there.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +31,12 @@ from train.step import generator_for
 pytestmark = pytest.mark.gpu
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions in float32, not TF32: AdamW makes whole steps of small differences."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def pixels(count: int) -> torch.Tensor:
@@ -114,7 +124,7 @@ def trained(
     return one
 
 
-@pytest.mark.parametrize("preset", ["vae", "dvae", "eq-dvae", "eq-dvae-refined", "d4-dvae"])
+@pytest.mark.parametrize("preset", ["eq-dvae", "d4-dvae"])
 def test_a_compiled_step_is_one_graph_and_learns_as_an_eager_one(
     preset: str, small_dataset: Path, tmp_path: Path
 ) -> None:
