@@ -19,7 +19,6 @@ from shards.schema import CHANNELS, FOREIGN, PATCH, DataError
 
 MAX_OPEN_FILES = 64
 RUN = 64  # samples a read, at most
-_ROW = np.dtype((np.void, PATCH * CHANNELS))  # numpy copies a row as one thing, thrice as fast
 MAX_STEP = 1 << 16  # bytes from one sample of a run to the next: what lies between is read too
 
 
@@ -129,8 +128,8 @@ class Reader:
     ) -> None:
         stride = places[1] if len(places) > 1 else png.STORED_PNG_BYTES
         shape, first = (len(run), PATCH), png.STORED_PIXELS + 1
-        rows = np.ndarray(shape, _ROW, data, first, (stride, png.STORED_ROW))
-        np.ndarray(shape, _ROW, out.data)[:] = rows
+        rows = np.ndarray(shape, png.ROW, data, first, (stride, png.STORED_ROW))
+        np.ndarray(shape, png.ROW, out.data)[:] = rows
 
     def _fill_decoded(
         self, run: NDArray[np.int64], data: memoryview, places: list[int], out: NDArray[np.uint8]
