@@ -4,6 +4,7 @@ The bytes written depend on the files and on the options alone: not on the numbe
 tasks, the order of the directory, the machine or the time.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -47,7 +48,7 @@ def pack(source: Path, out: Path, options: PackOptions | None = None) -> Dataset
             `dataset.json`; after an interruption or a full disk the same call continues.
     """
     source, out, options = Path(source), Path(out), options or PackOptions()
-    _refuse_nested(source, out)
+    _refuse_paths(source, out)
     start = time.monotonic()
     with locked(out):
         refuse_occupied(out, options.overwrite)
@@ -74,7 +75,7 @@ def pack_slice(source: Path, out: Path, options: PackOptions, part: Slice) -> li
             the recorded plan says.
     """
     source, out = Path(source), Path(out)
-    _refuse_nested(source, out)
+    _refuse_paths(source, out)
     if options.overwrite:
         raise DataError(
             f"--overwrite in a task would erase what the others have built: remove {out}, or "
@@ -97,7 +98,12 @@ def pack_slice(source: Path, out: Path, options: PackOptions, part: Slice) -> li
     return records
 
 
-def _refuse_nested(source: Path, out: Path) -> None:
+def _refuse_paths(source: Path, out: Path) -> None:
+    for path in (source.resolve(), out.resolve()):
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{os.fsencode(path)!r}: the name is not UTF-8; rename it") from None
     if out.resolve().is_relative_to(source.resolve()):
         raise DataError(f"{out} lies inside {source}: its shards would be scanned as patches")
 

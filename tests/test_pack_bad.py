@@ -165,3 +165,12 @@ def test_a_source_without_any_patch_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="raw: no usable patch is left"):
         pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1, skip_bad=3))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("names", [("r\udcff", "out"), ("raw", "o\udcff")])
+def test_a_folder_whose_name_is_not_utf8_is_refused(names: tuple[str, str], tmp_path: Path) -> None:
+    source, out = (tmp_path / name for name in names)
+    write_patches(source, {"train": 2}, ("a",), seed=1)
+    with pytest.raises(DataError, match=r"\\xff': the name is not UTF-8; rename it"):
+        pack(source, out, PackOptions(workers=1))
+    assert not out.exists()
