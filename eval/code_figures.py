@@ -19,7 +19,7 @@ from models.vae import VAE
 DIMENSIONS = 6  # of a traversal
 STEPS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # standard deviations of the code over patches
 SAMPLE = 512  # patches that the standard deviations and the KL are of
-QUERIES, NEIGHBOURS = 6, 8
+QUERIES, MOST, NEIGHBOURS = 6, 10, 8
 
 
 def draw(job: Job, images: Tensor, features: Features, folder: Path) -> None:
@@ -75,13 +75,14 @@ def traversals(model: VAE, images: Tensor, path: Path, stochastic: bool = True) 
 
 
 def queries(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """QUERIES rows or fewer, classes in turns, drawn from a fixed seed."""
+    """QUERIES rows, or one a class of up to MOST; classes in turns, drawn from a fixed seed."""
     shuffled = np.random.default_rng(0).permutation(len(labels))
     turn = np.zeros(len(labels), np.int64)  # how many of its class come before
-    for label in np.unique(labels):
+    classes = np.unique(labels)
+    for label in classes:
         mine = shuffled[labels[shuffled] == label]
         turn[mine] = np.arange(len(mine))
-    return np.lexsort((labels, turn))[:QUERIES]
+    return np.lexsort((labels, turn))[: min(max(QUERIES, len(classes)), MOST)]
 
 
 def nearest(features: Features, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], Features]:

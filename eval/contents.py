@@ -75,7 +75,7 @@ def compose(
 def _data_set(group: list[Entry], slug: str, measured: Efficiency | None) -> list[Section]:
     """One data set: the verdicts first, then what they rest on."""
     compared = of_runs.gather(group)
-    root = shown(group[0].root.name)
+    root = shown("/".join(group[0].root.parts[-2:]))  # many folders are called shards
     pictured = entries.first_of_each(group)
     sections = [
         Section(2, f"Data set {root}, {shown(group[0].at('data', 'hash'))}", []),
