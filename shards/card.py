@@ -1,11 +1,13 @@
 """The end of a pack: from the records of all shards to `dataset.json`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from shards.assign import achieved
 from shards.build import MAX_LISTED, Record
 from shards.intake import Intake
-from shards.output import finish, publish, sync_folder
+from shards.output import finish, publish, shard_files, sync_folder
 from shards.plan import PackOptions, Plan
 from shards.repeats import repeated
 from shards.schema import (
@@ -18,6 +20,7 @@ from shards.schema import (
     SplitCard,
     dumps_card,
 )
+from shards.sidecar import columns
 from shards.sources import listing
 
 _SHOWN_BAD = 20
@@ -37,6 +40,22 @@ def conclude(
     sync_folder(out)
     finish(out)
     return card
+
+
+def without_skipped(out: Path, intake: Intake, records: list[Record]) -> Intake:
+    """What was packed of what was found: a group of patches that were left out is none."""
+    if not any(record.bad for record in records):
+        return intake
+    packed: set[str] = set()
+    for record in records:
+        if record.count:
+            packed.update(columns(shard_files(out, record.name)[1], ["path"])["path"].to_pylist())
+    patches = [patch for patch in intake.survey.patches if patch.path in packed]
+    said = dict(intake.said)
+    if "splits" in said:
+        counts = achieved((patch.split, patch.group, patch.label) for patch in patches)
+        said["splits"] = said["splits"] | {"achieved": counts}
+    return replace(intake, survey=replace(intake.survey, patches=patches), said=said)
 
 
 def make_card(

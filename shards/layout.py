@@ -212,13 +212,13 @@ def _usable(path: Path, accepted: Accepted) -> bool:
 
 def check_link(path: str, root: Path, real_root: str) -> None:
     """Raises:
-    DataError: what `path` leads to lies outside of the root.
+    DataError: what `path` leads to lies outside of the root. Nothing lies where there is nothing.
     """
     target = os.path.realpath(path)
-    if os.path.commonpath([target, real_root]) != real_root:
+    if os.path.commonpath([target, real_root]) != real_root and Path(target).exists():
         raise DataError(
-            f"{path} is a link to {target}, outside {root}: refused. "
-            f"Copy the files, or name the folder they are in"
+            f"{path} is a link to {target}, outside {root}: refused. Copy the files (cp -rL "
+            f"follows links), or name the folder they are in"
         )
 
 

@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from shards.build import Record
-from shards.card import conclude
+from shards.card import conclude, without_skipped
 from shards.command import run_command
 from shards.locks import locked
 from shards.output import PLAN_NAME, finish, read_record
@@ -45,8 +45,9 @@ def merge(out: Path, skip_bad: int | None = None) -> DatasetCard:
         records = _records(out, recorded)
         allowed = recorded.options.skip_bad if skip_bad is None else skip_bad
         options = replace(recorded.options, skip_bad=allowed)
-        card = conclude(out, recorded.intake, recorded.plan, records, options)
-    print_summary(card, recorded.intake.survey, time.monotonic() - start)
+        intake = without_skipped(out, recorded.intake, records)
+        card = conclude(out, intake, recorded.plan, records, options)
+    print_summary(card, intake.survey, time.monotonic() - start)
     return card
 
 

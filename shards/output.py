@@ -16,9 +16,8 @@ from typing import Any, BinaryIO
 import xxhash
 
 from shards.plan import Plan
-from shards.schema import CARD_NAME, DataError, load_card
+from shards.schema import CARD_NAME, PACKING_NAME, DataError, load_card
 
-PACKING_NAME = ".packing.json"
 PLAN_NAME = ".plan.parquet"
 _SHARD = r"[a-z][a-z0-9_]{0,31}-\d{6}"
 _NAME = re.compile(_SHARD)

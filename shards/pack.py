@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 
 from shards.build import Job, Record
-from shards.card import conclude, refuse_bad
+from shards.card import conclude, refuse_bad, without_skipped
 from shards.command import run_command
 from shards.crew import Crew
 from shards.intake import Intake, gather
@@ -59,6 +59,7 @@ def pack(source: Path, out: Path, options: PackOptions | None = None) -> Dataset
                 records = _build(source, out, plan, plan.shards, options, crew)
         finally:
             sweep(out)
+        intake = without_skipped(out, intake, records)
         card = conclude(out, intake, plan, records, options)
     print_summary(card, intake.survey, time.monotonic() - start)
     return card

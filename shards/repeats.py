@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from shards.build import Record
 from shards.output import shard_files
+from shards.sidecar import columns
 
 Ints = npt.NDArray[np.int64]
 MAX_LISTED = 100
@@ -47,14 +46,8 @@ def _digests(out: Path, name: str, rows: Ints) -> Iterator[tuple[str, bytes]]:
     if not len(rows):
         return
     tar, sidecar = shard_files(out, name)
-    table = _columns(sidecar, ["path", "offset", "size"]).take(rows)
+    table = columns(sidecar, ["path", "offset", "size"]).take(rows)
     with open(tar, "rb") as file:
         for row in table.to_pylist():
             data = os.pread(file.fileno(), row["size"], row["offset"])
             yield row["path"], xxhash.xxh3_128_digest(data)
-
-
-def _columns(sidecar: Path, names: list[str]) -> pa.Table:
-    # not read_table: its first call imports pyarrow.dataset, which costs what 2,000 patches do
-    with pq.ParquetFile(sidecar) as file:
-        return file.read(columns=names)

@@ -27,6 +27,7 @@ PATCH_BYTES = PATCH * PATCH * CHANNELS
 NO_LABEL = -1
 
 CARD_NAME = "dataset.json"
+PACKING_NAME = ".packing.json"  # beside an unfinished pack
 MAX_CARD_BYTES = 64 << 20
 FOREIGN = "foreign"  # images of another tool, PNG or JPEG, at any place of its tars
 PNG_MODES = ("stored", "keep", FOREIGN)
@@ -143,6 +144,17 @@ def _present(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     return {name: value for name, value in fields if value is not None}
 
 
+def refuse_unfinished(root: Path) -> None:
+    """Raises:
+    DataError: `root` holds a pack that was begun, and is not complete.
+    """
+    if (root / PACKING_NAME).exists():
+        raise DataError(
+            f"{root} holds an unfinished pack: run the same python -m shards.pack command again, "
+            f"or, if several tasks share it: python -m shards.merge {root}"
+        )
+
+
 def load_card(root: Path) -> DatasetCard:
     """Read and check `ROOT/dataset.json`.
 
@@ -151,6 +163,7 @@ def load_card(root: Path) -> DatasetCard:
     """
     path = Path(root) / CARD_NAME
     if not path.is_file():
+        refuse_unfinished(Path(root))
         raise DataError(
             f"{path} does not exist: {root} is not a packed data set. "
             f"Pack one with: python -m shards.pack SOURCE {root} (WebDataset tars of another "

@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -174,3 +175,24 @@ def test_a_folder_whose_name_is_not_utf8_is_refused(names: tuple[str, str], tmp_
     with pytest.raises(DataError, match=r"\\xff': the name is not UTF-8; rename it"):
         pack(source, out, PackOptions(workers=1))
     assert not out.exists()
+
+
+def test_what_was_skipped_counts_in_no_split(tmp_path: Path) -> None:
+    """A file that cannot be used is known when it is read, after the splits are drawn."""
+    folder = tmp_path / "raw" / "a"
+    folder.mkdir(parents=True)
+    for number in range(12):
+        write_patches(tmp_path / str(number), {"train": 4}, ("a",), seed=number)
+        for i, path in enumerate(sorted((tmp_path / str(number)).rglob("*.png"))):
+            path.rename(folder / f"s{number}__{i}.png")
+    for i in range(6):
+        (folder / f"bad{i}__x.png").write_bytes(damaged("64x64"))
+    options = PackOptions(workers=1, skip_bad=6, val=0.3, test=0.3)
+    card = pack(tmp_path / "raw", tmp_path / "out", options)
+    said = card.provenance["splits"]["achieved"]
+    assert set(said) == {"train", "val", "test"} and card.provenance["skipped"]["count"] == 6
+    for split, counts in said.items():
+        (file,) = (tmp_path / "out").glob(f"{split}-*.parquet")
+        sources = pq.read_table(file)["source"].to_pylist()
+        assert counts == {"a": {"patches": len(sources), "groups": len(set(sources))}}
+        assert not any(source.startswith("bad") for source in sources)

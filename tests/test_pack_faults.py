@@ -18,7 +18,7 @@ from shards.crew import Crew
 from shards.locks import locked
 from shards.pack import PackOptions, pack
 from shards.plan import ShardPlan, make_plan
-from shards.schema import DataError
+from shards.schema import DataError, load_card
 from shards.sources import scan
 from tests.conftest import write_patches
 
@@ -126,6 +126,8 @@ def test_an_interrupted_pack_continues_where_it_stopped(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Crew, "build", stop_after(3))
         pack(source, out, OPTIONS)
+    with pytest.raises(DataError, match=r"unfinished pack: run the same .* or, if several tasks"):
+        load_card(out)
     (out / ".train-000004.tar.123.tmp").write_text("half")
     # not the inode: that of a file which was removed may be given to the next
     done = {p.name: p.stat().st_mtime_ns for p in out.glob("train-00000[0-2].*")}

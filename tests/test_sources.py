@@ -272,7 +272,9 @@ def test_links_that_lead_nowhere_or_to_themselves(tmp_path: Path) -> None:
     root = touch(tmp_path, "A/s.png")
     (root / "A" / "nowhere.png").symlink_to(root / "A" / "missing.png")
     (root / "A" / "loop.png").symlink_to("loop.png")
+    (root / "A" / "away.png").symlink_to(tmp_path.parent / "missing.png")
     assert survey(root).refused == [
+        ("A/away.png", "cannot be looked at: No such file or directory"),
         ("A/loop.png", "cannot be looked at: Too many levels of symbolic links"),
         ("A/nowhere.png", "cannot be looked at: No such file or directory"),
     ]

@@ -5,7 +5,7 @@ from pathlib import Path
 from shards.pack import pack
 from shards.progress import progress
 from shards.remote import local
-from shards.schema import CARD_NAME, DataError
+from shards.schema import CARD_NAME, DataError, refuse_unfinished
 from shards.synthetic import SyntheticConfig, generate
 
 SHARDS, RAW, SYNTHETIC = Path("data/shards"), Path("data/raw"), Path("data/synthetic")
@@ -48,6 +48,7 @@ def _packed(folder: Path) -> Path:
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist; name a packed folder with --data")
     if not (folder / CARD_NAME).exists():
+        refuse_unfinished(folder)
         raise DataError(
             f"{folder} has no {CARD_NAME}: it is not a packed data set. "
             f"Pack patches with: python -m shards.pack {folder} OUT"
