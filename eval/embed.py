@@ -104,6 +104,9 @@ def embed(run: Path, source: Path | str, options: EmbedOptions = EmbedOptions())
     parts = _parts(out, len(rows), options.part_rows)
     ranks.together(lambda: _write_mine(parts, rows, encoder, about))
     ranks.together(lambda: _finish(out, parts, about, options))
+    if ranks.rank() == 0:
+        numbers = encoder.dimensions(options.readout)
+        print(f"{len(rows):,} embeddings of {numbers} numbers in {len(parts)} files, in")
     return out
 
 

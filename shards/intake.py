@@ -70,10 +70,12 @@ def _tiled(source: Path, found: Survey, said: dict[str, Any]) -> Survey:
 
 def _split(source: Path, found: Survey, options: PackOptions) -> tuple[Survey, dict[str, Any]]:
     if found.has_splits:
-        where = "folders" if options.manifest is None else f"column in {options.manifest}"
+        folders = options.manifest is None
+        where = "folders" if folders else f"column in {options.manifest}"
+        one = " (one split folder can be SOURCE by itself)" if folders else ""
         raise DataError(
             f"{source} has splits already (split {where}), and --val and --test draw new ones: "
-            f"leave the options away, or the splits (one split folder can be SOURCE by itself)"
+            f"leave out the options, or the splits{one}"
         )
     members = [(patch.group, patch.label) for patch in found.patches]
     split, warnings = assign(members, options.val, options.test, options.seed)

@@ -6,7 +6,6 @@ writes.
 """
 
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -35,7 +34,7 @@ def merge(out: Path, skip_bad: int | None = None) -> DatasetCard:
         DataError: no plan in `out`, a task or a packer that still runs, an incomplete task (each
             is named with its command), more bad patches than `skip_bad`.
     """
-    out, start = Path(out), time.monotonic()
+    out = Path(out)
     if not out.is_dir():
         raise DataError(f"{out} is not a folder: name the OUT of the tasks")
     with locked(out):
@@ -47,7 +46,7 @@ def merge(out: Path, skip_bad: int | None = None) -> DatasetCard:
         options = replace(recorded.options, skip_bad=allowed)
         intake = without_skipped(out, recorded.intake, records)
         card = conclude(out, intake, recorded.plan, records, options)
-    print_summary(card, intake.survey, time.monotonic() - start)
+    print_summary(card, intake.survey)
     return card
 
 

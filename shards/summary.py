@@ -67,8 +67,9 @@ def leak_warning(what: str, crossing: list[str]) -> str:
     )
 
 
-def print_summary(card: DatasetCard, found: Survey, seconds: float) -> None:
-    """Patches and groups by split and class; shards, bytes, rate, and what was skipped."""
+def print_summary(card: DatasetCard, found: Survey, seconds: float | None = None) -> None:
+    """Patches and groups by split and class; shards, bytes, and what was skipped; the rate where
+    all of them were packed in so many seconds."""
     groups = {name: _count(found.groups, i) for i, name in enumerate(GROUPS, 2)}
     kinds = [name for name, counts in groups.items() if counts]
     if all(slide == source for _, _, _, slide, source in found.groups):
@@ -88,8 +89,8 @@ def print_summary(card: DatasetCard, found: Survey, seconds: float) -> None:
     print(table(rows))
     skipped, repeated = card.provenance["skipped"], card.provenance["repeated"]
     print(
-        f"{total:,} patches in {len(shards)} shards, {size / 1e6:,.1f} MB; {seconds:.1f} s, "
-        f"{total / seconds:,.0f} patches/s"
+        f"{total:,} patches in {len(shards)} shards, {size / 1e6:,.1f} MB"
+        + (f"; {seconds:.1f} s, {total / seconds:,.0f} patches/s" if seconds else "")
     )
     print(
         f"{total + skipped['count']:,} read, {total:,} packed, {skipped['count']:,} skipped, "
