@@ -106,7 +106,7 @@ def embed(run: Path, source: Path | str, options: EmbedOptions = EmbedOptions())
     ranks.together(lambda: _finish(out, parts, about, options))
     if ranks.rank() == 0:
         numbers = encoder.dimensions(options.readout)
-        print(f"{len(rows):,} embeddings of {numbers} numbers in {len(parts)} files, in")
+        print(f"{len(rows):,} embeddings of {numbers} numbers in {len(parts)} files")
     return out
 
 
