@@ -127,9 +127,9 @@ class Reader:
         self, run: NDArray[np.int64], data: memoryview, places: list[int], out: NDArray[np.uint8]
     ) -> None:
         stride = places[1] if len(places) > 1 else png.STORED_PNG_BYTES
-        shape, first = (len(run), PATCH), png.STORED_PIXELS + 1
-        rows = np.ndarray(shape, png.ROW, data, first, (stride, png.STORED_ROW))
-        np.ndarray(shape, png.ROW, out.data)[:] = rows
+        shape = (len(run), png.STORED_PNG_BYTES)
+        samples = np.ndarray(shape, np.uint8, data, strides=(stride, 1))
+        np.ndarray((len(run), PATCH, 1), png.ROW, out.data)[:] = png.stored_rows(samples)
 
     def _fill_decoded(
         self, run: NDArray[np.int64], data: memoryview, places: list[int], out: NDArray[np.uint8]

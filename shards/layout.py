@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shards.names import only_position
+from shards.names import only_position, require_utf8
 from shards.png import MAX_SOURCE_BYTES
 from shards.schema import DataError
 from shards.split import split_folders
@@ -123,7 +123,7 @@ class Walk:
                         self.hidden += 1
                         continue
                     if not name.isascii():
-                        _check_name(entry)
+                        require_utf8(entry.path)
                     if entry.is_symlink():
                         links.append(entry.path)
                     (folders if _is_folder(entry) else files).append(name)
@@ -244,13 +244,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself: looking at it will say so
         return False
-
-
-def _check_name(entry: os.DirEntry[str]) -> None:
-    try:
-        entry.name.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{os.fsencode(entry.path)!r}: the name is not UTF-8; rename it") from None
 
 
 def _is_junk(name: str) -> bool:

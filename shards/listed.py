@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.layout import PLAIN, Accepted
-from shards.look import CHUNK, Look, LookAll, look_here
+from shards.look import CHUNK, LookAll, in_parts, look_here
 from shards.manifest import Rows, suggestions
 from shards.patch import Patch
 from shards.schema import DataError
@@ -33,13 +33,7 @@ def survey_listed(
         raise DataError(f"{root} is not a folder: paths of {rows.file} are relative to it")
     given = {name: values for name, values in rows.values.items() if name != "path"}
     given.setdefault("split", ["train"] * len(rows))
-    parts = [
-        Look(
-            str(root), accepted, group_regex, rows.values["path"][start : start + CHUNK],
-            {name: values[start : start + CHUNK] for name, values in given.items()},
-        )
-        for start in range(0, len(rows), CHUNK)
-    ]  # fmt: skip
+    parts = in_parts(root, accepted, group_regex, rows.values["path"], given)
     patches: list[Patch] = []
     refused: list[tuple[str, str]] = []
     missing: list[str] = []

@@ -42,6 +42,17 @@ class Looked:
     error: tuple[int, str] | None  # place of the first that no list may hold, and why
 
 
+def in_parts(
+    root: Path, accepted: Accepted, regex: str | None, paths: list[str],
+    given: dict[str, list[Any]],
+) -> list[Look]:  # fmt: skip
+    """A `Look` for every CHUNK of the paths."""
+    return [
+        Look(str(root), accepted, regex, paths[part], {n: v[part] for n, v in given.items()})
+        for part in (slice(start, start + CHUNK) for start in range(0, len(paths), CHUNK))
+    ]
+
+
 LookAll = Callable[[Sequence[Look]], Iterable[Looked]]  # in their order
 
 

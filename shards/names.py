@@ -1,5 +1,6 @@
 """What names say of a patch: its source image, its place in it, its slide, patient and site."""
 
+import os
 import re
 
 from shards.schema import DataError
@@ -10,6 +11,16 @@ _POSITIONS = (
 )
 _ONLY_POSITION = re.compile(r"(?:\d+_)?x\d{1,9}_y\d{1,9}\.[^.]*")
 _TCGA = re.compile(r"(?<![A-Za-z0-9])TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}(?![A-Za-z0-9])")
+
+
+def require_utf8(path: str) -> None:
+    """Raises:
+    DataError: a name in `path` is not UTF-8: no sidecar or `dataset.json` could hold it.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{os.fsencode(path)!r}: the name is not UTF-8; rename it") from None
 
 
 def position(stem: str) -> tuple[int | None, int | None]:

@@ -4,7 +4,6 @@ The bytes written depend on the files and on the options alone: not on the numbe
 tasks, the order of the directory, the machine or the time.
 """
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -21,6 +20,7 @@ from shards.crew import Crew
 from shards.intake import Intake, gather
 from shards.locks import locked, plan_locked, task_locked
 from shards.look import Look, Looked
+from shards.names import require_utf8
 from shards.output import (
     prepare,
     read_record,
@@ -101,10 +101,7 @@ def pack_slice(source: Path, out: Path, options: PackOptions, part: Slice) -> li
 
 def _refuse_paths(source: Path, out: Path) -> None:
     for path in (source.resolve(), out.resolve()):
-        try:
-            str(path).encode()
-        except UnicodeEncodeError:
-            raise DataError(f"{os.fsencode(path)!r}: the name is not UTF-8; rename it") from None
+        require_utf8(str(path))
     if out.resolve().is_relative_to(source.resolve()):
         raise DataError(f"{out} lies inside {source}: its shards would be scanned as patches")
 

@@ -169,8 +169,7 @@ def store(pixels: Pixels) -> Pixels:
     """The fixed layout: (n, 32, 32, 3) uint8 to (n, STORED_PNG_BYTES) uint8, one PNG a row."""
     out = np.empty((len(pixels), STORED_PNG_BYTES), np.uint8)
     out[:] = np.frombuffer(_TEMPLATE, np.uint8)
-    rows = out[:, STORED_PIXELS : STORED_PIXELS + RAW_BYTES].reshape(-1, PATCH, STORED_ROW)
-    rows[:, :, 1:].view(ROW)[:] = pixels.reshape(-1, PATCH, PATCH * CHANNELS).view(ROW)
+    stored_rows(out)[:] = pixels.reshape(-1, PATCH, PATCH * CHANNELS).view(ROW)
     end = STORED_PIXELS + RAW_BYTES
     _seal(out, adler32, STORED_PIXELS, end)
     _seal(out, crc32, 37, end + 4)
@@ -184,16 +183,15 @@ def _seal(pngs: Pixels, checksum: Callable[[memoryview], int], start: int, end: 
     pngs[:, end : end + 4] = sums.view(np.uint8).reshape(-1, 4)
 
 
-def stored_pixels(samples: Pixels) -> Pixels:
-    """A view of the pixels, (n, 32, 32, 3): no bytes are decoded, checked or copied.
+def stored_rows(samples: Pixels) -> npt.NDArray[np.void]:
+    """A view of the pixels, (n, 32, 1) rows of type ROW: nothing is decoded, checked or copied.
 
     Args:
         samples: (n, m) uint8 with m >= STORED_PNG_BYTES; row i starts with the first byte of
             PNG i in the stored layout. Columns must be contiguous, rows may have any stride.
     """
     rows = samples[:, STORED_PIXELS : STORED_PIXELS + RAW_BYTES]
-    rows = rows.reshape(len(samples), PATCH, STORED_ROW)
-    return rows[:, :, 1:].reshape(len(samples), PATCH, PATCH, CHANNELS)
+    return rows.reshape(len(samples), PATCH, STORED_ROW)[:, :, 1:].view(ROW)
 
 
 def _idat(data: bytes) -> bytes:

@@ -1,6 +1,6 @@
 """The patches of a folder: a sorted list, with what folders and names say of each."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.layout import PLAIN, Accepted, Layout, Walk, choose_layout
-from shards.look import CHUNK, Look, LookAll, barcode, look_here
+from shards.look import LookAll, barcode, in_parts, look_here
 from shards.patch import Patch
 from shards.schema import DataError
 from shards.split import GROUPS, class_warnings
@@ -72,7 +72,7 @@ def survey(
     chosen, note = choose_layout(walk, layout)
     patches: list[Patch] = []
     refused = list(walk.refused)
-    parts = list(_parts(walk, chosen, group_regex))
+    parts = in_parts(root, accepted, group_regex, *_listed(walk, chosen))
     for part, looked in zip(parts, look_all(parts), strict=True):
         if looked.error:
             raise DataError(looked.error[1])
@@ -85,7 +85,8 @@ def survey(
     )  # fmt: skip
 
 
-def _parts(walk: Walk, layout: Layout, regex: str | None) -> Iterator[Look]:
+def _listed(walk: Walk, layout: Layout) -> tuple[list[str], dict[str, list[Any]]]:
+    """The paths of all files, and what their folders say of each."""
     field = "slide" if layout == "slides" else "label"
     paths: list[str] = []
     given: dict[str, list[Any]] = {"split": [], field: []}
@@ -93,10 +94,7 @@ def _parts(walk: Walk, layout: Layout, regex: str | None) -> Iterator[Look]:
         paths += [folder.prefix + name for name in folder.files]
         given["split"] += [folder.split] * len(folder.files)
         given[field] += [folder.name] * len(folder.files)
-    for start in range(0, len(paths), CHUNK):
-        part = slice(start, start + CHUNK)
-        some = {name: values[part] for name, values in given.items()}
-        yield Look(str(walk.root), walk.accepted, regex, paths[part], some)
+    return paths, given
 
 
 def _empty_folders(walk: Walk, patches: Iterable[Patch]) -> list[str]:

@@ -96,7 +96,7 @@ def test_stored_samples_have_a_constant_stride(source: Path, tmp_path: Path) -> 
     assert set(np.diff(table["offset"])) == {STORED_STRIDE_LABELLED}
     samples = data[: len(table) * STORED_STRIDE_LABELLED].reshape(len(table), -1)[:, 512:]
     expected = [pixels_of(source / path.as_py()) for path in table["path"]]
-    assert png.stored_pixels(samples).tobytes() == b"".join(expected)
+    assert png.stored_rows(samples).tobytes() == b"".join(expected)
 
 
 def test_the_card_counts_what_is_there(source: Path, tmp_path: Path) -> None:
@@ -248,5 +248,5 @@ def test_real_patches_come_back(tmp_path: Path) -> None:
         data = np.fromfile(tmp_path / "out" / f"{split}-000000.tar", np.uint8)
         samples = data[: len(table) * STORED_STRIDE_LABELLED].reshape(len(table), -1)[:, 512:]
         expected = [pixels_of(tmp_path / "raw" / path.as_py()) for path in table["path"]]
-        assert png.stored_pixels(samples).tobytes() == b"".join(expected)
+        assert png.stored_rows(samples).tobytes() == b"".join(expected)
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["version"] == 1
