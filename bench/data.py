@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.settings import Settings
 from bench.timing import Say
-from shards.schema import DataError
+from common.errors import DataError
 
 PATCHES = 4096  # of the synthetic set, or four batches where that is more
 
@@ -30,9 +30,9 @@ def packed(settings: Settings, say: Say) -> Iterator[Path]:
 def _synthetic(folder: Path, patches: int, say: Say) -> Path:
     """Imported here, since it needs more than training does."""
     try:
-        from shards.pack import pack
-        from shards.plan import PackOptions
-        from shards.synthetic import SyntheticConfig, generate
+        from shards.pack.__main__ import pack
+        from shards.pack.plan import PackOptions
+        from shards.synthetic.__main__ import SyntheticConfig, generate
     except ImportError as error:
         raise DataError(
             f"synthetic patches cannot be made ({error}); name a packed folder with --data"

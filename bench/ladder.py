@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from bench.model import VARIANTS, Variant, obstacle
+from bench.modes.model import VARIANTS, Variant, obstacle
 from bench.settings import Settings
 from bench.table import CELL, Record, cell, not_measured, spread, table
 from bench.timing import Say, rounds, timed

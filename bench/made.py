@@ -15,10 +15,10 @@ from PIL import Image
 from bench.settings import Settings
 from pipeline.index import open_dataset
 from pipeline.reader import Reader
-from shards.pack import pack
-from shards.plan import PackOptions
+from shards.pack.__main__ import pack
+from shards.pack.plan import PackOptions
 from shards.schema import CHANNELS, PATCH
-from shards.synthetic import SyntheticConfig, sources
+from shards.synthetic.__main__ import SyntheticConfig, sources
 
 BASE = 4096  # drawn or read; larger sets repeat them, shifted
 SIDE = 32  # patches along a mosaic

@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import PILToTensor
 
 from bench.made import Made
-from bench.reading import REFERENCE, Batch, Epochs, Reading
+from bench.modes.reading import REFERENCE, Batch, Epochs, Reading
 from shards.schema import CHANNELS, PATCH
 
 SHUFFLE = 1000  # samples in webdataset's buffer

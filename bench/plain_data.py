@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 
+from common.machine import usable_cores
 from pipeline.index import Split
 from pipeline.reader import Reader
-from shards.cores import usable_cores
 
 PATCHES = 4096  # written out at most, or four batches where that is more
 MOST_WORKERS = 8

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models.objective import LATENT_SIDE, Objective
 from models.vae import build
-from pipeline.corrupt import BLUR_KERNEL, KINDS, CorruptionConfig
+from pipeline.corruptions.kinds import BLUR_KERNEL, KINDS, CorruptionConfig
 from train.config import Config
 
 EMA_DECAY = 0.999

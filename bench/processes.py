@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
-from shards.schema import DataError
+from common.errors import DataError
 
 READY, GO = "ready", "go"
 

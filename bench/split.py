@@ -23,7 +23,8 @@ from bench.ladder import WARMUP, endless
 from bench.settings import Settings
 from bench.table import Record, spread
 from bench.timing import Say, Spans
-from pipeline import corrupt, d4
+from pipeline import d4
+from pipeline.corruptions import kinds as corrupt
 from pipeline.loader import Loader
 from train.loop import Trainer
 

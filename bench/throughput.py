@@ -24,10 +24,11 @@ from bench import plot  # noqa: E402
 from bench.settings import DEFAULTS, Settings  # noqa: E402
 from bench.table import Record  # noqa: E402
 from bench.timing import Say  # noqa: E402
-from eval.environment import environment  # noqa: E402
-from shards.schema import DataError, load_card  # noqa: E402
+from common.environment import environment  # noqa: E402
+from common.errors import DataError  # noqa: E402
+from shards.schema import load_card  # noqa: E402
+from train.checkpoint import write_atomically  # noqa: E402
 from train.launch import device_warning, start_accelerator  # noqa: E402
-from train.state import write_atomically  # noqa: E402
 
 
 class Mode(Protocol):
@@ -43,15 +44,15 @@ class Mode(Protocol):
 
 
 MODES = {
-    "model": "bench.model",
-    "train": "bench.training",
-    "augment": "bench.augment",
-    "side-by-side": "bench.side_by_side",
-    "embed": "bench.embedding",
-    "pack": "bench.packing",
-    "read": "bench.reading",
-    "scaling": "bench.scaling",
-    "shuffle": "bench.shuffle",
+    "model": "bench.modes.model",
+    "train": "bench.modes.training",
+    "augment": "bench.modes.augment",
+    "side-by-side": "bench.modes.side_by_side",
+    "embed": "bench.modes.embedding",
+    "pack": "bench.modes.packing",
+    "read": "bench.modes.reading",
+    "scaling": "bench.modes.scaling",
+    "shuffle": "bench.modes.shuffle",
 }
 
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eval.figures import COLOURS, bare, plain, save, show
-from eval.job import Job
-from eval.metrics import evaluating, kl_per_dimension, to_float
-from eval.readouts import Features, Pixels, images_of
+from eval.measure.metrics import evaluating, kl_per_dimension, to_float
+from eval.measure.readouts import Features, Pixels, images_of
+from eval.session import Job
 from models.vae import VAE
 
 DIMENSIONS = 6  # of a traversal

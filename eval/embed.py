@@ -21,21 +21,22 @@ import torch
 import tyro
 from numpy.typing import NDArray
 
-from eval import formats
+from common import ranks
+from common.command import DONE, UNUSABLE_DATA, run_command
+from common.console import progress
+from common.errors import DataError
+from common.machine import usable_cores
+from eval import features as formats
 from eval import run as runs
 from eval.encoder import PatchEncoder, load
-from eval.formats import Format
-from eval.readouts import READ, READOUTS, with_embeddings
-from pipeline import ranks
+from eval.features import Format
+from eval.measure.readouts import READ, READOUTS, with_embeddings
 from pipeline.index import Dataset, open_dataset
 from pipeline.reader import Reader
-from shards.command import DONE, UNUSABLE_DATA, run_command
-from shards.cores import usable_cores
-from shards.pack import pack
-from shards.plan import PackOptions
-from shards.progress import progress
-from shards.remote import local
-from shards.schema import CARD_NAME, CHANNELS, PATCH, DataError
+from shards.pack.__main__ import pack
+from shards.pack.plan import PackOptions
+from shards.remote.cache import local
+from shards.schema import CARD_NAME, CHANNELS, PATCH
 
 KEPT = ("path", "source", "slide", "patient", "site", "x", "y", "mpp")
 PARTS = 64  # of a source, for the ranks to share, where that leaves a part enough work

@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval import readouts
 from eval import run as runs
-from eval.metrics import batch_for, evaluating
-from eval.readouts import READOUTS, Features, Symmetry
+from eval.measure import readouts
+from eval.measure.metrics import batch_for, evaluating
+from eval.measure.readouts import READOUTS, Features, Symmetry
 from models import snapshot
 from models.vae import VAE
 from shards.schema import CHANNELS, PATCH

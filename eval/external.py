@@ -1,8 +1,9 @@
 """Any encoder: `python -m eval.external FEATURES --data DIR --name NAME --out OUT`.
 
 FEATURES is what `eval.given` reads. OUT gets results.json and scores.parquet in the format of
-eval.main, so eval.report and eval.contrasts put it beside runs. From Python, `equivariance` and
-`robustness_of` measure an encoder that is at hand: a function from pixels to features.
+eval.main, so eval.report and eval.stats.contrasts put it beside runs. From Python,
+`equivariance` and `robustness_of` measure an encoder that is at hand: a function from pixels to
+features.
 """
 
 import sys
@@ -19,22 +20,22 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval import budgets, metrics, readouts, robustness
+from common.command import run_command
+from common.environment import environment
+from common.errors import DataError
 from eval import run as runs
-from eval.baselines import BASELINES
-from eval.environment import environment
 from eval.given import Given, matched, read_given
-from eval.job import EvalConfig, Say, Session
 from eval.main import VERSION, finite, probe_protocol, summary_of_errors, write_json
-from eval.probe import Labelled, fit
-from eval.readouts import PRIMARY, Features, Pixels
-from eval.scores import SCORES
-from eval.suite import SPLITS, FeatureSet, Rows, obstacle, probe_sets, rows_of
+from eval.measure import budgets, metrics, readouts, robustness
+from eval.measure.baselines import BASELINES
+from eval.measure.probe import Labelled, fit
+from eval.measure.readouts import PRIMARY, Features, Pixels
+from eval.measure.scores import SCORES
+from eval.measure.suite import SPLITS, FeatureSet, Rows, obstacle, probe_sets, rows_of
+from eval.session import EvalConfig, Say, Session
 from models.vae import ModelConfig, build
 from pipeline.index import open_dataset
-from shards.command import run_command
-from shards.remote import local
-from shards.schema import DataError
+from shards.remote.cache import local
 
 Embed = Callable[[Pixels], NDArray[np.floating]]  # (n, 32, 32, 3) uint8 to (n, d) or (n, C, N, N)
 

@@ -15,10 +15,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval.metrics import ELEMENTS, corrupt_as, elements_of, evaluating, psnr, rho, to_float
+from eval.measure.metrics import ELEMENTS, corrupt_as, elements_of, evaluating, psnr, rho, to_float
 from eval.run import whole_file
 from models.vae import VAE
-from pipeline import corrupt, d4
+from pipeline import d4
+from pipeline.corruptions import kinds as corrupt
 
 # Okabe and Ito: told apart with every common colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A")

@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from eval.formats import h5py_module
-from eval.readouts import Features
+from common.errors import DataError
+from eval.features import h5py_module
+from eval.measure.readouts import Features
 from pipeline.index import Dataset, Split
-from shards.schema import DataError
 
 MAX_HEADER_BYTES = 10_000  # of a .npy file; an honest one has 128
 MAX_DIMENSIONS = 65_536

@@ -15,21 +15,22 @@ import pyarrow.compute as pc
 import torch
 import tyro
 
-from eval import code_figures, figures, metrics, readouts
-from eval import embedded as embeddings
+from common.command import run_command
+from common.environment import environment
+from eval import code_figures, figures
 from eval import run as runs
-from eval.environment import environment
-from eval.job import EvalConfig, Job, Say, Session, open_job, subset
-from eval.probe import PROBES
-from eval.readouts import Features
-from eval.suite import probe_all
+from eval.measure import embedded as embeddings
+from eval.measure import metrics, readouts
+from eval.measure.probe import PROBES
+from eval.measure.readouts import Features
+from eval.measure.suite import probe_all
+from eval.session import EvalConfig, Job, Say, Session, open_job, subset
 from pipeline import d4
 from pipeline.index import Dataset, Split, groups
-from shards.command import run_command
-from shards.remote import local
+from shards.pack.console import leak_warning
+from shards.remote.cache import local
 from shards.schema import NO_LABEL
-from shards.split import GROUPS, leaks
-from shards.summary import leak_warning
+from shards.sources.splits import GROUPS, leaks
 
 VERSION = 2
 READOUT_IMAGES = 256  # of the equivariance of readouts: an orbit encodes each 64 times

@@ -16,9 +16,9 @@ from typing import Any
 
 import xxhash
 
+from common.errors import DataError
 from models import snapshot
-from pipeline.corrupt import CorruptionConfig
-from shards.schema import DataError
+from pipeline.corruptions.kinds import CorruptionConfig
 
 MAX_JSON_BYTES = 64 << 20
 RESULTS = "results.json"

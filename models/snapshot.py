@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from common.errors import DataError
 from models.vae import VAE, ModelConfig
-from shards.output import publish
-from shards.schema import DataError
+from shards.pack.resume import publish
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MAX_CONFIG_BYTES = 1 << 20

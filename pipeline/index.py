@@ -16,12 +16,12 @@ import xxhash
 from deflate import crc32
 from numpy.typing import NDArray
 
-from shards.png import MAX_PNG_BYTES
+from common.errors import DataError
+from shards.codec.png import MAX_PNG_BYTES
 from shards.schema import (
     CARD_NAME,
     FOREIGN,
     SIDECAR,
-    DataError,
     DatasetCard,
     Shard,
     SplitCard,

@@ -13,9 +13,10 @@ import numpy as np
 from deflate import crc32
 from numpy.typing import NDArray
 
+from common.errors import DataError
 from pipeline.index import Split
-from shards import images, png
-from shards.schema import CHANNELS, FOREIGN, PATCH, DataError
+from shards.codec import images, png
+from shards.schema import CHANNELS, FOREIGN, PATCH
 
 MAX_OPEN_FILES = 64
 RUN = 64  # samples a read, at most

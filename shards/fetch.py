@@ -10,9 +10,9 @@ from typing import Annotated
 
 import tyro
 
-from shards.command import run_command
-from shards.remote import fetch
-from shards.store import SCHEMES
+from common.command import run_command
+from shards.remote.cache import fetch
+from shards.remote.store import SCHEMES
 
 _Url = Annotated[
     str, tyro.conf.arg(metavar="URL", help=", ".join(f"{scheme}://..." for scheme in SCHEMES))

@@ -12,15 +12,16 @@ from typing import Annotated
 
 import tyro
 
-from shards.build import Record
-from shards.card import conclude, without_skipped
-from shards.command import run_command
-from shards.locks import locked
-from shards.output import PLAN_NAME, finish, read_record
-from shards.recorded import Recorded, read_plan
-from shards.schema import CARD_NAME, DataError, DatasetCard, load_card
-from shards.slices import Slice, command
-from shards.summary import print_summary
+from common.command import run_command
+from common.errors import DataError
+from common.locks import locked
+from shards.pack.console import print_summary
+from shards.pack.metadata import conclude, without_skipped
+from shards.pack.recorded import Recorded, read_plan
+from shards.pack.resume import PLAN_NAME, finish, read_record
+from shards.pack.shard import Record
+from shards.pack.tasks import Slice, command
+from shards.schema import CARD_NAME, DatasetCard, load_card
 
 
 def merge(out: Path, skip_bad: int | None = None) -> DatasetCard:

@@ -20,6 +20,8 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
+from common.errors import DataError
+
 VERSION = 1
 PATCH = 32  # side of a patch in pixels
 CHANNELS = 3
@@ -52,10 +54,6 @@ SIDECAR = pa.schema(
 
 _SPLIT = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _HASH = re.compile(r"[0-9a-f]{16}")
-
-
-class DataError(Exception):
-    """Input that cannot be used. The message names the file, the value and what to do."""
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,15 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import tyro
 
-from shards.assign import Group, assign
-from shards.command import run_command
-from shards.manifest import FIELDS, Columns, read_manifest
-from shards.names import source_image
-from shards.output import publish, shard_files
-from shards.schema import NO_LABEL, DataError, load_card
-from shards.split import SPLITS, class_warnings
-from shards.summary import printable, table
+from common.command import run_command
+from common.errors import DataError
+from shards.pack.console import printable, table
+from shards.pack.resume import publish, shard_files
+from shards.schema import NO_LABEL, load_card
+from shards.sources.assign import Group, assign
+from shards.sources.manifest import FIELDS, Columns, read_manifest
+from shards.sources.names import source_image
+from shards.sources.splits import SPLITS, class_warnings
 
 Values = dict[str, list[Any]]  # field of a manifest to a value a row
 

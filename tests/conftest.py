@@ -1,6 +1,7 @@
 """Fixtures shared by rooms: the real patches where they are, and small made data sets."""
 
 import io
+import os
 import tarfile
 from functools import cache
 from pathlib import Path
@@ -11,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from shards.pack import pack
-from shards.plan import PackOptions
+from shards.pack.__main__ import pack
+from shards.pack.plan import PackOptions
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
+BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
+REAL = Path(os.environ.get("EQDVAE_REAL_DATA", BESIDE))
 
 
 torch.set_num_threads(1)  # the batches of tests are too small to share, and runners are busy

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ["shards", "pipeline", "models", "eval", "train", "bench"]
-FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+PACKAGES = ["common", "shards", "pipeline", "models", "eval", "train", "bench"]
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 LOADERS = {("torch", "load"), ("pickle", "load"), ("pickle", "loads"), ("os", "system")}
 
 
@@ -24,13 +24,13 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_each_room_imports_only_those_before_it(path: Path) -> None:
-    allowed = ROOMS[: ROOMS.index(path.relative_to(ROOT).parts[0]) + 1]
-    rooms = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))} & {
-        *ROOMS,
+def test_each_package_imports_only_those_before_it(path: Path) -> None:
+    allowed = PACKAGES[: PACKAGES.index(path.relative_to(ROOT).parts[0]) + 1]
+    packages = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))} & {
+        *PACKAGES,
         "tests",
     }
-    assert rooms <= set(allowed), f"{path.name} imports {sorted(rooms - set(allowed))}"
+    assert packages <= set(allowed), f"{path.name} imports {sorted(packages - set(allowed))}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tars import members, samples, write_tar
+from tests.helpers.tars import members, samples, write_tar
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "your-data.md").read_text()

@@ -14,14 +14,15 @@ import torch._dynamo.testing
 from accelerate import Accelerator
 
 from eval.encoder import PatchEncoder
-from eval.readouts import Symmetry
+from eval.measure.readouts import Symmetry
 from models.vae import build
-from pipeline import corrupt, d4
-from pipeline.corrupt import CorruptionConfig
+from pipeline import d4
+from pipeline.corruptions import kinds as corrupt
+from pipeline.corruptions.kinds import CorruptionConfig
 from pipeline.index import open_dataset
 from pipeline.loader import Loader
-from tests.test_train import config, final_state, train_until
-from train import state
+from tests.train.test_loop import config, final_state, train_until
+from train import checkpoint as state
 from train.config import DEFAULT_PRESET
 from train.launch import set_deterministic
 from train.loop import Trainer

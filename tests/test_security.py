@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import save as to_bytes
 
+from common.errors import DataError
 from eval.run import MAX_JSON_BYTES, load_results
 from models import snapshot
 from models.vae import ModelConfig, build
 from pipeline.index import open_dataset
-from shards.schema import DataError
-from tests.test_train import config, train_until, trainer
-from train import state
+from tests.train.test_loop import config, train_until, trainer
+from train import checkpoint as state
 from train.loop import Trainer
 
 BOMB = b'{"model": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from models.objective import ObjectiveConfig
 from models.vae import ModelConfig
-from pipeline import corrupt, d4
-from pipeline.corrupt import CorruptionConfig
+from pipeline import d4
+from pipeline.corruptions import kinds as corrupt
+from pipeline.corruptions.kinds import CorruptionConfig
 from pipeline.loader import Storage
 
 

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from shards.pack import pack
-from shards.progress import progress
-from shards.remote import local
-from shards.schema import CARD_NAME, DataError, refuse_unfinished
-from shards.synthetic import SyntheticConfig, generate
+from common.console import progress
+from common.errors import DataError
+from shards.pack.__main__ import pack
+from shards.remote.cache import local
+from shards.schema import CARD_NAME, refuse_unfinished
+from shards.synthetic.__main__ import SyntheticConfig, generate
 
 SHARDS, RAW, SYNTHETIC = Path("data/shards"), Path("data/raw"), Path("data/synthetic")
 SYNTHETIC_IMAGES = 25_600  # training budget on the synthetic set: about a minute on two cores

@@ -8,12 +8,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from pipeline.corrupt import KINDS
+from common.errors import DataError
+from common.machine import usable_cores
+from common.ranks import PATIENCE, local_ranks
+from pipeline.corruptions.kinds import KINDS
 from pipeline.index import Split
 from pipeline.loader import choose_storage
-from pipeline.ranks import PATIENCE, local_ranks
-from shards.cores import usable_cores
-from shards.schema import DataError
 from train.config import Config
 
 BF16_CAPABILITY = (8, 0)

@@ -12,13 +12,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from common.errors import DataError
 from models import snapshot
 from models.snapshot import mismatch
 from models.vae import build
 from pipeline.index import Dataset
 from pipeline.loader import Batch, Loader
-from shards.schema import DataError
-from train import state
+from train import checkpoint as state
 from train.config import Config
 from train.saver import Saver
 from train.schedule import ema_decay, learning_rate, make_optimizer, plan

@@ -18,14 +18,16 @@ from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
 
-from eval.job import EvalConfig  # noqa: E402
+from common import ranks  # noqa: E402
+from common.errors import DataError  # noqa: E402
+from common.machine import usable_cores  # noqa: E402
 from eval.main import evaluate  # noqa: E402
-from eval.report import write_report  # noqa: E402
+from eval.report.__main__ import write_report  # noqa: E402
 from eval.run import read_json  # noqa: E402
-from pipeline import ranks  # noqa: E402
-from shards.cores import usable_cores  # noqa: E402
-from shards.schema import DataError  # noqa: E402
-from train import introduction, launch, state  # noqa: E402
+from eval.session import EvalConfig  # noqa: E402
+from train import checkpoint as state  # noqa: E402
+from train import launch  # noqa: E402
+from train import summary as introduction  # noqa: E402
 from train.arguments import parse  # noqa: E402
 from train.interrupt import Interrupts  # noqa: E402
 from train.loop import NonFiniteError, Trainer  # noqa: E402

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eval.environment import environment
-from pipeline import ranks
+from common import ranks
+from common.environment import environment
+from common.errors import DataError
 from pipeline.index import Dataset, open_dataset
 from pipeline.loader import Storage
-from shards.schema import DataError
-from train import launch, state
+from train import checkpoint as state
+from train import launch
 from train.arguments import Arguments, recorded
 from train.config import Config, as_json, differences
 from train.data import SYNTHETIC_IMAGES, find_data, is_synthetic

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shards.schema import DataError
-from train import state
+from common.errors import DataError
+from train import checkpoint as state
 
 
 class Saver:

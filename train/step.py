@@ -13,7 +13,8 @@ from torch import Generator, Tensor, nn
 from models.classification import Classification
 from models.objective import LATENT_SIDE, Objective
 from models.vae import VAE
-from pipeline import corrupt, d4
+from pipeline import d4
+from pipeline.corruptions import kinds as corrupt
 from shards.schema import PATCH
 
 Precision = Literal["bf16", "fp32"]

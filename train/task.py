@@ -6,14 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.metrics import batch_for, evaluating, to_float
-from eval.metrics import validate as validate_reconstruction
+from common.errors import DataError
+from eval.measure.metrics import batch_for, evaluating, to_float
+from eval.measure.metrics import validate as validate_reconstruction
 from models.classification import Classification, scores
 from models.objective import Objective
 from models.vae import VAE
 from pipeline.index import Dataset, Split
 from pipeline.reader import Reader
-from shards.schema import CARD_NAME, DataError
+from shards.schema import CARD_NAME
 from train.config import Config
 from train.step import TrainStep
 

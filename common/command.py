@@ -1,0 +1,43 @@
+"""How every command of the project starts and ends: arguments, messages and exit status."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+
+from common.errors import DataError
+
+DONE, UNUSABLE_DATA, UNUSABLE_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
+
+
+def run_command(
+    prog: str,
+    arguments: Callable[..., Callable[[], int | None]],
+    interrupted: str = "the same command continues where this one stopped",
+    config: tuple[Any, ...] = (),
+) -> int:
+    """Parse the command line into an action, act, and return the exit status.
+
+    0 done, 1 unusable data, 2 unusable arguments, 130 interrupted. Any other error is a fault of
+    the program and keeps its traceback.
+
+    Args:
+        prog: the module, as in `python -m PROG`.
+        arguments: what tyro calls with the parsed arguments; returns the action.
+    """
+    try:
+        action = tyro.cli(arguments, prog=f"python -m {prog}", config=config)
+    except ValueError as error:  # a dataclass refused a value
+        return _end(f"error: {error}", UNUSABLE_ARGUMENTS)
+    try:
+        return action() or DONE
+    except DataError as error:
+        return _end(f"error: {error}", UNUSABLE_DATA)
+    except KeyboardInterrupt:
+        return _end(f"interrupted: {interrupted}", INTERRUPTED)
+
+
+def _end(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
+    return status

@@ -1,0 +1,200 @@
+"""Probes: a small classifier on frozen features, its one setting chosen on val, test scored once.
+
+Features (n, d) of any float type; labels (n,) class indices, -1 = none (such rows are left out).
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from common.errors import DataError
+from shards.schema import NO_LABEL
+
+MAX_ITERATIONS = 1000
+HIDDEN, EPOCHS = 128, 40  # of the MLP, which stops there by design
+
+
+class Labelled(NamedTuple):
+    """Features (n, d) of one split and their labels (n,)."""
+
+    features: NDArray[np.floating]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Classifiers on standardised features that differ in one setting."""
+
+    setting: str
+    grid: tuple[float, ...]  # from the simplest to the most flexible: ties go to the simplest
+    make: Callable[[float], Any]
+    iterates: bool  # whether an end before convergence is worth a notice
+
+
+def _mlp(alpha: float) -> MLPClassifier:
+    return MLPClassifier((HIDDEN,), alpha=alpha, max_iter=EPOCHS, random_state=0)
+
+
+PROBES: dict[str, Family] = {
+    "logistic": Family(  # the primary one; C is the inverse strength of the L2 penalty
+        "C",
+        (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
+        lambda c: LogisticRegression(C=c, max_iter=MAX_ITERATIONS),
+        iterates=True,
+    ),
+    "mlp": Family("alpha", (100.0, 10.0, 1.0, 0.1), _mlp, iterates=False),
+    "knn": Family(
+        "k", (200, 50, 20, 5), lambda k: KNeighborsClassifier(int(k), algorithm="brute"),
+        iterates=False,
+    ),
+}  # fmt: skip
+PRIMARY_PROBE = "logistic"
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Scores on test of the probe selected on val, all in [0, 1]."""
+
+    accuracy: float
+    balanced_accuracy: float  # mean recall over the classes of test
+    auroc: float  # macro one-vs-rest over the classes of test; two classes: plain
+    setting: float  # that was selected: C, alpha or k
+    val_auroc: float
+    converged: bool  # every fit of the grid
+    n_classes: int  # in test: what the macro averages run over
+    n_train: int
+    n_val: int
+    n_test: int
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted classifier, its setting selected on val."""
+
+    model: Pipeline
+    setting: float
+    val_auroc: float
+    converged: bool
+    n_train: int
+    n_val: int
+
+    @property
+    def classes(self) -> NDArray[np.int64]:
+        """(K,) the classes of train: the columns of `scores`."""
+        return self.model.classes_
+
+    def scores(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(n, K) class probabilities."""
+        found: NDArray[np.float64] = self.model.predict_proba(features.astype(np.float64))
+        return found
+
+    def test(self, test: Labelled) -> ProbeResult:
+        """Score the test split.
+
+        Raises:
+            DataError: it is empty or unlabelled, has a single class, or a feature is not finite.
+        """
+        test = _usable("test", test)
+        found = self.scores(test.features)
+        predicted = self.classes[found.argmax(1)]
+        return ProbeResult(
+            accuracy=float((predicted == test.labels).mean()),
+            balanced_accuracy=_balanced_accuracy(test.labels, predicted),
+            auroc=macro_auroc(found, self.classes, test.labels),
+            setting=self.setting,
+            val_auroc=self.val_auroc,
+            converged=self.converged,
+            n_classes=len(np.unique(test.labels)),
+            n_train=self.n_train,
+            n_val=self.n_val,
+            n_test=len(test.labels),
+        )
+
+
+def fit(train: Labelled, val: Labelled, family: str = PRIMARY_PROBE) -> Probe:
+    """Fit on train, and choose the setting by macro AUROC on val, where that is equal by balanced
+    accuracy; `family` is a key of PROBES.
+
+    Raises:
+        DataError: a split is empty or unlabelled, has a single class, or a feature is not finite.
+    """
+    train, val = _usable("train", train), _usable("val", val)
+    kind, best, best_val, converged = PROBES[family], None, (-1.0, -1.0), True
+    for setting in _possible(kind, len(train.labels)):
+        model = make_pipeline(StandardScaler(), kind.make(setting))
+        converged &= _fit(model, train) or not kind.iterates
+        found = model.predict_proba(val.features.astype(np.float64))
+        auroc = macro_auroc(found, model.classes_, val.labels)
+        accuracy = _balanced_accuracy(val.labels, model.classes_[found.argmax(1)])
+        if (auroc, accuracy) > best_val:
+            best, best_val = (model, setting), (auroc, accuracy)
+    assert best is not None
+    return Probe(*best, best_val[0], converged, len(train.labels), len(val.labels))
+
+
+def probe(
+    train: Labelled, val: Labelled, test: Labelled, family: str = PRIMARY_PROBE
+) -> ProbeResult:
+    """`fit`, then `Probe.test`."""
+    return fit(train, val, family).test(test)
+
+
+def _possible(kind: Family, count: int) -> tuple[float, ...]:
+    """The grid; neighbours cannot be more than there are."""
+    if kind.setting != "k":
+        return kind.grid
+    return tuple(k for k in kind.grid if k <= count) or (float(count),)
+
+
+def macro_auroc(
+    scores_NK: NDArray[np.floating], classes_K: NDArray[np.int64], labels_N: NDArray[np.int64]
+) -> float:
+    """Mean one-vs-rest area under the ROC curve over the classes present in `labels_N`.
+
+    A class that the probe never saw has no score and counts 0.5. With two classes this is the
+    plain area.
+    """
+    columns = {int(c): scores_NK[:, k] for k, c in enumerate(classes_K)}
+    areas = [
+        roc_auc_score(labels_N == c, columns[c]) if c in columns else 0.5
+        for c in np.unique(labels_N).tolist()
+    ]
+    return float(np.mean(areas))
+
+
+def _fit(model: Pipeline, train: Labelled) -> bool:
+    """Fit in float64 and say whether the solver converged."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        model.fit(train.features.astype(np.float64), train.labels)
+    return not any(issubclass(w.category, ConvergenceWarning) for w in caught)
+
+
+def _usable(name: str, split: Labelled) -> Labelled:
+    kept = split.labels != NO_LABEL
+    labels, features = split.labels[kept], split.features[kept]
+    if not len(labels):
+        raise DataError(f"the {name} split has no labelled sample: a probe needs labels")
+    if len(np.unique(labels)) < 2:
+        raise DataError(f"the {name} split has a single class: a probe needs two or more")
+    if not np.isfinite(features).all():
+        raise DataError(f"the features of the {name} split are not all finite")
+    return Labelled(features, labels)
+
+
+def _balanced_accuracy(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
+    with warnings.catch_warnings():
+        # a class that is predicted but absent from test is left out of the mean, as it should be
+        warnings.filterwarnings("ignore", "y_pred contains classes not in y_true")
+        return float(balanced_accuracy_score(labels, predicted))

@@ -1,0 +1,225 @@
+"""Intervals of test metrics: groups resampled within class, crossed with the effect of seeds.
+
+A replicate is the estimate plus deviations that are drawn independently:
+
+- groups: in each stratum of n groups, n - 1 are drawn with replacement and weighted n / (n - 1)
+  (Rao and Wu 1988: the variance is unbiased at any n); one draw serves all arms, seeds, conditions;
+- seeds, and draws of the labelled subset where there are several: a normal deviate with the
+  variance of their mean, since three to five values hold no shape to resample.
+
+The deviations are then stretched, rank by rank, from normal quantiles to those of t with
+Satterthwaite's degrees of freedom. docs/statistics.md has the coverage of this and of alternatives.
+
+Shapes: S seeds, D draws of the labelled subset, G groups, R replicates.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from common.errors import DataError
+from eval.stats.grouping import MIN_GROUPS, Conditions, Grouped, ScoredSet, grouped
+from eval.stats.weighted import CHUNK, METRICS, Array, Codes, Term, macro
+
+TAILS = (0.025, 0.975)  # of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to resample."""
+
+    replicates: int = 10_000
+    seed: int = 0  # equal seeds draw equal groups, for every arm and contrast
+    unit: str = "groups"  # what a group is, in the words: "source images", "patients"
+
+
+PLAN = Plan()
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its 95 % interval; None where nothing could be resampled."""
+
+    metric: str
+    estimate: float  # mean over seeds, draws, conditions and test sets
+    low: float | None
+    high: float | None
+    standard_error: float | None
+    degrees_of_freedom: float | None
+    resampled: str  # in words
+    groups: tuple[dict[int, int], ...]  # of each test set: class to groups with patches of it
+    seeds: int
+    draws: int
+    replicates: int  # under which the metric is defined
+    seed: int
+
+
+class Resampled(NamedTuple):
+    interval: Interval
+    replicates: Array | None  # (R,) ascending; None without an interval
+
+
+class _Effect(NamedTuple):
+    variance: float
+    spare: int  # degrees of freedom
+
+
+class _Spread(NamedTuple):
+    """Deviations (R,) ascending, their standard error and degrees of freedom."""
+
+    deviations: Array
+    standard_error: float
+    degrees_of_freedom: float
+
+
+def interval(
+    scores: Conditions,
+    labels: NDArray[np.integer],
+    groups: NDArray[np.generic],
+    *,
+    metric: str = "auroc",
+    strata: NDArray[np.generic] | None = None,
+    plan: Plan = PLAN,
+) -> Interval:
+    """Of one arm on one test set; shapes as in `ScoredSet`, errors as in `resample`."""
+    test = ScoredSet(labels, groups, {"arm": scores}, strata)
+    return resample([test], {"arm": 1.0}, metric, plan).interval
+
+
+def resample(
+    tests: Sequence[ScoredSet],
+    coefficients: Mapping[str, float],
+    metric: str = "auroc",
+    plan: Plan = PLAN,
+) -> Resampled:
+    """Of the sum over arms of coefficient * metric, as mean over test sets that share no group.
+
+    Raises:
+        DataError: an unknown metric, or a test set that `eval.stats.grouping.grouped` refuses.
+    """
+    if metric not in METRICS:
+        raise DataError(f"the metric is {metric!r}, expected one of {', '.join(sorted(METRICS))}")
+    sets = [grouped(test, coefficients, metric) for test in tests]
+    terms = [METRICS[metric](of_set.sample) for of_set in sets]
+    plain = [np.mean([term.plain_SD for term in of_set], axis=0) for of_set in terms]
+    if len({x.shape for x in plain}) != 1:
+        raise DataError("the test sets differ in their number of seeds or draws, or there is none")
+    plain_SD = np.mean(plain, axis=0)
+    spread = _spread(sets, terms, plain_SD, plan)
+    replicates, ends = None, (None, None)
+    if spread is not None:
+        replicates = plain_SD.mean() + spread.deviations
+        worst = sum(min(c, 0.0) for c in coefficients.values())
+        best = sum(max(c, 0.0) for c in coefficients.values())
+        ends = np.clip(np.quantile(replicates, TAILS), worst, best).tolist()
+    found = Interval(
+        metric=metric,
+        estimate=float(plain_SD.mean()),
+        low=ends[0],
+        high=ends[1],
+        standard_error=spread.standard_error if spread else None,
+        degrees_of_freedom=spread.degrees_of_freedom if spread else None,
+        resampled=_words(sets, plain_SD, plan.unit),
+        groups=tuple(of_set.groups for of_set in sets),
+        seeds=plain_SD.shape[0],
+        draws=plain_SD.shape[1],
+        replicates=0 if replicates is None else len(replicates),
+        seed=plan.seed,
+    )
+    return Resampled(found, replicates)
+
+
+def _spread(
+    sets: Sequence[Grouped], terms: Sequence[Sequence[Term]], plain_SD: Array, plan: Plan
+) -> _Spread | None:
+    """Groups, seeds and draws together, each where it can be had; None where none can."""
+    first, *others = np.random.SeedSequence(plan.seed).spawn(1 + len(sets))
+    normal = np.random.default_rng(first)
+    deviations, effects = np.zeros(plan.replicates), []
+    if not any(of_set.shortage for of_set in sets):
+        for of_set, its_terms, sequence in zip(sets, terms, others, strict=True):
+            rng = np.random.default_rng(sequence)
+            found, its_effects = _of_groups(of_set.strata_G, its_terms, plan.replicates, rng)
+            deviations += found / len(sets)
+            effects += [_Effect(v / len(sets) ** 2, spare) for v, spare in its_effects]
+    deviations = deviations[np.isfinite(deviations)]
+    for means in (plain_SD.mean(1), plain_SD.mean(0)):
+        if len(means) > 1:
+            effects.append(_Effect(float(means.var(ddof=1)) / len(means), len(means) - 1))
+            deviations += np.sqrt(effects[-1].variance) * normal.standard_normal(len(deviations))
+    if not effects:
+        return None
+    variance = sum(effect.variance for effect in effects)
+    uncertainty = sum(effect.variance**2 / effect.spare for effect in effects)
+    freedom = variance**2 / uncertainty if uncertainty else float("inf")  # Satterthwaite
+    return _Spread(_stretched(deviations, freedom), float(np.sqrt(variance)), freedom)
+
+
+def _of_groups(
+    strata_G: Codes, terms: Sequence[Term], replicates: int, rng: np.random.Generator
+) -> tuple[Array, list[_Effect]]:
+    """Deviations (R,) of the metric under resampled groups, and the effect of each stratum.
+
+    The strata share the variance of the deviations as their covariances with the weights do.
+    """
+    plain = np.mean([term.plain_SD.mean() for term in terms])
+    found, moment_G = [], np.zeros(len(strata_G))
+    for w_RG in _weights(strata_G, replicates, rng):
+        found.append(macro(terms, w_RG) - plain)
+        moment_G += np.nan_to_num(found[-1]) @ (w_RG - 1)
+    deviations = np.concatenate(found)
+    _, stratum_of, sizes = np.unique(strata_G, return_inverse=True, return_counts=True)
+    shares = np.bincount(stratum_of, moment_G**2)
+    shares *= np.nanvar(deviations) / max(shares.sum(), np.finfo(float).tiny)
+    effects = [_Effect(float(v), int(n) - 1) for v, n in zip(shares, sizes, strict=True)]
+    return deviations, effects
+
+
+def _weights(strata_G: Codes, replicates: int, rng: np.random.Generator) -> Iterator[Array]:
+    """Weights (rows, G) of the groups, `replicates` rows in all: see the module's text."""
+    rows = max(1, CHUNK // len(strata_G))
+    for start in range(0, replicates, rows):
+        count = min(rows, replicates - start)
+        w_RG = np.empty((count, len(strata_G)))
+        for stratum in np.unique(strata_G):
+            (members,) = np.nonzero(strata_G == stratum)
+            n = len(members)
+            cells = rng.integers(n, size=(count, n - 1)) + n * np.arange(count)[:, None]
+            drawn = np.bincount(cells.ravel(), minlength=count * n).reshape(count, n)
+            w_RG[:, members] = drawn * (n / (n - 1))
+        yield w_RG
+
+
+def _stretched(deviations: Array, freedom: float) -> Array:
+    """Ascending deviations, each times the ratio of t to normal quantile at its rank."""
+    share = (np.arange(len(deviations)) + 0.5) / len(deviations)
+    normal = stats.norm.ppf(share)
+    ratio = np.ones_like(share)  # the median of an odd number, where the ratio is 0 / 0
+    np.divide(stats.t.ppf(share, freedom), normal, out=ratio, where=normal != 0)
+    return np.sort(np.sort(deviations) * ratio)
+
+
+def _words(sets: Sequence[Grouped], plain_SD: Array, unit: str) -> str:
+    shortage = "; ".join(of_set.shortage for of_set in sets if of_set.shortage)
+    said = [] if shortage else [" and ".join(_drawn(of_set, unit) for of_set in sets)]
+    factors = zip(plain_SD.shape, ("seeds", "draws of the labelled subset"), strict=True)
+    effects = " and ".join(f"{count} {name}" for count, name in factors if count > 1)
+    if effects:
+        said.append(f"the effect of {effects}")
+    text = " crossed with ".join(said) or "nothing was resampled"
+    if shortage:
+        text += f"; no {unit} were resampled: {shortage}, fewer than {MIN_GROUPS}"
+    if plain_SD.shape[0] == 1:
+        text += "; seeds were not resampled: there is one"
+    return text
+
+
+def _drawn(of_set: Grouped, unit: str) -> str:
+    total = len(of_set.strata_G)
+    by_class = ", ".join(f"class {c}: {count}" for c, count in of_set.groups.items())
+    text = f"{total} {unit} of {of_set.name} within {of_set.stratified_by} ({by_class}"
+    return text + (f"; {of_set.mixed} hold several classes)" if of_set.mixed else ")")

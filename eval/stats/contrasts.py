@@ -1,0 +1,155 @@
+"""Contrasts between two arms and their verdicts: superiority, non-inferiority, Holm's correction.
+
+A contrast is the first arm minus the second, paired: the same groups, seeds and draws in both.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from common.errors import DataError
+from eval.stats.bootstrap import PLAN, Interval, Plan, resample
+from eval.stats.grouping import Conditions, ScoredSet
+from eval.stats.weighted import Array
+
+ALPHA = 0.05  # two-sided; the intervals of eval.stats.bootstrap have its complement as level
+POWER = 0.80
+MARGIN = 0.005  # of non-inferiority: half a point of AUROC
+
+Question = Literal["superiority", "non-inferiority"]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    first: str
+    second: str
+    difference: Interval  # of the metric, first minus second
+    detectable: float | None  # the difference that would be found with a power of 80 %
+    p: float | None  # two-sided, of no difference
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be said of a contrast within its family; `sentence` is how."""
+
+    contrast: Contrast
+    question: Question
+    p_holm: float
+    word: str  # superiority: holds, undecided; else superior, non-inferior, inferior, undecided
+
+    @property
+    def sentence(self) -> str:
+        """The minimal detectable difference, then the numbers, then the word."""
+        found = self.contrast.difference
+        names = f"{self.contrast.first} - {self.contrast.second}, {found.metric}"
+        if found.low is None or found.high is None:
+            return f"{names}: {found.estimate:+.4f}, no interval ({found.resampled}): {self.word}"
+        return (
+            f"{names}: minimal detectable difference {self.contrast.detectable:.4f}; "
+            f"{found.estimate:+.4f} [{found.low:+.4f}, {found.high:+.4f}], "
+            f"Holm's p {self.p_holm:.4f} ({found.resampled}): {self.word}"
+        )
+
+
+def compare(
+    scores: Mapping[str, Conditions],
+    labels: NDArray[np.integer],
+    groups: NDArray[np.generic],
+    *,
+    metric: str = "auroc",
+    strata: NDArray[np.generic] | None = None,
+    plan: Plan = PLAN,
+) -> Contrast:
+    """The first arm of `scores` minus the second, on one test set.
+
+    Shapes as in `eval.stats.grouping.ScoredSet`; errors as in `eval.stats.bootstrap.resample`.
+    """
+    return compare_over([ScoredSet(labels, groups, scores, strata)], metric=metric, plan=plan)
+
+
+def compare_over(
+    tests: Sequence[ScoredSet], *, metric: str = "auroc", plan: Plan = PLAN
+) -> Contrast:
+    """`compare` on the mean over test sets that share no group.
+
+    Raises:
+        DataError: not two arms, the same in every set; or as `eval.stats.bootstrap.resample`.
+    """
+    arms = list(dict.fromkeys(arm for test in tests for arm in test.scores))
+    if len(arms) != 2:
+        raise DataError(f"a contrast is between two arms, found {arms}: pass the scores of two")
+    first, second = arms
+    difference, replicates = resample(tests, {first: 1.0, second: -1.0}, metric, plan)
+    if replicates is None:
+        return Contrast(first, second, difference, None, None)
+    return Contrast(first, second, difference, _detectable(difference), p_value(replicates))
+
+
+def p_value(replicates: Array, null: float = 0.0) -> float:
+    """Two-sided, 2 (1 + fewer of the replicates on one side) / (1 + R): at least 2 / (1 + R).
+
+    Replicates equal to the null value count on both sides.
+    """
+    fewer = min(int((replicates <= null).sum()), int((replicates >= null).sum()))
+    return min(1.0, 2 * (1 + fewer) / (1 + len(replicates)))
+
+
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """Holm's (1979) adjusted p values of a family, in the order given."""
+    adjusted, highest = {}, 0.0
+    for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[name]))
+        adjusted[name] = highest
+    return {name: adjusted[name] for name in p}
+
+
+def judge(
+    contrasts: Mapping[str, Contrast], questions: Mapping[str, Question], margin: float = MARGIN
+) -> dict[str, Verdict]:
+    """The verdicts on a family of named contrasts, each with the question it answers.
+
+    A contrast without an interval stays in the family, with p = 1.
+    """
+    adjusted = holm({name: 1.0 if c.p is None else c.p for name, c in contrasts.items()})
+    found = {}
+    for name, contrast in contrasts.items():
+        question, p_holm = questions[name], adjusted[name]
+        if question == "superiority":
+            word = superiority(contrast.difference, p_holm)
+        else:
+            word = non_inferiority(contrast.difference, p_holm, margin)
+        found[name] = Verdict(contrast, question, p_holm, word)
+    return found
+
+
+def superiority(difference: Interval, p_holm: float = 0.0) -> str:
+    """'holds' where the lower bound is above 0 and `p_holm` at most 0.05, or 'undecided'."""
+    above = difference.low is not None and difference.low > 0 and p_holm <= ALPHA
+    return "holds" if above else "undecided"
+
+
+def non_inferiority(difference: Interval, p_holm: float = 0.0, margin: float = MARGIN) -> str:
+    """One of four words, by where the interval lies (CONSORT extension, Piaggio et al. 2012).
+
+    'superior': as `superiority`. 'non-inferior': the lower bound is above -margin (worse than 0
+    perhaps, but by less than the margin). 'inferior': the upper bound is below -margin. Otherwise
+    'undecided'. `p_holm` matters for 'superior' only: the margin is judged by the interval alone.
+    """
+    if difference.low is None or difference.high is None:
+        return "undecided"
+    if superiority(difference, p_holm) == "holds":
+        return "superior"
+    if difference.low > -margin:
+        return "non-inferior"
+    return "inferior" if difference.high < -margin else "undecided"
+
+
+def _detectable(difference: Interval) -> float:
+    """(t_0.975 + t_0.80) standard errors; with many degrees of freedom (1.96 + 0.84) of them."""
+    assert difference.standard_error is not None
+    quantiles = stats.t.ppf([1 - ALPHA / 2, POWER], difference.degrees_of_freedom)
+    return float(quantiles.sum() * difference.standard_error)

@@ -1,0 +1,69 @@
+"""Images that another tool wrote, PNG or JPEG, refused from the header unless 32x32 8-bit RGB."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from shards.codec import png
+from shards.codec.png import Pixels, PngError
+from shards.schema import CHANNELS, PATCH
+
+JPEG_START = b"\xff\xd8\xff"
+
+
+def decode_all(images: Sequence[bytes]) -> tuple[Pixels, dict[int, str]]:
+    """Decode n images after every check.
+
+    Returns:
+        (n, 32, 32, 3) pixels, zero where an image is refused, and the reasons by its place.
+    """
+    out = np.zeros((len(images), PATCH, PATCH, CHANNELS), np.uint8)
+    raws: dict[int, bytes] = {}
+    refused: dict[int, str] = {}
+    for i, data in enumerate(images):
+        try:
+            if data.startswith(JPEG_START):
+                out[i] = decode_jpeg(data)
+            else:
+                raws[i] = png.inflate(data)
+        except PngError as error:
+            refused[i] = str(error)
+    out[list(raws)] = png.unfilter(list(raws.values()))
+    return out, refused
+
+
+def decode_trusted(data: bytes) -> Pixels:
+    """(32, 32, 3) pixels of an image whose bytes have the CRC-32 of the scan that decoded it.
+
+    Raises:
+        PngError: the image is not decodable.
+    """
+    return decode_jpeg(data) if data.startswith(JPEG_START) else png.decode_trusted(data)
+
+
+def decode_jpeg(data: bytes) -> Pixels:
+    """(32, 32, 3) pixels of a JPEG. It has no checksum: damage that still decodes is not seen.
+
+    Raises:
+        PngError: another size or kind of pixel, several frames, or not decodable.
+    """
+    try:
+        # pinned: PIL opens by content; the header alone is read here
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+            _check_header(image)
+            return np.asarray(image)
+    except PngError:
+        raise
+    except Exception as error:  # decoders raise nothing narrower
+        raise PngError(f"corrupt JPEG: {error}") from None
+
+
+def _check_header(image: Image.Image) -> None:
+    if image.size != (PATCH, PATCH):
+        raise PngError(f"{image.width}x{image.height} pixels, expected {PATCH}x{PATCH}")
+    if image.mode != "RGB":
+        raise PngError(f"a JPEG of mode {image.mode}, expected 8-bit RGB")
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        raise PngError(f"{frames} images in one JPEG, expected one")

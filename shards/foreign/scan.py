@@ -1,0 +1,243 @@
+"""Scans one WebDataset tar of another tool: every member checked, every image decoded once.
+
+A sample is `KEY.png` or `KEY.jpg` with `KEY.cls` or `KEY.json` or neither, in any order, between
+the members of others or not. The tar is only read; what comes back is its future sidecar.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+from deflate import crc32
+
+from common.errors import DataError
+from shards.codec.images import JPEG_START, decode_all
+from shards.codec.png import MAX_PNG_BYTES
+from shards.codec.tar_reader import Member, Rules, TarError, key_suffix, read_members
+from shards.foreign.fields import NONE, Fields, class_text, json_fields
+from shards.schema import CHANNELS, SIDECAR
+from shards.sources.look import barcode
+from shards.sources.names import group_pattern, position, source_image
+
+MAX_SAMPLES = 1 << 20  # of a tar: the scan holds half a kilobyte of each
+MAX_LISTED = 100  # bad samples of a tar that are listed; all are counted
+IMAGES = ("png", "jpg", "jpeg")
+_LIMITS = {**dict.fromkeys(IMAGES, MAX_PNG_BYTES), "cls": 1 << 10, "json": 1 << 16, "txt": 1 << 16}
+_CLOSING = 1 << 21  # GNU tar fills up to its blocking factor
+_BATCH = 64
+
+# a row before labels have numbers and samples keys
+SCANNED = pa.schema(
+    [pa.field("label", pa.string()), *(SIDECAR.field(n) for n in SIDECAR.names[2:])]
+)
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """How the members of a sample are read."""
+
+    label_field: str | None = None
+    """Field of KEY.json that is the label, in place of KEY.cls."""
+    ignore: tuple[str, ...] = ()
+    """Suffixes of members to pass over unread, as in KEY.SUFFIX."""
+    group_regex: str | None = None
+    """Searched in each key; its first group is the source image. Default: a field `source`, or the
+    slide, or the key before __"""
+
+    def __post_init__(self) -> None:
+        if needed := set(self.ignore) & set(IMAGES):
+            raise ValueError(f"--ignore {sorted(needed)}: the images are what is needed")
+        try:
+            group_pattern(self.group_regex)
+        except DataError as error:
+            raise ValueError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A sample that cannot be used; `offset` of its first header in the tar."""
+
+    tar: str
+    offset: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.tar} at byte {self.offset}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one tar holds."""
+
+    table: pa.Table  # SCANNED, in the order of the images
+    kinds: frozenset[str]  # what the samples have beside their image: cls, json
+    size: int
+    xxh3: str
+    channel_sums: list[int]  # of the values 0-255, RGB
+    bad: list[Bad]  # the first MAX_LISTED
+    bad_count: int
+    broken: Bad | None = None  # where the tar cannot be read any further
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    number: int  # in the order of the tar
+    name: str
+    offset: int
+    size: int
+    crc32: int
+
+
+@dataclass(slots=True)
+class _Sample:
+    offset: int
+    kinds: tuple[str, ...] = ()  # of its members: image, cls, json, txt
+    image: _Image | None = None
+    label: str | None = None
+    fields: Fields = NONE
+    problem: str | None = None
+
+
+def scan_tar(path: Path, name: str, options: ScanOptions) -> Scan:
+    """Scan the tar at `path`; `name` is what it is called in messages and rows.
+
+    Raises:
+        DataError: it cannot be opened, or changes while it is read.
+    """
+    scanning, broken = _Scanning(name, options), None
+    ignored = frozenset(suffix.lower().lstrip(".") for suffix in options.ignore)
+    rules = Rules(_LIMITS, _CLOSING, ignored, extended=True)
+    digest = xxhash.xxh3_64()
+    try:
+        before = path.stat()
+        try:
+            for member in read_members(path, rules, digest):
+                scanning.take(member)
+        except TarError as error:
+            reason = f"{error}; {len(scanning.samples)} samples begin before it, the rest is lost"
+            broken = Bad(name, error.offset, reason)
+        after = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise DataError(f"{path} changed while it was read: index it when nothing writes to it")
+    return scanning.finish(before.st_size, digest.hexdigest(), broken)
+
+
+class _Scanning:
+    """The samples of a tar while it is read; no image is kept beyond its batch."""
+
+    def __init__(self, name: str, options: ScanOptions) -> None:
+        self.name, self.options = name, options
+        self.pattern = group_pattern(options.group_regex)
+        self.samples: dict[str, _Sample] = {}
+        self._waiting: list[tuple[_Sample, bytes]] = []  # images to decode
+        self._sums: list[npt.NDArray[np.int64]] = [np.empty((0, CHANNELS), np.int64)]
+        self._images = 0
+
+    def take(self, member: Member) -> None:
+        """Add a member to its sample.
+
+        Raises:
+            TarError: a name that is no key, a second member of one kind, too many samples.
+        """
+        key, suffix = key_suffix(member.name)
+        if key.startswith("/") or key.endswith("/") or not key or ".." in key.split("/"):
+            raise TarError(member.offset, f"{member.name!r} is refused: not a key inside the tar")
+        kind = "image" if suffix in IMAGES else suffix
+        sample = self.samples.setdefault(key, _Sample(member.offset))
+        if kind in sample.kinds:
+            raise TarError(member.offset, f"{member.name!r} is a second {kind} of the key {key!r}")
+        if len(self.samples) > MAX_SAMPLES:
+            raise TarError(member.offset, f"more than {MAX_SAMPLES} samples: cut the tar in parts")
+        sample.kinds += (kind,)
+        if kind == "image":
+            self._take_image(sample, member, suffix)
+        elif kind != "txt":
+            self._take_text(sample, member, kind)
+
+    def _take_image(self, sample: _Sample, member: Member, suffix: str) -> None:
+        data = member.body
+        sample.image = _Image(self._images, member.name, member.data_offset, len(data), crc32(data))
+        self._images += 1
+        if data.startswith(JPEG_START) != (suffix != "png"):
+            expected = "PNG" if suffix == "png" else "JPEG"
+            sample.problem = f"{member.name!r}: not a {expected} (starts with {data[:4]!r})"
+        self._waiting.append((sample, data))
+        if len(self._waiting) == _BATCH:
+            self._decode()
+
+    def _take_text(self, sample: _Sample, member: Member, kind: str) -> None:
+        try:
+            if kind == "json":
+                label, sample.fields = json_fields(member.body, self.options.label_field)
+                sample.label = label or sample.label
+            elif self.options.label_field is None:
+                sample.label = class_text(member.body)
+        except ValueError as error:
+            sample.problem = f"{member.name!r}: {error}"
+
+    def _decode(self) -> None:
+        pixels, refused = decode_all([data for _, data in self._waiting])
+        self._sums.append(pixels.sum(axis=(1, 2), dtype=np.int64))
+        for i, reason in refused.items():
+            sample = self._waiting[i][0]
+            assert sample.image is not None
+            sample.problem = sample.problem or f"{sample.image.name!r}: {reason}"
+        self._waiting.clear()
+
+    def finish(self, size: int, xxh3: str, broken: Bad | None) -> Scan:
+        """What was found; samples that miss a member that others have are bad."""
+        self._decode()
+        kinds = frozenset(kind for s in self.samples.values() for kind in s.kinds)
+        kinds = kinds & {"cls", "json"}
+        bad: list[Bad] = []
+        good: list[tuple[_Image, Sequence[Any]]] = []
+        for key, sample in self.samples.items():
+            try:
+                good.append(self._row(key, sample, kinds))
+            except ValueError as error:
+                bad.append(Bad(self.name, sample.offset, str(error)))
+        good.sort(key=lambda pair: pair[0].number)
+        columns = zip(*(row for _, row in good), strict=True) if good else [()] * len(SCANNED)
+        table = pa.table(
+            [pa.array(c, f.type) for c, f in zip(columns, SCANNED, strict=True)], SCANNED
+        )
+        sums = np.concatenate(self._sums)[[image.number for image, _ in good]].sum(axis=0)
+        return Scan(table, kinds, size, xxh3, sums.tolist(), bad[:MAX_LISTED], len(bad), broken)
+
+    def _row(
+        self, key: str, sample: _Sample, kinds: frozenset[str]
+    ) -> tuple[_Image, Sequence[Any]]:
+        """The image and the SCANNED row of a sample.
+
+        Raises:
+            ValueError: the sample is not usable.
+        """
+        if sample.problem:
+            raise ValueError(sample.problem)
+        image, fields = sample.image, sample.fields
+        if image is None:
+            raise ValueError(f"key {key!r} has {', '.join(sorted(sample.kinds))} and no image")
+        if missing := sorted(kinds - set(sample.kinds)):
+            raise ValueError(f"key {key!r} has no {', '.join(missing)}, other samples have")
+        stem = key.rpartition("/")[2]
+        try:
+            named = fields.source if self.pattern is None else None
+            source = named or source_image(key, stem, fields.slide, self.pattern)
+        except DataError as error:
+            raise ValueError(str(error)) from None
+        patient, site = barcode(fields.slide or source) or (None, None)
+        y, x = position(stem)
+        row = (
+            sample.label, image.offset, image.size, image.crc32, source, fields.slide,
+            fields.patient or patient, fields.site or site,
+            x if fields.x is None else fields.x, y if fields.y is None else fields.y,
+            fields.mpp, f"{self.name}/{image.name}",
+        )  # fmt: skip
+        return image, row

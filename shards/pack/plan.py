@@ -1,0 +1,134 @@
+"""What will be packed where: the order of the patches, their keys, and the shards they fill."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import xxhash
+
+from common.errors import DataError
+from shards.schema import VERSION, shard_name
+from shards.sources.convert import Rule
+from shards.sources.layout import Layout
+from shards.sources.manifest import Columns
+from shards.sources.names import group_pattern
+from shards.sources.patch import Patch
+from shards.sources.splits import SPLITS
+
+MAX_PATCHES = 10**9  # nine digits of the key
+MAX_SHARD_SIZE = 1 << 20
+
+_CHUNK = 4096  # patches at once
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """What to pack, and how. All but `workers`, `skip_bad` and `overwrite` decide the bytes."""
+
+    png: Literal["stored", "keep"] = "stored"
+    """stored: uncompressed PNGs of one fixed layout, the fastest to read (5120 bytes a labelled
+    sample). keep: the source bytes."""
+    shard_size: int = 16384
+    """Samples in a shard."""
+    workers: int = 0
+    """Processes; 0: one a usable core, or none beside this one when there is little to do."""
+    seed: int = 0
+    """Of the permutation within each split, and of --val and --test."""
+    skip_bad: int = 0
+    """Go on without up to this many files that are not usable patches; they are listed."""
+    overwrite: bool = False
+    """Replace the data set in OUT; files that are not part of it stay."""
+    group_regex: str | None = None
+    """Searched in each relative path; its first group is the source image. Default: the slide,
+    or the file name before __"""
+    layout: Layout = "auto"
+    """What the folders in SOURCE are; auto says what it took them for."""
+    manifest: Path | None = None
+    """A .csv or .parquet that lists the patches in SOURCE, in place of its folders."""
+    columns: Columns = field(default_factory=Columns)
+    val: float = 0.0
+    """Fraction of the patches for val, drawn by patient, or slide, or source (from --seed)."""
+    test: float = 0.0
+    """The same for test."""
+    convert: Rule = "none"
+    """Take images of other sizes and kinds: crop (centre), resize (centre square), tile."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shard_size <= MAX_SHARD_SIZE:
+            raise ValueError(f"shard-size is {self.shard_size}, expected 1 to {MAX_SHARD_SIZE}")
+        for name in ("workers", "seed", "skip_bad"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        if self.png not in ("stored", "keep"):
+            raise ValueError(f"png is {self.png!r}, expected stored or keep")
+        if self.png == "keep" and self.convert != "none":
+            raise ValueError(f"--convert {self.convert} leaves no source bytes for --png keep")
+        if not (0 <= self.val < 1 and 0 <= self.test < 1 and self.val + self.test < 1):
+            raise ValueError(f"val {self.val} and test {self.test}: expected 0 or more, below 1")
+        if self.manifest is None and self.columns != Columns():
+            raise ValueError("--columns says what is in a --manifest, and there is none")
+        if self.manifest is not None and self.layout != "auto":
+            raise ValueError(f"--layout {self.layout} is about folders; a --manifest lists files")
+        try:
+            group_pattern(self.group_regex)
+        except DataError as error:
+            raise ValueError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    name: str
+    split: str
+    first_key: int  # patch i has the key first_key + i, also when one before it is skipped
+    patches: list[Patch]
+
+
+@dataclass(frozen=True)
+class Plan:
+    classes: list[str]  # sorted; empty when unlabelled
+    key_ranges: dict[str, tuple[int, int]]  # by split: first key, one past the last
+    shards: list[ShardPlan]
+    digest: str  # of all that decides the bytes: options, every patch, its file's size and time
+
+
+def make_plan(patches: list[Patch], options: PackOptions) -> Plan:
+    """The plan for a sorted list of patches: the same list and options give the same plan.
+
+    Raises:
+        DataError: more patches than keys.
+    """
+    if len(patches) >= MAX_PATCHES:
+        raise DataError(f"{len(patches)} patches, expected fewer than {MAX_PATCHES}")
+    shards: list[ShardPlan] = []
+    ranges: dict[str, tuple[int, int]] = {}
+    key = 0
+    for split in SPLITS:
+        members = [patch for patch in patches if patch.split == split]
+        if not members:
+            continue
+        ordered = [members[i] for i in _permutation(len(members), options.seed, split)]
+        for number, start in enumerate(range(0, len(ordered), options.shard_size)):
+            part = ordered[start : start + options.shard_size]
+            shards.append(ShardPlan(shard_name(split, number), split, key + start, part))
+        ranges[split] = (key, key + len(ordered))
+        key += len(ordered)
+    classes = sorted({patch.label for patch in patches if patch.label is not None})
+    return Plan(classes, ranges, shards, _digest(patches, options))
+
+
+def _permutation(count: int, seed: int, split: str) -> list[int]:
+    """A permutation from the raw stream of PCG64, which NumPy keeps fixed across versions."""
+    bits = np.random.PCG64(np.random.SeedSequence([seed, *split.encode()])).random_raw(count)
+    order: list[int] = np.argsort(bits, kind="stable").tolist()
+    return order
+
+
+def _digest(patches: list[Patch], options: PackOptions) -> str:
+    """Covers what the bytes of the shards follow from."""
+    deciding = [VERSION, options.png, options.shard_size, options.seed, options.convert]
+    digest = xxhash.xxh3_64(json.dumps(deciding).encode())
+    for start in range(0, len(patches), _CHUNK):
+        digest.update(json.dumps(patches[start : start + _CHUNK]).encode())
+    return digest.hexdigest()

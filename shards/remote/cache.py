@@ -1,0 +1,156 @@
+"""Data sets that lie elsewhere: fetched once into a cache, then like any other folder.
+
+What arrives is not trusted: `dataset.json` is bounded and checked like a local one, every file has
+to have the size and the hash that it says, and names are built here, never taken from the card.
+The folder in the cache is named by the hash of the data set, so a changed one gets another.
+"""
+
+import fcntl
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from common.console import progress
+from common.errors import DataError
+from shards.pack.resume import publish, sync_folder
+from shards.remote.download import Wanted, download, read_small
+from shards.remote.store import Store
+from shards.schema import (
+    CARD_NAME,
+    MAX_CARD_BYTES,
+    DatasetCard,
+    card_hash,
+    dumps_card,
+    loads_card,
+    without_paths,
+)
+
+CACHE = "EQDVAE_CACHE"  # environment variable
+THREADS = 8
+
+
+def local(name: str | os.PathLike[str]) -> Path:
+    """The folder or file that `name` means: a path, or a URL whose data set is fetched first.
+
+    Raises:
+        DataError: as `fetch`.
+    """
+    text = os.fspath(name)
+    return fetch(text) if "://" in text else Path(text)
+
+
+def cache_folder() -> Path:
+    """$EQDVAE_CACHE, or eqdvae in $XDG_CACHE_HOME, or ~/.cache/eqdvae."""
+    if named := os.environ.get(CACHE):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqdvae"
+
+
+def fetch(url: str, cache: Path | None = None, splits: Sequence[str] | None = None) -> Path:
+    """The folder with the data set at `url`; what it lacks is downloaded, in several threads.
+
+    Files have their names when they are whole and verified; an interrupted one continues.
+
+    Args:
+        splits: only these; the folder is then a smaller data set with its own hash.
+
+    Raises:
+        DataError: not one of the schemes of `shards.remote.store`, nothing there, a file that is
+            not what the card says, a connection that does not last, a full disk. What is done
+            stays.
+    """
+    store = Store(url)
+    card = loads_card(read_small(store, CARD_NAME, MAX_CARD_BYTES), f"{store.url}/{CARD_NAME}")
+    if splits:
+        card = _only(card, url, splits)
+    folder = (cache or cache_folder()) / card_hash(card)
+    wanted = _wanted(card, url, folder)
+    with _alone(folder):
+        if missing := [file for file in wanted if not file.there()]:
+            _refuse_full(folder, missing)
+            _download_all(store, missing)
+        if not (folder / CARD_NAME).exists():
+            with publish(folder / CARD_NAME) as file:
+                file.write(dumps_card(without_paths(card)))
+            sync_folder(folder)
+    return folder
+
+
+def _only(card: DatasetCard, url: str, splits: Sequence[str]) -> DatasetCard:
+    if missing := sorted(set(splits) - set(card.splits)):
+        raise DataError(f"{url} has no split {missing}, only {sorted(card.splits)}")
+    kept = {name: split for name, split in card.splits.items() if name in splits}
+    left = sorted(set(card.splits) - set(kept))
+    return replace(card, splits=kept, provenance=card.provenance | {"splits_left_out": left})
+
+
+def _wanted(card: DatasetCard, url: str, folder: Path) -> list[Wanted]:
+    """Every file of the data set: where it is in the store, where it goes, what it must be."""
+    here = without_paths(card)
+    files = []
+    for name, split in card.splits.items():
+        for shard, plain in zip(split.shards, here.splits[name].shards, strict=True):
+            path = shard.path or f"{shard.name}.tar"
+            if path.startswith("/") or ".." in path.split("/") or not path.isprintable():
+                raise DataError(
+                    f"{url}: {shard.name} lies at {path!r}, outside the data set: index the tars "
+                    f"into a folder above them, and put that there"
+                )
+            sidecar = plain.sidecar(folder)
+            files.append(Wanted(path, plain.tar(folder), shard.size, shard.xxh3))
+            files.append(Wanted(sidecar.name, sidecar, shard.sidecar_size, shard.sidecar_xxh3))
+    return files
+
+
+def _download_all(store: Store, files: list[Wanted]) -> None:
+    stop, lock = threading.Event(), threading.Lock()
+    total = sum(file.size for file in files)
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch")
+    with progress(f"fetching {store.url}", total, "bytes") as advance:
+
+        def received(count: int) -> None:
+            with lock:
+                advance(count)
+
+        try:
+            futures = [pool.submit(download, store, file, received, stop) for file in files]
+            for future in as_completed(futures):
+                future.result()
+        finally:
+            stop.set()  # the first error, or an interruption, ends the others
+            pool.shutdown(cancel_futures=True)
+
+
+def _refuse_full(folder: Path, files: list[Wanted]) -> None:
+    """
+    Raises:
+        DataError: the disk has no room for the files; a card may claim any size.
+    """
+    need, free = sum(file.size - file.begun() for file in files), shutil.disk_usage(folder).free
+    if need > free:
+        raise DataError(
+            f"{folder} has room for {free:,} bytes, the data set needs {need:,} more: make room, "
+            f"or choose another folder with --cache or ${CACHE}"
+        )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Make `folder`, and let no other process fetch into it meanwhile."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".fetch.lock", "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting: another process fetches into {folder}", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise DataError(f"{folder} cannot be used as cache: {error.strerror}") from None

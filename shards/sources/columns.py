@@ -1,0 +1,147 @@
+"""Checks the columns of a manifest, and says which row and cell is wrong."""
+
+import posixpath
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from common.errors import DataError
+from shards.sources.splits import split_name
+
+_NUMBER = r"^\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*$"
+_MAX_PIXEL = 999_999_999
+_TIDY = r"(^|/)(\.?/|\./?$)"  # ./a, a//b, a/./b: another spelling of one path
+_ABOVE = r"(^|/)\.\.(/|$)"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table, and where it is."""
+
+    file: Path
+    name: str
+    first: int  # number of the first row, as a person counts
+    data: pa.ChunkedArray
+
+    def text(self) -> pa.Array:
+        """As strings, null where a cell is empty or not a number.
+
+        Raises:
+            DataError: a type that has no text, as lists and structs.
+        """
+        data = self.data
+        if pa.types.is_floating(data.type):
+            data = pc.if_else(pc.is_nan(data), None, data)
+        try:
+            text = pc.cast(data, pa.string()).combine_chunks()
+        except (pa.ArrowException, ValueError) as error:
+            raise DataError(
+                f"{self.file} column {self.name!r} is not text but {data.type}: {error}"
+            ) from None
+        return pc.if_else(pc.equal(text, ""), None, text)
+
+    def numbers(self) -> tuple[pa.Array, pa.Array]:
+        """As float64, null where a cell is empty, and as it is written.
+
+        Raises:
+            DataError: a cell that is not a number.
+        """
+        text, kind = self.text(), self.data.type
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+            numbers = pc.cast(self.data, pa.float64(), safe=False).combine_chunks()
+            return pc.if_else(pc.is_null(text), None, numbers), text
+        bad = pc.invert(pc.match_substring_regex(text, _NUMBER))
+        self.refuse(bad, "is not a number", text)
+        return pc.cast(pc.utf8_trim_whitespace(text), pa.float64()), text
+
+    def refuse(self, bad: pa.Array, what: str, values: pa.Array | None = None) -> None:
+        """Raise for the first row of the mask `bad`, if there is one."""
+        mask = np.asarray(pc.fill_null(bad, False))
+        if not mask.any():
+            return
+        first, count = int(mask.argmax()), int(mask.sum())
+        value = "" if values is None else f"{values[first].as_py()!r} "
+        more = f" ({count - 1} more rows like it)" if count > 1 else ""
+        row = first + self.first
+        raise DataError(f"{self.file} row {row}, column {self.name!r}: {value}{what}{more}")
+
+
+def names(column: Column) -> list[Any]:
+    """Texts, None where empty."""
+    return column.text().to_pylist()
+
+
+def labels(column: Column) -> list[Any]:
+    """Texts, in every row or in none."""
+    text = column.text()
+    if text.null_count < len(text):
+        having = len(text) - text.null_count
+        what = f"is empty; {having} of {len(text)} rows have a label: all must, or none"
+        column.refuse(pc.is_null(text), what)
+    return text.to_pylist()
+
+
+def paths(column: Column) -> list[Any]:
+    """Distinct paths below the root, without ./ and //."""
+    text = column.text()
+    column.refuse(pc.is_null(text), "is empty")
+    above = pc.or_(pc.starts_with(text, "/"), pc.match_substring_regex(text, _ABOVE))
+    what = "is not inside SOURCE: expected a path relative to it, without '..'"
+    column.refuse(above, what, text)
+    if pc.any(pc.match_substring_regex(text, _TIDY)).as_py():
+        text = pa.array([posixpath.normpath(path) for path in text.to_pylist()], pa.string())
+    codes = text.dictionary_encode()
+    if len(codes.dictionary) < len(text):
+        index = np.asarray(codes.indices)
+        first = np.unique(index, return_index=True)[1]
+        again = np.ones(len(index), bool)
+        again[first] = False
+        row = int(first[index[again.argmax()]]) + column.first
+        column.refuse(pa.array(again), f"is also in row {row}: list each file once", text)
+    return text.to_pylist()
+
+
+def splits(column: Column) -> list[Any]:
+    """train, val or test."""
+    text = column.text()
+    column.refuse(pc.is_null(text), "is empty: expected train, val or test in every row")
+    known = {name: split_name(name) for name in pc.unique(text).to_pylist()}
+    unknown = [name for name, split in known.items() if split is None]
+    bad = pc.is_in(text, value_set=pa.array(unknown, pa.string()))
+    column.refuse(bad, "is not a split: expected train, val or test", text)
+    return [known[name] for name in text.to_pylist()]
+
+
+def pixels(column: Column) -> list[Any]:
+    """Whole numbers from 0, None where empty."""
+    numbers, shown = column.numbers()
+    column.refuse(pc.not_equal(numbers, pc.floor(numbers)), "is not whole", shown)
+    column.refuse(pc.less(numbers, 0), "is negative", shown)
+    column.refuse(pc.greater(numbers, _MAX_PIXEL), f"is above {_MAX_PIXEL}", shown)
+    return pc.cast(numbers, pa.int64()).to_pylist()
+
+
+def resolutions(column: Column) -> list[Any]:
+    """Numbers above 0, None where empty."""
+    numbers, shown = column.numbers()
+    bad = pc.or_(pc.less_equal(numbers, 0), pc.invert(pc.is_finite(numbers)))
+    column.refuse(bad, "is not above 0, as microns a pixel are", shown)
+    return numbers.to_pylist()
+
+
+READERS: dict[str, Callable[[Column], list[Any]]] = {
+    "path": paths,
+    "label": labels,
+    "split": splits,
+    "patient": names,
+    "slide": names,
+    "site": names,
+    "x": pixels,
+    "y": pixels,
+    "mpp": resolutions,
+}

@@ -1,0 +1,217 @@
+"""Metrics against independent computations, and the equivariance error against its definition."""
+
+import platform
+import resource
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from common import memory
+from eval.measure import metrics
+from eval.measure.readouts import READOUTS, Symmetry, equivariance_of
+from models.vae import ModelConfig, build
+from pipeline import d4
+from pipeline.corruptions.kinds import KINDS, CorruptionConfig
+
+SMALL = ModelConfig(widths=(4, 8, 16), latent_channels=8)
+
+
+def uint8_images(count: int, seed: int = 0) -> Tensor:
+    """Smooth random images, (n, 3, 32, 32) uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 8, 8, generator=generator)
+    return (F.interpolate(coarse, (32, 32), mode="bilinear") * 255).round().byte()
+
+
+def noisy(x: Tensor) -> Tensor:
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    return (x + 0.1 * noise).clamp(0, 1)
+
+
+def numpy_ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """Wang et al. 2004: Gaussian 11x11 of sigma 1.5, borders reflected."""
+
+    def local(x: np.ndarray) -> np.ndarray:
+        return np.stack([gaussian_filter(c, 1.5, radius=5, mode="mirror") for c in x])
+
+    mu_a, mu_b = local(a), local(b)
+    var_a, var_b = local(a * a) - mu_a**2, local(b * b) - mu_b**2
+    covariance = local(a * b) - mu_a * mu_b
+    c1, c2 = 0.01**2, 0.03**2
+    top = (2 * mu_a * mu_b + c1) * (2 * covariance + c2)
+    return float((top / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2))).mean())
+
+
+def test_psnr_and_ssim_agree_with_numpy_image_by_image() -> None:
+    x = uint8_images(5).float() / 255
+    y = noisy(x)
+    a, b = x.double().numpy(), y.double().numpy()
+    expected = [-10 * np.log10(np.mean((p - q) ** 2)) for p, q in zip(a, b, strict=True)]
+    np.testing.assert_allclose(metrics.psnr(y, x).numpy(), expected, rtol=1e-5)
+    expected = [numpy_ssim(p, q) for p, q in zip(a, b, strict=True)]
+    np.testing.assert_allclose(metrics.ssim(y, x).numpy(), expected, atol=2e-4)
+
+
+def test_an_exact_copy_has_a_finite_psnr_and_ssim_1() -> None:
+    x = uint8_images(2).float() / 255
+    assert metrics.psnr(x, x).tolist() == [metrics.PSNR_CAP] * 2
+    assert metrics.ssim(x, x).tolist() == pytest.approx([1, 1], abs=1e-6)
+
+
+def test_kl_agrees_with_torch_distributions_and_counts_active_units() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(50, 4, 4, 4, generator=generator)
+    log_var = torch.randn(50, 4, 4, 4, generator=generator)
+    mean[:, 1:], log_var[:, 1:] = 0.01 * mean[:, 1:], 0.01 * log_var[:, 1:]  # nearly the prior
+    q = torch.distributions.Normal(mean, (log_var / 2).exp())
+    p = torch.distributions.Normal(torch.zeros(()), torch.ones(()))
+    expected = torch.distributions.kl_divergence(q, p).flatten(1).mean(0)
+    found = metrics.latent_summary(mean, log_var)
+    torch.testing.assert_close(torch.tensor(found["kl_per_dimension"]), expected)
+    assert found["kl"] == pytest.approx(float(expected.sum()), rel=1e-5)
+    assert (found["active_units"], found["dimensions"]) == (16, 64)
+
+
+def pooled(x: Tensor) -> Tensor:
+    """Average pooling, exactly equivariant with trivial fibres."""
+    return F.avg_pool2d(x, 8)
+
+
+def lifted(group: str) -> Callable[[Tensor], Tensor]:
+    """phi(x)[h] = T_h f(T_h^-1 x) for an f without symmetry: equivariant with regular fibres."""
+    ramp = torch.linspace(0, 1, 32 * 32).reshape(32, 32) ** 2
+
+    def encode(x: Tensor) -> Tensor:
+        parts = [
+            d4.act_one(F.avg_pool2d(d4.act_one(x, d4.inverse(h)) * ramp, 8), h)
+            for h in range(d4.ORDER[group])
+        ]
+        return torch.stack(parts, 2).flatten(1, 2)  # channel = fibre * |G| + h
+
+    return encode
+
+
+@pytest.mark.parametrize("group", ["D4", "C4"])
+def test_the_error_of_an_exactly_equivariant_encoder_is_0(group: str) -> None:
+    images = uint8_images(40)
+    trivial = metrics.equivariance_errors(pooled, images, group, "trivial")
+    assert set(trivial) == set(range(1, 8))  # all of D4 also for a model trained on C4
+    assert max(trivial.values()) < 1e-5
+    regular = metrics.equivariance_errors(lifted(group), images, group, "regular")
+    assert set(regular) == set(range(1, d4.ORDER[group]))
+    assert max(regular.values()) < 1e-5
+    assert min(metrics.equivariance_errors(lifted(group), images, group).values()) > 0.1
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_every_readout_of_an_exactly_equivariant_encoder_is_exact(readout: str) -> None:
+    images = uint8_images(40)
+    for group in ("D4", "C4"):
+        for encode, fibres in ((pooled, "trivial"), (lifted(group), "regular")):
+            found = equivariance_of(encode, images, readout, Symmetry(group, fibres))
+            assert len(found) == d4.ORDER[group] - 1 and max(found.values()) < 2e-5
+
+
+def test_readouts_of_an_orbit_are_exact_for_any_encoder() -> None:
+    images, model = uint8_images(16), build(SMALL, 0).eval()
+    with torch.no_grad():
+        found = {
+            name: max(equivariance_of(lambda v: model.encoder(v).mean, images, name).values())
+            for name in READOUTS
+        }
+    assert max(found["orbit_aligned"], found["orbit_invariant"]) < 2e-5
+    assert min(found["mean"], found["channel_stats"]) > 0.05
+
+
+def test_the_error_of_an_unrelated_code_is_1_and_shrinking_does_not_lower_it() -> None:
+    def unrelated(scale: float) -> dict[int, float]:
+        generator = torch.Generator().manual_seed(0)
+        return metrics.equivariance_errors(
+            lambda x: scale * (3 + torch.randn(len(x), 24, 4, 4, generator=generator)),
+            uint8_images(100),
+        )
+
+    errors = unrelated(1.0)
+    assert list(errors.values()) == pytest.approx([1.0] * 7, abs=0.03)
+    assert list(unrelated(1e-3).values()) == pytest.approx(list(errors.values()), rel=1e-4)
+
+
+def test_the_error_follows_its_formula() -> None:
+    images, model = uint8_images(70), build(SMALL, 0).eval()
+    x = images.float() / 255
+    with torch.no_grad():
+        found = metrics.equivariance_errors(lambda v: model.encoder(v).mean, images)
+        mu = model.encoder(x).mean.double()
+        spread = 2 * (mu - mu.mean(0)).square().sum((1, 2, 3)).mean()
+        squared = [
+            (model.encoder(d4.act_one(x, g)).mean - d4.act_one(mu, g)).square().sum((1, 2, 3))
+            for g in range(1, 8)
+        ]
+    each = [float((s.mean() / spread).sqrt()) for s in squared]
+    assert list(found.values()) == pytest.approx(each, rel=1e-4)
+    total = float((torch.stack(squared).mean() / spread).sqrt())
+    assert metrics.mean_error(found) == pytest.approx(total, rel=1e-4)
+    rotations = float((torch.stack(squared[:3]).mean() / spread).sqrt())
+    assert metrics.mean_error(found, "C4") == pytest.approx(rotations, rel=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_validate_is_the_metrics_and_leaves_the_model_as_found(training: bool) -> None:
+    model, images = build(SMALL, 0).train(training), uint8_images(70)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = metrics.validate(model, images, batch=32)
+    assert model.training is training
+    x = images.float() / 255
+    with torch.no_grad():
+        q = model.encoder(x)
+        x_hat = model.decoder(q.mean)
+    summary = metrics.latent_summary(q.mean, q.log_var)
+    assert found == pytest.approx(
+        {
+            "psnr": float(metrics.psnr(x_hat, x).mean()),
+            "ssim": float(metrics.ssim(x_hat, x).mean()),
+            "kl": summary["kl"],
+            "active_units": summary["active_units"],
+            "equivariance_error": metrics.mean_error(
+                metrics.equivariance_errors(lambda v: model.encoder(v).mean.detach(), images)
+            ),
+        },
+        rel=1e-4,
+    )
+    assert metrics.validate(model, images, batch=7) == pytest.approx(found, rel=1e-4)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_every_model_sees_the_same_corruptions_in_the_ranges_of_the_run() -> None:
+    grey = torch.full((80, 3, 32, 32), 128, dtype=torch.uint8)
+    config = CorruptionConfig(noise=0.0, noise_sigma=(0.1,))  # its share does not matter here
+    one, two = (metrics.denoising(build(SMALL, seed), grey, config) for seed in (0, 1))
+    assert one["noise"]["input_psnr"] == pytest.approx(20, abs=0.1)
+    for kind in KINDS:
+        assert one[kind]["input_psnr"] == two[kind]["input_psnr"]
+        assert one[kind]["psnr"] != two[kind]["psnr"]
+    assert one["identity"]["input_psnr"] is None
+    x, model = grey.float() / 255, build(SMALL, 0).eval()
+    with torch.no_grad():
+        clean = float(metrics.psnr(model(x), x).mean())
+    assert one["identity"]["psnr"] == pytest.approx(clean, rel=1e-5)
+    assert one == metrics.denoising(build(SMALL, 0), grey, config)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_kept() -> None:
+    """A block of 16 MB that is freed and asked for again causes no page faults."""
+    assert memory.keep_freed()
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.zeros(4 << 20)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    first = [faults() for _ in range(5)][-1]
+    assert first < 100  # of 4096 pages

@@ -1,0 +1,158 @@
+"""Label budgets, robustness and the scores behind every statistic."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from common.errors import DataError
+from eval.measure import budgets, robustness
+from eval.measure.budgets import Budget
+from eval.measure.metrics import to_float
+from eval.measure.probe import PROBES, Labelled, fit
+from eval.measure.scores import Condition, ScoreBook, read_scores
+from models.vae import ModelConfig, build
+from pipeline import stain
+
+
+def labelled_groups(groups: int, each: int, classes: int = 2) -> tuple[np.ndarray, list[str]]:  # type: ignore[type-arg]
+    labels = np.repeat(np.arange(groups) % classes, each)
+    return labels, [f"g{i // each}" for i in range(groups * each)]
+
+
+def test_a_budget_takes_whole_groups_of_every_class() -> None:
+    labels, groups = labelled_groups(40, 5)
+    budget = Budget("k=2", {0: 2, 1: 2})
+    drawn = [budgets.draw(labels, groups, budget, number) for number in range(budgets.DRAWS)]
+    for rows in drawn:
+        taken = {groups[row] for row in rows}
+        assert len(rows) == 5 * len(taken) and len(taken) == 4
+        assert np.bincount(labels[rows]).tolist() == [10, 10]
+    assert len({tuple(rows) for rows in drawn}) > budgets.DRAWS // 2
+    # every group has its turn: 2 of 20 a class in 200 draws each
+    counts = np.zeros(40)
+    for number in range(200):
+        rows = budgets.draw(labels, groups, budget, number)
+        counts[np.unique(rows // 5)] += 1
+    assert counts.min() >= 5 and counts.max() <= 40
+
+
+def test_a_draw_depends_on_names_and_not_on_the_order_of_rows() -> None:
+    labels, groups = labelled_groups(20, 3)
+    order = np.random.default_rng(0).permutation(len(labels))
+    budget = Budget("k=1", {0: 1, 1: 1})
+    for number in range(5):
+        plain = budgets.draw(labels, groups, budget, number)
+        mixed = budgets.draw(labels[order], [groups[i] for i in order], budget, number)
+        assert sorted(order[mixed]) == sorted(plain)
+
+
+def test_budgets_that_the_data_do_not_allow_are_left_out() -> None:
+    labels, groups = labelled_groups(40, 2)  # 20 groups a class
+    assert [b.name for b in budgets.budgets(labels, groups)] == ["k=1", "k=2", "k=5", "5%", "10%"]
+    labels, groups = labelled_groups(6, 2)  # 3 a class
+    assert [b.name for b in budgets.budgets(labels, groups)] == ["k=1", "k=2"]
+    unlabelled = np.full_like(labels, -1)
+    assert budgets.budgets(np.concatenate([labels, unlabelled]), [*groups, *groups])[0].groups == {
+        0: 1,
+        1: 1,
+    }
+
+
+@pytest.mark.parametrize("family", PROBES)
+def test_every_probe_separates_what_is_separable(family: str) -> None:
+    rng = np.random.default_rng(1)
+    centres = 5 * rng.normal(size=(3, 8))
+
+    def split(count: int) -> Labelled:
+        labels = rng.integers(3, size=count)
+        features = centres[labels] + rng.normal(size=(count, 8))
+        return Labelled(features.astype(np.float32), labels)
+
+    probe = fit(split(150), split(60), family)
+    result = probe.test(split(60))
+    assert result.auroc > 0.99 and result.accuracy > 0.9
+    assert probe.setting in PROBES[family].grid
+    np.testing.assert_allclose(probe.scores(split(5).features).sum(1), 1, atol=1e-6)
+
+
+def test_scores_come_back_as_they_were(tmp_path: Path) -> None:
+    rows = pa.table({"key": ["s1", "s2"], "label": [0, 2], "group": ["a", "b"]})
+    book = ScoreBook(rows, 3)
+    book.add(Condition("mean", "logistic"), np.array([[0.75, 0.25], [0.5, 0.5]]), np.array([0, 2]))
+    book.add(Condition("mean", "logistic", "k=2", 13), np.eye(3)[:2], np.arange(3))
+    book.write(tmp_path / "scores.parquet", {"dataset_hash": "x"})
+    again, about = read_scores(tmp_path / "scores.parquet")
+    assert again.rows.equals(rows) and again.classes == 3 and about == {"dataset_hash": "x"}
+    assert again.scores.keys() == book.scores.keys()
+    for condition, found in book.scores.items():
+        np.testing.assert_array_equal(again.scores[condition], found)
+    assert book.scores[Condition("mean", "logistic")].tolist() == [[0.75, 0, 0.25], [0.5, 0, 0.5]]
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 but no more", None])
+def test_scores_that_are_none_are_refused_by_name(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "scores.parquet"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"scores\.parquet"):
+        read_scores(path)
+
+
+def patches(count: int = 6) -> np.ndarray:  # type: ignore[type-arg]
+    rng = np.random.default_rng(0)
+    smooth = rng.integers(90, 240, size=(count, 4, 4, 3)).repeat(8, 1).repeat(8, 2)
+    return (smooth + rng.integers(-10, 10, size=smooth.shape)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", robustness.KINDS)
+def test_severities_grow_and_repeat(kind: str) -> None:
+    pixels = patches()
+    errors = []
+    for severity in range(1, 6):
+        seen = robustness.corrupted(pixels, kind, severity)
+        assert seen.shape == pixels.shape and seen.dtype == np.uint8
+        np.testing.assert_array_equal(seen, robustness.corrupted(pixels, kind, severity))
+        errors.append(np.square(seen.astype(float) - pixels).mean())
+    assert errors == sorted(errors) and errors[0] > 0
+
+
+def test_curves_are_means_of_what_the_probe_says() -> None:
+    asked: list[tuple[str, int]] = []
+
+    def score(kind: str, severity: int, pixels: np.ndarray) -> float:  # type: ignore[type-arg]
+        asked.append((kind, severity))
+        return severity / 10
+
+    found = robustness.curves(build(ModelConfig(), 0), patches(2), score, 0.9)
+    assert asked == [(kind, s) for kind in robustness.KINDS for s in range(1, 6)]
+    assert found["clean"] == 0.9 and found["area"] == pytest.approx(0.3)
+    noise = found["kinds"]["noise"]
+    assert noise["trained"] and noise["area"] == pytest.approx(0.3)
+    assert [row["input_psnr"] for row in noise["levels"]] == sorted(
+        (row["input_psnr"] for row in noise["levels"]), reverse=True
+    )
+
+
+def test_stains_are_unmixed_and_mixed_again() -> None:
+    x = to_float(torch.from_numpy(patches()).permute(0, 3, 1, 2)).clamp(min=0.05)
+    torch.testing.assert_close(stain.render(stain.concentrations(x)), x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(stain.jitter(x, torch.ones(len(x), 2)), x, atol=1e-5, rtol=0)
+    haematoxylin = torch.tensor([[[0.65]], [[0.70]], [[0.29]]])
+    pure = 10 ** -(0.4 * haematoxylin / haematoxylin.norm()).expand(1, 3, 2, 2)
+    found = stain.concentrations(pure)
+    torch.testing.assert_close(found[:, 0], torch.full((1, 2, 2), 0.4), atol=1e-5, rtol=0)
+    assert found[:, 1:].abs().max() < 1e-5
+
+
+def test_normalised_patches_have_the_statistics_of_the_target() -> None:
+    rng = torch.Generator().manual_seed(0)
+    one = 0.5 + 0.1 * torch.rand(8, 3, 32, 32, generator=rng)
+    two = 0.3 + 0.2 * torch.rand(8, 3, 32, 32, generator=rng)
+    moved = stain.normalise(one, stain.statistics(one), stain.statistics(two))
+    for found, wanted in zip(stain.statistics(moved), stain.statistics(two), strict=True):
+        torch.testing.assert_close(found, wanted, atol=0.2, rtol=0.02)  # CIELAB units; clipping
+    same = stain.normalise(one, stain.statistics(one), stain.statistics(one))
+    torch.testing.assert_close(same, one, atol=1e-4, rtol=0)

@@ -1,0 +1,327 @@
+"""The report: verdicts are those of the statistics, text is escaped, numbers are the results'."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+
+from eval import code_figures
+from eval.measure.robustness import KINDS
+from eval.measure.scores import Condition, read_scores
+from eval.report import arms, atlas, latex, ranking, tables, verdicts
+from eval.report import runs as entries
+from eval.report import svg as charts
+from eval.report.__main__ import write_report
+from eval.report.document import Table, shown
+from eval.report.svg import Axis, Point, Series
+from eval.stats.contrasts import compare, holm
+from pipeline.index import Dataset
+from tests.helpers.report_runs import FORMULA, HOSTILE, changed, made, packed
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return packed(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> list[Path]:
+    """Four seeds of eq-dvae and three of dvae; no vae; names that attack."""
+    root = tmp_path_factory.mktemp("runs")
+    found = [made(root / f"eq-{s}", data, "eq-dvae", s, 1.5) for s in range(4)]
+    found += [made(root / f"dvae-{s}{HOSTILE}", data, "dvae", s, 0.6) for s in range(3)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, runs: list[Path]) -> Path:
+    return write_report(runs, tmp_path_factory.mktemp("out")).parent
+
+
+def gathered(runs: list[Path]) -> arms.Compared:
+    return arms.gather(entries.load(runs))
+
+
+def test_verdicts_are_those_of_the_contrasts(runs: list[Path]) -> None:
+    compared = gathered(runs)
+    judged = verdicts.primary(compared)
+    words = [said.word for said, _ in judged]
+    assert words[2] == "not measured" and "no run of vae" in judged[2][0].meaning
+    seeds = [[read_scores(run / "scores.parquet")[0] for run in runs[a : a + 3]] for a in (0, 4)]
+    rows = seeds[0][0].rows
+    labels, groups = rows["label"].to_numpy(), np.array(rows["group"].to_pylist())
+    clean = Condition("mean", "logistic")
+    stacked = [np.stack([book.scores[clean] for book in of]) for of in seeds]
+    direct = compare({"a": stacked[0], "b": stacked[1]}, labels, groups)
+    found = judged[0][1]
+    assert found is not None and found.difference.estimate == direct.difference.estimate
+    assert (found.difference.low, found.p) == (direct.difference.low, direct.p)
+    measured = {str(i): c.p for i, (_, c) in enumerate(judged) if c is not None}
+    adjusted = holm({name: p for name, p in measured.items() if p is not None})
+    assert f"Holm's p {adjusted['0']:.4f}" in judged[0][0].numbers
+    assert f"{direct.difference.estimate:+.4f}" in judged[0][0].numbers
+    assert f"difference: {direct.detectable:.4f}" in judged[0][0].before
+    assert "seeds [3] of eq-dvae have no partner" in judged[0][0].numbers
+    assert words[0] == "superior" and words[3] == "holds"
+
+
+def test_few_seeds_or_few_groups_decide_nothing(tmp_path: Path, data: Dataset) -> None:
+    found = [made(tmp_path / f"{p}{seed}", data, p, seed, s) for seed in range(2)
+             for p, s in (("eq-dvae", 3.0), ("dvae", 0.1))]  # fmt: skip
+    for runs, counted in ((found[:2], "one seed"), (found, "2 seeds")):
+        compared = gathered(runs)
+        (said, contrast), *_ = verdicts.primary(compared)
+        assert said.word == "cannot be decided" and counted in said.meaning
+        assert contrast is not None and contrast.difference.low is not None  # the numbers are told
+        assert counted in next(line for line in ranking.sentences(compared, None))
+    few = packed(tmp_path / "few", groups=4)
+    many = [made(tmp_path / f"f{p}{s}", few, p, s, k) for s in range(3)
+            for p, k in (("eq-dvae", 3.0), ("dvae", 0.1))]  # fmt: skip
+    (said, _), *_ = verdicts.primary(gathered(many))
+    assert said.word == "cannot be decided" and "4 groups" in said.meaning
+
+
+def test_what_cannot_be_paired_is_said(tmp_path: Path, data: Dataset) -> None:
+    found = [made(tmp_path / f"r{i}", data, "dvae", 0, 1.0) for i in range(2)]
+    found.append(made(tmp_path / "lost", data, "dvae", 1, 1.0))
+    (found[-1] / "scores.parquet").unlink()
+    stale = made(tmp_path / "stale", data, "dvae", 2, 1.0)
+    found.append(changed(stale, model={"architecture": "seed", "snapshot": "another"}))
+    found.append(made(tmp_path / "longer", data, "dvae", 3, 1.0, images_seen=2000))
+    compared = gathered(found)
+    assert list(compared.arms) == ["dvae (images_seen 1000)", "dvae (images_seen 2000)"]
+    said = "\n".join(compared.dropped)
+    assert "r1: the seed and settings of another run" in said
+    assert "lost:" in said and "stale: scores.parquet is of another snapshot_xxh3" in said
+
+
+def test_a_data_set_that_ranks_nothing_is_named_and_gaps_are_closed(
+    tmp_path: Path, data: Dataset
+) -> None:
+    found = [made(tmp_path / f"{p}{s}", data, p, s, skill) for s in range(3)
+             for p, skill in (("dvae", 0.1), ("supervised", 3.0))]  # fmt: skip
+    compared = gathered(found)
+    lines = ranking.sentences(compared, ("mean_rgb", 0.45))
+    for arm, seed in (
+        ("dvae", 1),
+        ("supervised", 0),
+        ("supervised", 1),
+        ("supervised", 2),
+    ):  # evaluated once is enough
+        del compared.arms[arm].books[seed].scores[Condition("random_init", "logistic")]
+    assert ranking.sentences(compared, ("mean_rgb", 0.45)) == lines
+    assert "cannot rank models" in next(line for line in lines if line.startswith("dvae - untr"))
+    assert "training shows" in next(line for line in lines if line.startswith("supervised - "))
+    dvae, ceiling = (np.mean([0.5 + k / 10 + s / 1000 for s in range(3)]) for k in (0.1, 3.0))
+    assert f"dvae closes {(dvae - 0.45) / (ceiling - 0.45):+.2f} of the gap" in lines[-1]
+
+
+PAIRED = {
+    "compute": (
+        ("dvae", "dvae-equal-compute", "dvae-2x", "eq-dvae"),
+        {("dvae-equal-compute", "dvae"), ("dvae-2x", "dvae"), ("eq-dvae", "dvae-equal-compute"),
+         ("eq-dvae", "dvae-2x"), ("eq-dvae", "dvae")},
+    ),
+    "groups": (
+        ("eq-dvae", "eq-dvae-c4", "eq-dvae-refined", "d4-dvae", "c4-dvae"),
+        {("eq-dvae-c4", "eq-dvae"), ("eq-dvae-refined", "eq-dvae"), ("c4-dvae", "d4-dvae"),
+         ("d4-dvae", "eq-dvae-refined")},
+    ),
+    "beta": (
+        ("dvae", "dvae-beta2", "dvae-beta2-fixed"),
+        {("dvae-beta2", "dvae"), ("dvae-beta2-fixed", "dvae-beta2")},
+    ),
+    "any encoder": (("ae", "dvae", "uni"), {("ae", "dvae"), ("uni", "dvae")}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", PAIRED)
+def test_every_arm_meets_what_it_is_a_variant_of(recipe: str) -> None:
+    names, expected = PAIRED[recipe]
+    found = verdicts.pairs({name: arms.Arm(name, name, 1000) for name in names})
+    assert set(found) == expected and len(found) == len(expected)
+
+
+def test_baselines_stand_beside_every_headline(tmp_path: Path, data: Dataset) -> None:
+    """Of the first run that measured them, without seeds: what they know has none."""
+    found = [made(tmp_path / f"d{s}", data, "dvae", s, 1.0) for s in range(2)]
+    compared = gathered(found)
+    arm = compared.arms["dvae"]
+    for condition in [c for c in arm.books[0].scores if c.features == "random_init"]:
+        del arm.books[0].scores[condition]
+    cells = verdicts.intervals(compared, {"untrained": ("random_init", "dvae")})
+    assert list(cells) == ["dvae", "baseline untrained"]
+    assert set(cells["baseline untrained"]) == {m.name for m in verdicts.MEASURES}
+    book, test = arm.books[1], compared.test
+    assert test is not None
+    levels = [book.scores[Condition("random_init", "logistic", f"{kind}-{s}")][:, 1]
+              for kind in KINDS for s in range(1, 6)]  # fmt: skip
+    area = np.mean([roc_auc_score(test.labels, scores) for scores in levels])
+    measured = cells["baseline untrained"]["area under the robustness curve"]
+    assert measured.estimate == pytest.approx(area) and measured.seeds == 1
+
+
+class Cells(HTMLParser):
+    """The tables of a page by caption, and all attributes that could load something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.cells: list[str] = []
+        self.inside = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action")]
+        self.inside = tag in ("td", "th")
+        if self.inside:
+            self.cells.append("")
+
+    def handle_data(self, text: str) -> None:
+        if self.inside:
+            self.cells[-1] += text
+
+
+def parsed(written: Path) -> tuple[Cells, str]:
+    text = (written / "report.html").read_text()
+    page = Cells()
+    page.feed(text)
+    return page, text
+
+
+def test_the_page_loads_nothing_and_runs_only_its_own_script(written: Path) -> None:
+    page, text = parsed(written)
+    assert page.tags.count("script") == 2  # the map's data and the page's own
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+    assert "default-src 'none'" in text and "@import" not in text
+    assert HOSTILE not in text and "alert(1)" in text
+    assert "\\u003cscript\\u003ealert(1)" in text  # in the map's data
+    assert not re.search(r"\son\w+=", re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL))
+
+
+def test_numbers_of_the_page_are_those_of_the_results(runs: list[Path], written: Path) -> None:
+    page, _ = parsed(written)
+    means = page.cells.index("noise variance")  # the table of means comes before that of all runs
+    for run in runs:
+        results: dict[str, Any] = json.loads((run / "results.json").read_text())
+        at = page.cells.index(f"{shown(run.name)}", page.cells.index("noise variance", means + 1))
+        row = page.cells[at : at + 13]
+        assert row[1] == results["run"]["preset"] and row[2] == str(results["run"]["seed"])
+        assert row[4] == f"{results['reconstruction']['psnr']:.2f}"
+        assert row[6] == f"{results['latent']['kl']:.1f}"
+        assert row[10] == f"{results['probe']['mean']['auroc']:.3f}"
+        assert row[7] == "–"  # active units were not measured
+    assert "0.432" in page.cells and "26.12 ± 1.00" in page.cells  # over seeds
+
+
+def test_tables_take_seeds_together_and_count_them(tmp_path: Path, data: Dataset) -> None:
+    found = [made(tmp_path / f"d{s}", data, "dvae", s, 1.0) for s in range(3)]
+    changed(found[1], equivariance={"error": 0.5, "by_element": {"rotation 90": 0.2321}})
+    changed(found[2], drop=["equivariance"])
+    found.append(made(tmp_path / "alone", data, "vae", 0, 1.0))
+    compared = gathered(found).arms.values()
+    by_element, readouts = tables.by_element(compared), tables.readouts(compared)
+    assert isinstance(by_element, Table) and isinstance(readouts, Table)
+    assert list(by_element.header) == ["element", "dvae", "alone"]
+    row = next(row for row in by_element.rows if row[0] == "rotation 90")
+    assert list(row[1:]) == ["0.332 ± 0.141 (2 of 3)", "0.432"]
+    cells = {row[0]: list(row[1:]) for row in readouts.rows}
+    assert cells["mean"] == ["384", "0.601 ± 0.001", "0.600 (0.1)"]  # alone: with its setting
+    assert cells["random_init"] == ["384", "0.550", "0.550"]  # a baseline is the same for all
+
+
+def test_formulas_and_commands_are_harmless_everywhere(written: Path) -> None:
+    markdown, tex = ((written / name).read_text() for name in ("report.md", "tables.tex"))
+    page, _ = parsed(written)
+    assert shown(FORMULA) == "'=cmd()|x"
+    assert any("'=cmd()|x" in cell for cell in page.cells)
+    assert not any(cell.startswith(("=", "@")) for cell in page.cells)
+    assert "<script" not in "".join(markdown.split("```")[::2])
+    assert HOSTILE not in tex and r"\textless{}script\textgreater{}" in tex
+    body = re.sub(r"\\[a-zA-Z]+(\{\})?|\\[{}$&#%_\\]", "", tex)
+    assert not set(body) & set("\\#~^_<>|")
+    assert tex.count(r"\toprule") == tex.count(r"\end{tabular}") > 5
+    assert latex.escape(r"\input{x} 5% a_b") == r"\textbackslash{}input\{x\} 5\% a\_b"
+
+
+def test_commands_repeat_what_was_done(tmp_path: Path, data: Dataset) -> None:
+    run = made(tmp_path / "noise", data, "dvae-noise", 0, 1.0)
+    given = changed(made(tmp_path / "uni", data, "uni", 0, 1.0), external={"features": "uni.npy"})
+    text = write_report([run, given], tmp_path / "out").read_text()
+    said = text[text.index("## To reproduce") :]
+    assert f"train/main.py {run}/config.json --out {run}-again\n" in said
+    assert f"eval.main {run}-again --data {data.root}\n" in said
+    named = f"--data {data.root} --name uni --seed 0 --out {given}-again\n"
+    assert f"eval.external uni.npy {named}" in said
+    assert f"eval.main {given}" not in said and "train/main.py dvae-noise" not in said
+
+
+def test_sections_that_are_missing_are_not_measured(tmp_path: Path, data: Dataset) -> None:
+    folder = made(tmp_path / "run", data, "dvae", 0, 1.0)
+    kept = {"data", "run"}
+    changed(folder, drop=set(json.loads((folder / "results.json").read_text())) - kept)
+    for name in ("scores.parquet", "metrics.jsonl"):
+        (folder / name).unlink()
+    text = write_report([folder], tmp_path / "out").read_text()
+    for what in ("Denoising", "Equivariance", "Linear probes", "Rate and distortion",
+                 "Robustness to noise", "AUROC with intervals"):  # fmt: skip
+        assert f"{what}: not measured" in text
+    assert text.count("**Not measured.**") == len(verdicts.PRIMARY)
+
+
+def test_reports_repeat(runs: list[Path], written: Path, tmp_path: Path) -> None:
+    again = write_report(runs, tmp_path).parent
+    for path in written.rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (again / path.relative_to(written)).read_bytes()
+
+
+def test_charts_are_valid_and_in_proportion() -> None:
+    points = [Point(x, y, y - 1, y + 1) for x, y in ((1, 2.0), (10, 4.0), (100, 8.0))]
+    series = [Series("<a&b>", points, 0), Series("none", [Point(0, float("nan"))], 1)]
+    svg = charts.plot(series, Axis("x", log=True), Axis("y"), '"><script>')
+    root = ET.fromstring(charts.standalone(svg))
+    circles = root.findall(".//{*}g[@class='c0']/{*}circle")[:3]
+    x, y = ([float(c.attrib[n]) for c in circles] for n in ("cx", "cy"))
+    assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.2)  # decades
+    assert (y[0] - y[1]) * 2 == pytest.approx(y[1] - y[2], abs=0.4)
+    assert charts.plot(series[1:], Axis("x"), Axis("y"), "") == ""
+
+
+def test_the_map_is_the_principal_components(data: Dataset) -> None:
+    features = np.random.default_rng(0).normal(size=(80, 20)) * np.linspace(1, 9, 20)
+    xy, shares = atlas.components(features)
+    pca = PCA(2, svd_solver="full").fit(features)
+    for column, expected in zip(xy.T, pca.transform(features).T, strict=True):
+        assert abs(np.corrcoef(column, expected)[0, 1]) > 0.9999
+    np.testing.assert_allclose(shares, pca.explained_variance_ratio_, atol=1e-4)
+    assert xy.min() == 0 and xy.max() == atlas.GRID
+    rows = atlas.subset(10_000)
+    assert len(set(rows.tolist())) == atlas.POINTS and (np.diff(rows) > 0).all()
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), np.uint8)
+    sheet = atlas._tiled(pixels)
+    np.testing.assert_array_equal(sheet[32:64, 32 * 9 : 32 * 10], pixels[69])
+
+
+def test_nearest_neighbours_agree_with_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(60, 16)).astype(np.float32)
+    labels = np.repeat([0, 1, 2], 20)
+    chosen = code_figures.queries(labels)
+    assert np.bincount(labels[chosen]).tolist() == [2, 2, 2]
+    found, cosines = code_figures.nearest(features, chosen)
+    centred = features - features.mean(0)
+    far, expected = NearestNeighbors(n_neighbors=9, metric="cosine").fit(centred).kneighbors(
+        centred[chosen]
+    )  # fmt: skip
+    np.testing.assert_array_equal(found, expected[:, 1:])
+    np.testing.assert_allclose(cosines, 1 - far[:, 1:], atol=1e-5)

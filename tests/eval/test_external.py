@@ -1,0 +1,288 @@
+"""Embeddings from elsewhere: any form gives the probes of the run they came from, or a refusal."""
+
+import io
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from common.errors import DataError
+from eval import external as command
+from eval.external import ExternalConfig, equivariance, evaluate_embeddings, robustness_of
+from eval.given import read_given
+from eval.main import evaluate
+from eval.measure import metrics, readouts
+from eval.measure.readouts import read_embeddings
+from eval.measure.scores import Condition, read_scores
+from eval.report import __main__ as report
+from eval.session import EvalConfig
+from models import snapshot
+from pipeline.index import Dataset, open_dataset
+from tests.eval.test_main import make_run, quiet
+
+PROBES = ("logistic", "knn")
+BASELINES = ("mean_rgb", "colour_grid")
+CONFIG = ExternalConfig(BASELINES, PROBES)
+QUICK = ExternalConfig(("mean_rgb",), ("logistic",), budgets=False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> Path:
+    folder = make_run(tmp_path_factory.mktemp("runs") / "dvae-s0", small_dataset)
+    config = EvalConfig(
+        BASELINES, PROBES, robustness=False, figures=False, readouts=("mean",)
+    )  # fmt: skip
+    evaluate(folder, config=config, say=quiet)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(small_dataset: Path) -> Dataset:
+    return open_dataset(small_dataset)
+
+
+def embedded(run: Path, data: Dataset) -> tuple[pa.Table, np.ndarray]:  # type: ignore[type-arg]
+    """All rows in the order of the data set, and their embeddings."""
+    parts = [read_embeddings(run / "embeddings" / f"{name}.parquet") for name in data.splits]
+    return pa.concat_tables([rows for _, rows in parts]), np.concatenate([f for f, _ in parts])
+
+
+def parquet(file: Path, vectors: Any, **columns: list[str]) -> Path:
+    pq.write_table(readouts.with_embeddings(pa.table(columns), vectors), file)
+    return file
+
+
+def in_one_file(run: Path, data: Dataset, folder: Path, kind: str) -> Path:
+    rows, vectors = embedded(run, data)
+    mixed = np.random.default_rng(0).permutation(len(vectors))
+    keys = [rows["key"].to_pylist()[i] for i in mixed]
+    if kind == "run":
+        return run / "embeddings"
+    if kind == "npy":
+        np.save(folder / "given.npy", vectors)
+        return folder / "given.npy"
+    if kind == "keys.h5":
+        with h5py.File(folder / "given.h5", "w") as file:
+            file["features"], file["keys"] = vectors[mixed][None], keys
+        return folder / "given.h5"
+    if kind == "lists":
+        lists = pa.array(vectors[mixed].tolist(), pa.list_(pa.float64()))
+        pq.write_table(pa.table({"key": keys, "embedding": lists}), folder / "given.parquet")
+        return folder / "given.parquet"
+    if kind == "paths":
+        paths = [rows["path"].to_pylist()[i] for i in mixed]
+        return parquet(folder / "given.parquet", vectors[mixed], path=paths)
+    return _a_file_a_slide(data, vectors, folder / "slides")
+
+
+def _a_file_a_slide(data: Dataset, vectors: Any, folder: Path) -> Path:
+    table = pa.concat_tables([split.table for split in data.splits.values()])
+    sources, places = table["source"].to_numpy(), np.stack([table["x"], table["y"]], 1)
+    folder.mkdir()
+    for source in set(sources):
+        with h5py.File(folder / f"{source}.h5", "w") as file:
+            file["features"] = vectors[sources == source]
+            file["coords"] = places[sources == source]
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["run", "npy", "keys.h5", "lists", "paths", "slides"])
+def test_every_form_gives_the_probes_of_the_run(
+    kind: str, run: Path, data: Dataset, tmp_path: Path
+) -> None:
+    given = in_one_file(run, data, tmp_path, kind)
+    out, config = tmp_path / "out", CONFIG if kind == "run" else QUICK
+    found = evaluate_embeddings(given, data.root, "theirs", out, config, quiet)
+    expected = json.loads((run / "results.json").read_text())
+    for name in ("mean", *config.baselines):
+        assert found["probe"][name] == expected["probe"][name]
+        if kind == "run":
+            assert found["other_probes"][name] == expected["other_probes"][name]
+            assert found["budgets"][name] == expected["budgets"][name]
+    assert found["protocol"]["splits"] == expected["protocol"]["splits"]
+    assert json.loads((out / "results.json").read_text()) == found
+    assert "robustness" not in found and any("no encoder" in n for n in found["notices"])
+    ours, _ = read_scores(run / "scores.parquet")
+    theirs, about = read_scores(out / "scores.parquet")
+    assert theirs.rows.equals(ours.rows)
+    for condition, scores in theirs.scores.items():
+        np.testing.assert_array_equal(scores, ours.scores[condition])
+    assert (Condition("mean", "logistic", "k=1", 19) in theirs.scores) is config.budgets
+    assert about == {
+        "snapshot_xxh3": found["model"]["snapshot"], "dataset_hash": data.hash
+    }  # fmt: skip
+
+
+def test_the_report_puts_them_beside_runs(run: Path, data: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "theirs"
+    evaluate_embeddings(run / "embeddings", data.root, "theirs", out, QUICK, quiet)
+    text = report.write_report([run, out], tmp_path / "report").read_text()
+    assert "theirs" in text and "not measured" in text
+
+
+def test_embeddings_of_other_patches_too_are_counted(
+    run: Path, data: Dataset, tmp_path: Path
+) -> None:
+    rows, vectors = embedded(run, data)
+    keys = [*rows["key"].to_pylist(), "elsewhere"]
+    more = np.concatenate([vectors, vectors[:1]])
+    given = parquet(tmp_path / "given.parquet", more, key=keys)
+    found = evaluate_embeddings(given, data.root, "theirs", tmp_path / "out", QUICK, quiet)
+    assert any(notice.startswith("1 embeddings") for notice in found["notices"])
+
+
+def test_wrong_rows_are_refused_by_name(run: Path, data: Dataset, tmp_path: Path) -> None:
+    rows, vectors = embedded(run, data)
+    keys, paths = rows["key"].to_pylist(), rows["path"].to_pylist()
+    broken = vectors.copy()
+    broken[5, 7] = np.nan
+    twice = [*keys[:-1], keys[3]]
+    swapped = [paths[1], paths[0], *paths[2:]]
+    wrong: list[tuple[str, dict[str, list[str]], Any]] = [
+        (
+            rf"2 of 80 patches .* no embedding \(the first: {keys[0]}",
+            {"key": keys[2:]},
+            vectors[2:],
+        ),
+        (rf"1 patches have several .*{keys[3]}", {"key": twice}, vectors),
+        (rf"1 embeddings of .* not finite \({keys[5]}", {"key": keys}, broken),
+        (r"2 of 80 patches .* no embedding", {"key": keys, "path": swapped}, vectors),
+        (r"needs embedding, and key or path", {"name": keys}, vectors),
+    ]
+    for number, (message, names, values) in enumerate(wrong):
+        given = parquet(tmp_path / f"{number}.parquet", values, **names)
+        with pytest.raises(DataError, match=message):
+            evaluate_embeddings(given, data.root, "theirs", tmp_path / "out", CONFIG, quiet)
+    np.save(tmp_path / "short.npy", vectors[1:])
+    with pytest.raises(DataError, match="79 embeddings for the 80 patches"):
+        evaluate_embeddings(tmp_path / "short.npy", data.root, "x", tmp_path / "o", CONFIG, quiet)
+    assert not (tmp_path / "out").exists()
+
+
+def header(text: str, version: int = 1, claimed: int | None = None) -> bytes:
+    size = struct.pack("<H" if version == 1 else "<I", claimed or len(text))
+    return b"\x93NUMPY" + bytes([version, 0]) + size + text.encode()
+
+
+def saved(values: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+HUGE = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 384), }\n"
+NPY = {
+    "not one": (b"hello", "not a .npy"),
+    "objects": (saved(np.array([[None]])), "object|not a .npy"),
+    "integers": (saved(np.zeros((3, 4), int)), "int64"),
+    "one dimension": (saved(np.zeros(3)), r"\(3,\)"),
+    "truncated": (saved(np.zeros((3, 4)))[:-1], "truncated"),
+    "claims a terabyte": (header(HUGE), "truncated"),
+    "claims a header of 4 GB": (header("{", 2, 2**32 - 1), "not a .npy"),
+}
+
+
+@pytest.mark.parametrize("name", NPY)
+def test_npy_files_that_lie_are_refused(name: str, tmp_path: Path) -> None:
+    content, message = NPY[name]
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(DataError, match=message) as refused:
+        read_given(tmp_path / "x.npy")
+    assert "x.npy" in str(refused.value)
+
+
+def test_npy_in_the_order_of_paths_is_not_taken_for_that_of_the_shards(tmp_path: Path) -> None:
+    np.save(tmp_path / "embeddings.npy", np.zeros((3, 4)))
+    (tmp_path / "part-00000.parquet").touch()
+    with pytest.raises(DataError, match="order of paths"):
+        read_given(tmp_path / "embeddings.npy")
+
+
+def test_h5_files_that_point_elsewhere_or_claim_too_much_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["features"] = np.ones((2, 3))
+    (tmp_path / "secret.bin").write_bytes(bytes(48))
+    with h5py.File(tmp_path / "link.h5", "w") as file:
+        file["features"] = h5py.ExternalLink("secret.h5", "features")
+    with h5py.File(tmp_path / "raw.h5", "w") as file:
+        stored = [(str(tmp_path / "secret.bin"), 0, 48)]
+        file.create_dataset("features", (2, 3), "f8", external=stored)
+    with h5py.File(tmp_path / "bomb.h5", "w") as file:
+        file.create_dataset("features", (2**30, 384), "f4", chunks=(1024, 384))
+    with h5py.File(tmp_path / "none.h5", "w") as file:
+        file["other"] = np.ones(3)
+    for name, message in (
+        ("link", "link"), ("raw", "not an array in"), ("bomb", "far more"), ("none", "missing")
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=message) as refused:
+            read_given(tmp_path / f"{name}.h5")
+        assert f"{name}.h5" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["no.npy", "x.csv", "."])
+def test_what_is_no_file_of_embeddings_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").touch()
+    with pytest.raises(DataError, match=r"does not exist|no \.parquet"):
+        read_given(tmp_path / name)
+
+
+def test_the_command(
+    run: Path, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["eval.external", str(run / "embeddings"), "--data", str(data.root), "--name", "x"]
+    words += ["--out", str(tmp_path), "--probes", "logistic", "--no-budgets"]
+    monkeypatch.setattr("sys.argv", [*words, "--baselines", "mean_rgb"])
+    assert command.main() == 0
+    assert read_scores(tmp_path / "scores.parquet")[0].scores.keys() == {
+        Condition("mean", "logistic"), Condition("mean_rgb", "logistic")
+    }  # fmt: skip
+    monkeypatch.setattr("sys.argv", [*words, "--baselines", "random_init"])
+    assert command.main() == 2
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+
+
+def pooled(pixels: Any) -> Any:
+    """Exactly equivariant: (n, 3, 4, 4)."""
+    return pixels.reshape(-1, 4, 8, 4, 8, 3).mean((2, 4)).transpose(0, 3, 1, 2) / 255
+
+
+def test_equivariance_of_grids_and_of_vectors() -> None:
+    assert equivariance(pooled, PIXELS)["error"] < 1e-6
+    assert equivariance(lambda p: pooled(p).mean((2, 3)), PIXELS)["error"] < 1e-6
+    flat = equivariance(lambda p: pooled(p).reshape(len(p), -1), PIXELS)
+    assert flat["error"] > 0.5 and set(flat["by_group"]) == {"D4", "C4"}
+    # independently: sqrt(E |f(gx) - f(x)|^2 / (2 E |f - E f|^2)), for the quarter turn
+    turned, codes = (
+        pooled(np.rot90(PIXELS, 1, (1, 2))).reshape(40, -1),
+        pooled(PIXELS).reshape(40, -1),
+    )
+    spread = 2 * np.square(codes - codes.mean(0)).sum()
+    expected = np.sqrt(np.square(turned - codes).sum() / spread)
+    assert flat["by_element"]["rotation 90"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_equivariance_and_robustness_are_those_of_the_evaluation(run: Path, data: Dataset) -> None:
+    model = snapshot.load(run / "snapshot")
+
+    def codes(pixels: Any) -> Any:
+        images = metrics.to_float(readouts.to_device(pixels, torch.device("cpu")))
+        with metrics.evaluating(model):
+            return model.encoder(images).mean.numpy()
+
+    pixels = readouts.images_of(data.split("test"))
+    found = json.loads((run / "results.json").read_text())
+    mine = equivariance(codes, pixels)
+    assert mine["error"] == pytest.approx(found["equivariance"]["error"], rel=1e-4)
+    curves = robustness_of(codes, data.root, CONFIG, quiet)
+    assert curves["clean"] == pytest.approx(found["probe"]["mean"]["auroc"], abs=1e-6)
+    rows = curves["kinds"]["noise"]["levels"]
+    assert all(set(row) == {"severity", "level", "auroc"} for row in rows)

@@ -1,0 +1,111 @@
+"""A sweep for tests: small scripts stand in for training and evaluation, and do as they are told
+by empty files: `held` waits, `failing` and `refused` fail with and without a status."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from train.sweep.__main__ import Options, sweep
+from train.sweep.recipes import RECIPES
+from train.sweep.runs import PlannedRun, Programs, plan_runs
+
+TIMEOUT_S = 60
+TRAINING = """
+import json, os, signal, sys, time
+from pathlib import Path
+control, settings, _, out, resume = sys.argv[1:]
+control, out = Path(control), Path(out)
+images = json.loads(Path(settings).read_text())["config"]["images"]
+assert resume == "--resume"
+def status(word, error=None):
+    part = out / f"status.{os.getpid()}"
+    part.write_text(json.dumps({"status": word, "pid": os.getpid(), "error": error}))
+    part.rename(out / "status.json")
+def stop(number, frame):
+    status("interrupted")
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+with open(control / "started", "a") as file:
+    file.write(out.name + " ")
+status("running")
+(out / "metrics.jsonl").write_text(json.dumps({"kind": "train", "images": images // 2}))
+if hasattr(os, "sched_getaffinity"):
+    print("cores", json.dumps(sorted(os.sched_getaffinity(0))))
+if (control / out.name / "refused").exists():
+    sys.exit("error: a bad setting")
+if (control / out.name / "failing").exists():
+    status("failed", "loss not finite")
+    sys.exit(1)
+(control / out.name / "there").touch()
+while (control / out.name / "held").exists():
+    time.sleep(0.02)
+status("done")
+"""
+EVALUATION = """
+import json, sys
+from pathlib import Path
+control, out, *more = sys.argv[1:]
+with open(Path(control) / "evaluated", "a") as file:
+    file.write(" ".join([Path(out).name, *more]) + "; ")
+Path(out, "results.json").write_text(json.dumps({"probe": {"mean": {}}, "robustness": {}}))
+"""
+
+
+class FakeSweep:
+    """A sweep of three arms and two seeds, whose runs are the scripts above."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.folder, self.said = folder, list[str]()
+        self.control, self.out = folder / "control", folder / "out"
+        self.options = Options(data=str(data), out=self.out, images=1000)
+        self.planned = self.plan()
+        for run in self.planned:
+            (self.control / run.name).mkdir(parents=True)
+        for name, text in (("train.py", TRAINING), ("evaluate.py", EVALUATION)):
+            (folder / name).write_text(text)
+        self.programs = Programs(self.program("train.py"))
+
+    def program(self, name: str) -> tuple[str, ...]:
+        return sys.executable, str(self.folder / name), str(self.control)
+
+    def plan(self, recipe: str = "headline", **shared: Any) -> list[PlannedRun]:
+        return plan_runs(RECIPES[recipe](), 2, 1000, self.out, **shared)
+
+    def mark(self, run: str, word: str) -> Path:
+        path = self.control / run / word
+        path.touch()
+        return path
+
+    def sweep(self, **options: Any) -> int:
+
+        return sweep(
+            self.planned, replace(self.options, **options), self.programs, self.said.append
+        )
+
+    def states(self) -> list[str]:
+        return [run.state for run in self.planned]
+
+    def started(self) -> list[str]:
+        """The runs that were started since this was asked before."""
+        path = self.control / "started"
+        names = path.read_text().split() if path.exists() else []
+        path.write_text("")
+        return names
+
+
+def when(condition: Callable[[], bool], action: Callable[[], object]) -> threading.Thread:
+    """Do something once a condition holds, beside the test."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        action()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread

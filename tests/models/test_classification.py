@@ -1,0 +1,182 @@
+"""The supervised ceiling: its loss, what it leaves alone, and a run of it like any other."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch.nn import functional as F
+
+from common.errors import DataError
+from eval.main import evaluate
+from eval.report.__main__ import write_report
+from eval.session import EvalConfig
+from models.classification import Classification
+from models.objective import ObjectiveConfig
+from models.vae import ModelConfig, build
+from pipeline.corruptions.kinds import CorruptionConfig
+from pipeline.index import open_dataset
+from pipeline.loader import Loader
+from shards.pack.__main__ import PackOptions, pack
+from tests.helpers.ranks import run_ranks
+from tests.train.test_loop import config, final_state, log_without_clock, train_until, trainer
+from train import checkpoint as state
+from train.config import PRESETS, as_json
+from train.launch import start_accelerator
+from train.step import TrainStep, generator_for
+from train.task import require_labels
+
+CPU = torch.device("cpu")
+BATCH = 12
+SHORT = EvalConfig(
+    baselines=("mean_rgb",), probes=("logistic",), readouts=("mean",), budgets=False,
+    robustness=False, orbit_probe=False,
+)  # fmt: skip
+
+
+def new_step(classes: int = 2) -> TrainStep:
+    objective = Classification(PRESETS["supervised"]().objective, 24, classes)
+    return TrainStep(build(ModelConfig(), 0), objective, CorruptionConfig())
+
+
+def images(count: int) -> Tensor:
+    return torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+
+
+def test_loss_is_the_cross_entropy_of_the_labelled_patches() -> None:
+    step = new_step(3)
+    objective, model = step.objective, step.model
+    assert isinstance(objective, Classification)
+    torch.nn.init.normal_(objective.head.weight)
+    x, labels = torch.rand(8, 3, 32, 32), torch.tensor([0, 1, 2, -1, 1, -1, 0, 2])
+    found = objective(model, torch.zeros_like(x), x, torch.empty(0), labels, labels)
+    known = labels >= 0
+    logits = objective.head(model.encoder(x[known]).mean.flatten(1))
+    assert found["loss"].item() == pytest.approx(F.cross_entropy(logits, labels[known]).item())
+    expected = (logits.argmax(1) == labels[known]).float().mean()
+    assert found["accuracy"].item() == pytest.approx(expected.item())
+    nothing = objective(model, x, x, torch.empty(0), labels, torch.full((8,), -1))
+    assert nothing["loss"].item() == 0
+
+
+def test_step_is_one_graph_and_leaves_the_decoder_alone() -> None:
+    step = new_step()
+    counter = CompileCounter()
+    compiled = torch.compile(step, backend=counter, fullgraph=True, dynamic=False)
+    for i in range(2):
+        batch, labels = images(8), torch.arange(8) % 2
+        draws = step.draw(8, generator_for(0, 8 * i, 0, CPU))
+        losses = compiled(batch, draws, labels)
+        assert torch.equal(losses["loss"], step(batch, draws, labels)["loss"])
+        losses["loss"].backward()
+    assert counter.frame_count == 1
+    trained = {name for name, p in step.named_parameters() if p.grad is not None}
+    named = {name for name, _ in step.named_parameters()}
+    assert {n for n in named if "decoder" not in n} == trained
+
+
+def test_a_run_learns_resumes_to_the_bit_and_is_evaluated(
+    small_dataset: Path, tmp_path: Path
+) -> None:
+    dataset = open_dataset(small_dataset)
+    settings = config("supervised", images=480, batch_size=16)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    one = trainer(dataset, whole, settings)
+    head = one.step.get_parameter("objective.head.weight")
+    (group,) = [g for g in one.optimizer.param_groups if any(p is head for p in g["params"])]
+    assert group["scale"] == 1 and group["weight_decay"] == 0
+    before = {name: p.clone() for name, p in one.model.decoder.named_parameters()}
+    assert train_until(one, whole)
+    assert all(torch.equal(p, before[n]) for n, p in one.ema.decoder.named_parameters())
+    log = log_without_clock(whole)
+    train, val = ([r for r in log if r["kind"] == kind] for kind in ("train", "val"))
+    assert train[-1]["loss"] < train[0]["loss"] and train[-1]["accuracy"] > 0.7
+    assert val[-1]["accuracy"] > 0.7 and "psnr" not in val[-1]
+
+    assert not train_until(trainer(dataset, cut, settings), cut, 7)
+    checkpoint = state.load_newest(cut, pytest.fail)
+    assert checkpoint is not None and "step/objective.head.weight" in checkpoint.tensors
+    again = trainer(dataset, cut, settings)
+    again.restore(checkpoint)
+    train_until(again, cut, None, checkpoint.meta["log_bytes"])
+    a, b = final_state(whole), final_state(cut)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert log_without_clock(cut) == log
+
+    one.save_snapshot({"preset": "supervised", "seed": 0})
+    facts = {"config": as_json(settings), "data": {"root": str(small_dataset)}}
+    (whole / "config.json").write_text(json.dumps(facts))
+    results = evaluate(whole, small_dataset, SHORT, lambda line: None)
+    assert results["reconstruction"]["psnr"] is None and results["latent"]["kl"] is None
+    assert results["reconstruction"]["by_kind"]["noise"]["input_psnr"] > 0
+    assert results["probe"]["mean"]["auroc"] > 0.5
+    assert any("decoder is untrained" in notice for notice in results["notices"])
+    assert not (whole / "figures" / "reconstructions.png").exists()
+    assert write_report([whole], whole / "report").is_file()
+
+
+def test_data_without_labels_are_refused(small_dataset: Path, tmp_path: Path) -> None:
+    for index in range(6):
+        pixels = np.full((32, 32, 3), 40 * index, np.uint8)
+        (tmp_path / "raw").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "raw" / f"{index}.png")
+    pack(tmp_path / "raw", tmp_path / "shards", PackOptions(workers=1))
+    unlabelled = open_dataset(tmp_path / "shards")
+    with pytest.raises(DataError, match="labels of 0 classes"):
+        require_labels(PRESETS["supervised"](), unlabelled)
+    require_labels(PRESETS["dvae"](), unlabelled)
+    require_labels(PRESETS["supervised"](), open_dataset(small_dataset))
+
+
+def test_other_terms_beside_the_labels_are_refused() -> None:
+    with pytest.raises(ValueError, match="one term"):
+        ObjectiveConfig(task="classify", stochastic=False)
+
+
+def gradients(data: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """By parameter that is trained: averaged over the ranks, and of one process on the batch."""
+    accelerator = start_accelerator()
+    rank, world = accelerator.process_index, accelerator.num_processes
+    split = open_dataset(data).split("train")
+
+    def batch(rank: int, world: int) -> tuple[Tensor, Tensor]:
+        found = next(Loader(split, BATCH, 0, accelerator.device, "host", rank, world).batches(0, 1))
+        return found.images, found.labels
+
+    step, alone = plain_step(), plain_step()
+    wrapped = accelerator.prepare(step)
+    for one, module, (x, labels) in (
+        (step, wrapped, batch(rank, world)), (alone, alone, batch(0, 1))
+    ):  # fmt: skip
+        draws = one.draw(len(x), generator_for(0, 0, 0, x.device))
+        accelerator.backward(module(x, draws, labels)["loss"])
+    accelerator.end_training()
+    return {
+        name: (parameter.grad.numpy(), alone.get_parameter(name).grad.numpy())
+        for name, parameter in step.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def plain_step() -> TrainStep:
+    """Without anything random, so that ranks and one process see the same."""
+    step = new_step()
+    assert isinstance(step.objective, Classification)
+    torch.nn.init.constant_(step.objective.head.weight[0], 0.1)
+    none = CorruptionConfig(noise=0.0, blur=0.0, jpeg=0.0)
+    return TrainStep(step.model, step.objective, none, augment=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_gradients_on_several_ranks_are_those_of_one(world: int, small_dataset: Path) -> None:
+    for found in run_ranks(world, gradients, small_dataset):
+        assert "objective.head.weight" in found
+        for name, (shared, alone) in found.items():
+            distance = np.linalg.norm(shared - alone)
+            assert distance <= 1e-4 * np.linalg.norm(alone), name

@@ -1,0 +1,219 @@
+"""Tars of other tools, indexed where they lie: pixels, labels and columns are those in the tar."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+from common.errors import DataError
+from pipeline.index import Split, open_dataset
+from pipeline.loader import Loader, load_pixels
+from shards.foreign.index import IndexOptions, index_tars
+from shards.foreign.scan import ScanOptions, scan_tar
+from shards.foreign.tarlist import find_tars
+from shards.schema import card_hash, load_card, without_paths
+from shards.verify.__main__ import main, verify
+from tests.helpers.tars import CLASSES, WRITERS, facts, image_of, members, samples, write_tar
+
+CPU = torch.device("cpu")
+
+
+def options(writer: str) -> IndexOptions:
+    return IndexOptions(label_field="diagnosis" if writer.endswith("json") else None)
+
+
+def members_of(tar: Path) -> dict[str, bytes]:
+    with tarfile.open(tar) as opened:
+        return {m.name: opened.extractfile(m).read() for m in opened if m.isfile()}  # type: ignore[union-attr]
+
+
+def by_key(split: Split) -> dict[str, int]:
+    """Row by WebDataset key."""
+    paths = split.table["path"].to_pylist()
+    return {path.split(".tar/")[1].rpartition(".")[0]: i for i, path in enumerate(paths)}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_pixels_labels_and_rows_are_those_of_the_tar(writer: str, tmp_path: Path) -> None:
+    tar = tmp_path / "tars" / "train-000000.tar"
+    tar.parent.mkdir()
+    WRITERS[writer](tar, samples(70))
+    before = tar.read_bytes()
+    card = index_tars(str(tar), tmp_path / "out", options(writer))
+    split = open_dataset(tmp_path / "out").split("train")
+    pixels, paths, found = load_pixels(split), split.table["path"].to_pylist(), members_of(tar)
+    sources = split.table["source"].to_pylist()
+    assert len(split) == len(set(paths)) == 70
+    for i, path in enumerate(paths):
+        name = path.removeprefix("train-000000.tar/")
+        image = Image.open(io.BytesIO(found[name]), formats=["PNG", "JPEG"])
+        assert np.array_equal(pixels[i], np.asarray(image))
+        stem = name.rpartition("/")[2].partition(".")[0]
+        assert split.labels[i] == int(stem.rpartition("_")[2]) % 3
+        assert sources[i] == stem.split("__")[0]
+    assert card.classes == (list(CLASSES) if writer.endswith("json") else ["0", "1", "2"])
+    assert np.allclose(card.channel_mean, pixels.double().mean((0, 1, 2)) / 255, rtol=0, atol=1e-12)
+    assert tar.read_bytes() == before
+    assert verify(tmp_path / "out").problem_count == 0
+
+
+@pytest.mark.parametrize("writer", ["ShardWriter", "jpeg"])
+def test_training_sees_what_the_reader_of_webdataset_sees(writer: str, tmp_path: Path) -> None:
+    for number in range(3):
+        WRITERS[writer](tmp_path / f"train-{number:06d}.tar", samples(20, f"{number}/"))
+    index_tars(str(tmp_path), tmp_path / "out")
+    split = open_dataset(tmp_path / "out").split("train")
+    url = str(tmp_path / "train-{000000..000002}.tar")
+    reader = webdataset.WebDataset(url, shardshuffle=False).decode("rgb8")
+    suffix = "jpg" if writer == "jpeg" else "png"
+    theirs = {s["__key__"]: (s[suffix], s["cls"]) for s in reader}
+    names = {row: key for key, row in by_key(split).items()}
+    seen = set()
+    for batch in Loader(split, 10, 0, CPU, "stream").batches(0, 60):
+        images = batch.images.permute(0, 2, 3, 1).numpy()
+        for image, label, i in zip(images, batch.labels.tolist(), batch.indices, strict=True):
+            expected = theirs[names[int(i)]]
+            assert np.array_equal(image, expected[0]) and label == expected[1]
+            seen.add(names[int(i)])
+    assert seen == set(theirs) and len(seen) == 60
+
+
+def test_fields_of_json_become_columns(tmp_path: Path) -> None:
+    full = {
+        "patient": 7,
+        "slide": "S-1",
+        "site": "A",
+        "source": "q",
+        "x": 64.0,
+        "y": 32,
+        "mpp": 0.5,
+    }
+    made = [("a/s__y0032_x0064", full), ("TCGA-A6-2671-01Z__y0001_x0002", {"x": None}), ("c", {})]
+    found = [(f"{key}.{kind}", body) for key, fields in made
+             for kind, body in (("png", image_of(key)), ("json", facts(**fields)))]  # fmt: skip
+    write_tar(tmp_path / "test.tar", found)
+    index_tars(str(tmp_path / "test.tar"), tmp_path / "out")
+    rows = open_dataset(tmp_path / "out").split("test").table.to_pylist()
+    columns = ("patient", "slide", "site", "source", "x", "y", "mpp", "label")
+    assert [tuple(row[name] for name in columns) for row in rows] == [
+        ("7", "S-1", "A", "q", 64, 32, 0.5, -1),
+        ("TCGA-A6-2671", None, "A6", "TCGA-A6-2671-01Z", 2, 1, None, -1),
+        (None, None, None, "c", None, None, None, -1),
+    ]
+
+
+def labelled(path: Path, labels: list[bytes]) -> None:
+    found = []
+    for i, label in enumerate(labels):
+        found += [(f"k{i}.cls", label), (f"k{i}.png", image_of(f"k{i}"))]
+    write_tar(path, found)
+
+
+@pytest.mark.parametrize(
+    ("texts", "names", "classes", "numbers"),
+    [
+        ([b"3", b"0\n"], None, ["0", "1", "2", "3"], [3, 0]),
+        ([b"3", b"0"], "n,s,l,t", ["n", "s", "l", "t"], [3, 0]),
+        ([b"tumor", b" normal\n"], None, ["normal", "tumor"], [1, 0]),
+        ([b"tumor", b"normal"], "tumor,normal", ["tumor", "normal"], [0, 1]),
+        ([b"007", b"7"], None, ["007", "7"], [0, 1]),
+    ],
+)
+def test_labels_are_numbers_or_names(
+    texts: list[bytes], names: str | None, classes: list[str], numbers: list[int], tmp_path: Path
+) -> None:
+    labelled(tmp_path / "train.tar", texts)
+    index_tars(str(tmp_path), tmp_path / "out", IndexOptions(classes=names))
+    opened = open_dataset(tmp_path / "out")
+    assert opened.card.classes == classes
+    assert opened.split("train").labels.tolist() == numbers
+    assert (
+        opened.card.splits["train"].class_counts
+        == np.bincount(numbers, minlength=len(classes)).tolist()
+    )
+
+
+def test_splits_come_from_names_folders_or_the_option(tmp_path: Path) -> None:
+    names = ["a-train-000.tar", "train_1.tar", "validation/000.tar", "Test/x-1.tar"]
+    for name in names:
+        write_tar(tmp_path / "all" / name, [])
+    found = {tar.name: tar.split for tar in find_tars(str(tmp_path / "all"))}
+    assert found == dict(zip(names, ("train", "train", "val", "test"), strict=True))
+    pattern = str(tmp_path / "all" / "{a-train-000,train_{1..1}}.tar")
+    assert [tar.name for tar in find_tars(pattern)] == names[:2]
+    assert {tar.split for tar in find_tars(str(tmp_path / "all" / "**/*.tar"), "extra")} == {
+        "extra"
+    }
+    with pytest.raises(DataError, match=r"train_2\.tar does not exist"):
+        find_tars(str(tmp_path / "all" / "train_{1..2}.tar"))
+    write_tar(tmp_path / "all" / "other.tar", [])
+    with pytest.raises(DataError, match=r"other\.tar.*--split"):
+        find_tars(str(tmp_path / "all"))
+    (tmp_path / "all" / "val.tar.gz").touch()
+    with pytest.raises(DataError, match=r"val\.tar\.gz is compressed"):
+        find_tars(str(tmp_path / "all"))
+
+
+def test_tars_inside_the_index_move_with_it_and_keep_its_hash(tmp_path: Path) -> None:
+    write_tar(tmp_path / "one/tars/train-0.tar", members(samples(4)))
+    index_tars(str(tmp_path / "one"), tmp_path / "one")
+    index_tars(str(tmp_path / "one/tars"), tmp_path / "apart")
+    hashes = {card_hash(load_card(tmp_path / name)) for name in ("one", "apart")}
+    (tmp_path / "one").rename(tmp_path / "two")
+    assert len(open_dataset(tmp_path / "two").split("train")) == 4
+    assert verify(tmp_path / "two").problem_count == 0
+    with pytest.raises(DataError, match=r"one/tars/train-0\.tar is missing"):
+        open_dataset(tmp_path / "apart")
+    card = load_card(tmp_path / "two")
+    assert card_hash(card) == card_hash(without_paths(card)) and len(hashes) == 2
+
+
+@pytest.mark.slow
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    for number in range(2):
+        write_tar(tmp_path / f"tars/train-{number}.tar", members(samples(5, f"{number}/")))
+    cards = [
+        index_tars(str(tmp_path / "tars"), tmp_path / str(workers), IndexOptions(workers=workers))
+        for workers in (1, 2)
+    ]
+    assert cards[0] == cards[1]
+    assert len({(tmp_path / w / "train-000001.parquet").read_bytes() for w in "12"}) == 1
+
+
+def test_the_command_indexes_then_checks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tar(tmp_path / "tars/train-0.tar", members(samples(3)))
+    out = str(tmp_path / "out")
+    for arguments, status in (
+        ([str(tmp_path / "tars"), "--index", out, "--classes", "a,b,c"], 0),
+        ([out], 0),
+        ([str(tmp_path / "tars"), "--index", out], 1),
+        ([out, "--split", "train"], 2),
+        ([str(tmp_path / "tars"), "--index", out, "--ignore", "png"], 2),
+    ):
+        monkeypatch.setattr("sys.argv", ["verify", *arguments])
+        assert main() == status, arguments
+    said = capsys.readouterr()
+    assert f"{out}: sound" in said.out and "already holds a data set" in said.err
+
+
+@pytest.mark.parametrize("ignore", [(), ("seg.png", "npz")])
+def test_other_members_only_when_they_are_named(ignore: tuple[str, ...], tmp_path: Path) -> None:
+    extra = [
+        ("k.npz", b"PK\x03\x04" + bytes(100_000)),
+        ("k.SEG.png", b"mask"),
+        ("k.txt", b"a word"),
+    ]
+    tar = tmp_path / "train.tar"
+    write_tar(tar, [*extra, *members([("k", 1)])])
+    scan = scan_tar(tar, "train.tar", ScanOptions(ignore=ignore))
+    if ignore:
+        assert (scan.broken, scan.bad_count, len(scan.table)) == (None, 0, 1)
+    else:
+        assert scan.broken and scan.broken.offset == 0 and "--ignore npz" in str(scan.broken)

@@ -1,0 +1,273 @@
+"""Packing under faults: locks, kills, full disks, changing sources, folders of others."""
+
+import hashlib
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from common.errors import DataError
+from common.locks import locked
+from shards.pack.__main__ import PackOptions, pack
+from shards.pack.plan import ShardPlan, make_plan
+from shards.pack.shard import Job, Record, build
+from shards.pack.workers import Crew
+from shards.schema import load_card
+from shards.sources.folder import scan
+from tests.conftest import write_patches
+
+OPTIONS = PackOptions(shard_size=5, workers=1)
+SHARDS = 2 * (5 + 2 + 2)  # files of 24, 8 and 8 patches
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    write_patches(tmp_path / "raw", {"train": 12, "val": 4, "test": 4}, ("a", "b"), seed=1)
+    return tmp_path / "raw"
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+def test_a_second_packer_exits_at_once_and_names_the_lock(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with locked(out), pytest.raises(DataError, match=r"out/\.lock is locked: another packer"):
+        pack(source, out, OPTIONS)
+    assert not out.exists()
+    pack(source, out, OPTIONS)
+
+
+def test_a_lock_on_a_removed_file_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_open = os.open
+
+    def open_then_lose(path: Path, *args: int) -> int:
+        handle = real_open(path, *args)
+        Path(path).unlink()  # as the packer that held the lock does when it ends
+        return handle
+
+    monkeypatch.setattr(os, "open", open_then_lose)
+    with pytest.raises(DataError, match="is locked"), locked(tmp_path / "out"):
+        pytest.fail("entered")
+
+
+def test_a_data_set_is_replaced_only_when_asked_and_no_shard_of_it_stays(
+    source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    pack(source, out, OPTIONS)
+    before = content(out)
+    with pytest.raises(DataError, match="already holds a data set; replace it with --overwrite"):
+        pack(source, out, OPTIONS)
+    assert content(out) == before and len(before) == SHARDS + 1
+    for name in ("notes.txt", "extra-000000.tar", ".keep"):
+        (out / name).write_text("mine")
+    pack(source, out, PackOptions(shard_size=100, workers=1, overwrite=True))
+    fresh = tmp_path / "fresh"
+    pack(source, fresh, PackOptions(shard_size=100, workers=1))
+    left = content(out)
+    mine = {left.pop(name) for name in ("notes.txt", "extra-000000.tar", ".keep")}
+    assert mine == {hashlib.sha256(b"mine").hexdigest()}
+    assert left == content(fresh)
+
+
+def test_a_bad_source_costs_no_data_set(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pack(source, out, OPTIONS)
+    before = content(out)
+    (source / "train" / "a" / "x.jpg").touch()
+    for root in (source, tmp_path / "absent"):
+        with pytest.raises(DataError):
+            pack(root, out, PackOptions(overwrite=True))
+    assert content(out) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_of_others_are_never_replaced(overwrite: bool, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "train-000000.tar").write_text("mine")
+    with pytest.raises(DataError, match=r"holds no data set of this tool \(\['train-000000.tar'\]"):
+        pack(source, out, PackOptions(overwrite=overwrite))
+    assert content(out) == {"train-000000.tar": hashlib.sha256(b"mine").hexdigest()}
+
+
+def test_a_new_shard_does_not_replace_a_file_of_others(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pack(source, out, PackOptions(shard_size=100, workers=1))
+    (out / "train-000001.tar").write_text("mine")
+    before = content(out)
+    with pytest.raises(DataError, match=r"train-000001\.tar is not part of a data set"):
+        pack(source, out, PackOptions(shard_size=5, workers=1, overwrite=True))
+    assert content(out) == before
+
+
+def stop_after(count: int) -> object:
+    """`Crew.build` that is interrupted after `count` shards."""
+
+    def build_some(crew: Crew, job: Job, plans: list[ShardPlan]) -> Iterator[Record]:
+        for plan in plans[:count]:
+            yield build(job, plan)
+        raise KeyboardInterrupt
+
+    return build_some
+
+
+def test_an_interrupted_pack_continues_where_it_stopped(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Crew, "build", stop_after(3))
+        pack(source, out, OPTIONS)
+    with pytest.raises(DataError, match=r"unfinished pack: run the same .* or, if several tasks"):
+        load_card(out)
+    (out / ".train-000004.tar.123.tmp").write_text("half")
+    # not the inode: that of a file which was removed may be given to the next
+    done = {p.name: p.stat().st_mtime_ns for p in out.glob("train-00000[0-2].*")}
+    (out / "train-000002.tar").write_bytes(b"cut")  # its size is not the recorded one
+    with pytest.raises(DataError, match="unfinished pack of another source, of other options"):
+        pack(source, out, PackOptions(shard_size=6))
+    pack(source, out, OPTIONS)
+    kept = {name: (out / name).stat().st_mtime_ns == time for name, time in done.items()}
+    assert [name for name, same in sorted(kept.items()) if same] == [
+        "train-000000.parquet", "train-000000.tar", "train-000001.parquet", "train-000001.tar",
+    ]  # fmt: skip
+    pack(source, tmp_path / "fresh", OPTIONS)
+    assert content(out) == content(tmp_path / "fresh")
+
+
+def test_a_pack_that_was_stopped_while_it_cleaned_up_is_completed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shards.pack.metadata.finish", lambda out: signal.raise_signal(signal.SIGINT))
+        pack(source, out, OPTIONS)
+    assert (out / "dataset.json").exists() and (out / ".packing.json").exists()
+    built = {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")}
+    pack(source, out, OPTIONS)
+    assert {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")} == built
+    pack(source, tmp_path / "fresh", OPTIONS)
+    assert content(out) == content(tmp_path / "fresh")
+    with pytest.raises(DataError, match="already holds a data set"):
+        pack(source, out, OPTIONS)
+
+
+def test_an_interrupted_overwrite_leaves_no_stale_shard(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    pack(source, out, OPTIONS)
+    other = PackOptions(shard_size=12, workers=1, overwrite=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Crew, "build", stop_after(1))
+        pack(source, out, other)
+    assert not (out / "dataset.json").exists()
+    pack(source, out, PackOptions(shard_size=12, workers=1))
+    pack(source, tmp_path / "fresh", PackOptions(shard_size=12, workers=1))
+    assert content(out) == content(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(
+    ("change", "workers"),
+    [("same size", 1), ("grown", 1), ("removed", 1), ("touched", 1), ("grown", 2)],
+)
+def test_a_source_that_changes_is_detected(
+    change: str, workers: int, source: Path, tmp_path: Path
+) -> None:
+    plan = make_plan(scan(source), OPTIONS)
+    victim = source / plan.shards[1].patches[2].path
+    data = victim.read_bytes()
+    if change == "removed":
+        victim.unlink()
+    elif change == "touched":
+        os.utime(victim, ns=(0, 0))
+    else:
+        victim.write_bytes(data[:-1] + b"?" + b"?" * (change == "grown"))
+    out = tmp_path / "out"
+    out.mkdir()
+    job = Job(str(source), str(out), "stored", plan.classes, plan.digest)
+    reason = "cannot be read: No such file" if change == "removed" else "changed while"
+    with pytest.raises(DataError, match=f"{victim.name} {reason}"), Crew(workers) as crew:
+        crew.start(len(plan.shards), len(plan.shards))
+        list(crew.build(job, plan.shards))
+    assert not list(out.glob("train-000001*")) and not list(out.glob(".train-000001*"))
+
+
+def run(
+    source: Path, out: Path, *options: str, limit: int | None = None, group: bool = False
+) -> subprocess.Popen[str]:
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in a background
+        if limit:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "shards.pack", str(source), str(out), *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=prepare, start_new_session=group,
+    )  # fmt: skip
+
+
+def test_a_full_disk_is_named_and_packing_continues_after_it(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    packer = run(source, out, "--shard-size", "16", "--workers", "1", limit=70_000)
+    _, errors = packer.communicate(timeout=60)
+    assert packer.returncode == 1 and "Traceback" not in errors
+    assert "out/train-000000.tar cannot be written: File too large" in errors
+    assert {path.name for path in out.iterdir()} == {".packing.json"}
+    pack(source, out, PackOptions(shard_size=16, workers=1))
+    pack(source, tmp_path / "fresh", PackOptions(shard_size=16, workers=1))
+    assert content(out) == content(tmp_path / "fresh")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_killed_at_random_points_and_run_again(workers: str, tmp_path: Path) -> None:
+    source, out = tmp_path / "raw", tmp_path / "out"
+    write_patches(source, {"train": 600, "val": 100}, ("a", "b"), seed=2)
+    pack(source, tmp_path / "fresh", PackOptions(shard_size=8, workers=1))
+    whole = content(tmp_path / "fresh")
+    rng, finished = random.Random(workers), 0
+    for _ in range(5):  # each in the midst of the 175 shards, some time after one was finished
+        packer = run(source, out, "--shard-size", "8", "--workers", workers)
+        while packer.poll() is None and len(list(out.glob("*.tar"))) == finished:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05))
+        packer.send_signal(signal.SIGKILL)
+        packer.communicate()
+        assert packer.returncode == -signal.SIGKILL and not (out / "dataset.json").exists()
+        found = {name: sums for name, sums in content(out).items() if not name.startswith(".")}
+        assert found.items() < whole.items()  # a file has its name only when it is whole
+        finished = len(list(out.glob("*.tar")))
+    packer = run(source, out, "--shard-size", "8", "--workers", workers)
+    assert packer.wait(60) == 0, packer.stderr.read() if packer.stderr else ""
+    packer.communicate()
+    assert content(out) == whole
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_whole_shards_and_no_process(tmp_path: Path) -> None:
+    source, out = tmp_path / "raw", tmp_path / "out"
+    write_patches(source, {"train": 1500}, ("a", "b"), seed=2)
+    packer = run(source, out, "--shard-size", "5", "--workers", "2", group=True)
+    while packer.poll() is None and not list(out.glob("*.tar")):
+        time.sleep(0.002)
+    os.killpg(packer.pid, signal.SIGINT)
+    _, errors = packer.communicate(timeout=30)
+    assert packer.returncode == 130 and "the same command continues" in errors
+    assert "Traceback" not in errors
+    with pytest.raises(ProcessLookupError):
+        os.killpg(packer.pid, 0)
+    assert not list(out.glob(".*.tmp")) and not (out / ".lock").exists()
+    pack(source, out, PackOptions(shard_size=5, workers=1))
+    pack(source, tmp_path / "fresh", PackOptions(shard_size=5, workers=1))
+    assert content(out) == content(tmp_path / "fresh")

@@ -1,0 +1,279 @@
+"""Packing by several tasks: the folder is what one packer writes, however the tasks come and go."""
+
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.errors import DataError
+from common.locks import locked, task_locked
+from shards import merge as merging
+from shards.merge import merge
+from shards.pack import __main__ as packing
+from shards.pack import shard as build
+from shards.pack.__main__ import PackOptions, pack, pack_slice
+from shards.pack.plan import Plan
+from shards.pack.resume import PLAN_NAME
+from shards.pack.tasks import Slice, choose_slice, command
+from shards.sources.manifest import Columns
+from tests.conftest import write_patches
+from tests.shards.pack.test_faults import content
+
+OPTIONS = PackOptions(shard_size=5, workers=1)
+COUNTS = {"train": 12, "val": 4, "test": 4}  # a class: 5 + 2 + 2 shards
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("slices") / "raw"
+    write_patches(root, COUNTS, ("a", "b"), seed=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path) -> dict[str, str]:
+    """What one packer writes."""
+    pack(source, source.parent / "whole", OPTIONS)
+    return content(source.parent / "whole")
+
+
+@pytest.mark.parametrize(
+    ("order", "workers"), [([0], 1), ([2, 0, 1], 1), ([1, 0], 3), ([*range(12)], 1)]
+)
+def test_any_number_of_tasks_in_any_order_write_what_one_packer_writes(
+    order: list[int], workers: int, source: Path, whole: dict[str, str], tmp_path: Path
+) -> None:
+    options = replace(OPTIONS, workers=workers)
+    for index in order:
+        pack_slice(source, tmp_path / "out", options, Slice(index, len(order)))
+    merge(tmp_path / "out")
+    assert content(tmp_path / "out") == whole
+
+
+def test_tiles_a_manifest_and_drawn_splits_come_through_the_recorded_plan(tmp_path: Path) -> None:
+    root, rng = tmp_path / "raw", np.random.default_rng(0)
+    root.mkdir()
+    lines = ["file,case,x,y,mpp"]
+    for i in range(12):
+        pixels = rng.integers(0, 256, (70, 96, 3), np.uint8)
+        Image.fromarray(pixels).save(root / f"i{i}, 漢.png")
+        lines.append(f'"i{i}, 漢.png",case {i // 2},{i},7,0.25{i}')
+    (tmp_path / "list.csv").write_text("\n".join(lines), encoding="utf-8")
+    options = PackOptions(
+        shard_size=9, workers=1, convert="tile", val=0.2, test=0.2, manifest=tmp_path / "list.csv",
+        columns=Columns(path="file", patient="case"), seed=3,
+    )  # fmt: skip
+    pack(root, tmp_path / "whole", options)
+    for index in (1, 0):
+        pack_slice(root, tmp_path / "out", options, Slice(index, 2))
+        (tmp_path / "list.csv").unlink(missing_ok=True)  # the second reads the plan alone
+    merge(tmp_path / "out")
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_the_source_is_listed_once(
+    source: Path, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "raw"
+    subprocess.run(["cp", "-rp", str(source), str(root)], check=True)
+    pack_slice(root, tmp_path / "out", OPTIONS, Slice(0, 2))
+    (root / "train" / "a" / "came later.png").write_bytes(b"")
+    monkeypatch.setattr(packing, "gather", None)
+    pack_slice(root, tmp_path / "out", OPTIONS, Slice(1, 2))
+    merge(tmp_path / "out")
+    assert content(tmp_path / "out") == whole
+
+
+def test_tasks_that_disagree_are_refused_and_the_difference_is_named(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    pack_slice(source, out, OPTIONS, Slice(0, 2))
+    before = content(out)
+    pack_slice(source, out, replace(OPTIONS, workers=2, skip_bad=3), Slice(0, 2))
+    for options, part, reason in (
+        (replace(OPTIONS, shard_size=6, png="keep"), Slice(1, 2), "png is 'keep', in the plan 's"),
+        (replace(OPTIONS, shard_size=6), Slice(1, 2), "shard-size is 6, in the plan 5"),
+        (OPTIONS, Slice(1, 3), "num-tasks is 3, in the plan 2"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            pack_slice(source, out, options, part)
+    with pytest.raises(DataError, match="source is 'other', in the plan 'raw'"):
+        pack_slice(tmp_path / "other", out, OPTIONS, Slice(1, 2))
+    with pytest.raises(DataError, match="--overwrite in a task would erase"):
+        pack_slice(source, out, replace(OPTIONS, overwrite=True), Slice(1, 2))
+    with monkeypatch.context() as patched:
+        patched.setattr("shards.pack.recorded.make_plan", lambda *_: Plan([], {}, [], "other"))
+        with pytest.raises(DataError, match="this task makes other of the same list"):
+            pack_slice(source, out, OPTIONS, Slice(1, 2))
+    (out / PLAN_NAME).write_bytes(b"PAR1 cut")
+    with pytest.raises(DataError, match=r"\.plan\.parquet cannot be read"):
+        merge(out)
+    assert {name for name, digest in content(out).items() if before.get(name) != digest} == {
+        PLAN_NAME
+    }
+
+
+def test_a_missing_task_is_named_with_the_command_that_completes_it(
+    source: Path, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out put"
+    for index in (0, 2):
+        pack_slice(source, out, OPTIONS, Slice(index, 3))
+    with pytest.raises(DataError, match="task 1 of 3: 3 of 3 shards are missing") as error:
+        merge(out)
+    assert "1 tasks are not complete" in str(error.value)
+    (line,) = [s.split("run: ")[1] for s in str(error.value).splitlines() if "run: " in s]
+    monkeypatch.setattr("sys.argv", shlex.split(line)[2:])
+    assert packing.main() == 0
+    (out / "train-000001.tar").write_bytes(b"cut")  # after its task had recorded it
+    with pytest.raises(DataError, match=r"task 1 of 3: 1 of 3 shards are missing \(train-000001"):
+        merge(out)
+    assert packing.main() == 0
+    monkeypatch.setattr("sys.argv", ["merge", str(out)])
+    assert merging.main() == merging.main() == 0  # a second merge changes nothing
+    assert content(out) == whole
+
+
+def test_the_command_line_of_a_task_has_all_its_options(tmp_path: Path) -> None:
+    options = PackOptions(
+        png="keep", shard_size=7, seed=2, skip_bad=4, group_regex=r"(a b)", val=0.25,
+        manifest=Path("m.csv"), columns=Columns(x="left edge"),
+    )  # fmt: skip
+    line = shlex.split(command("in put", "out", options, Slice(1, 4)))
+    assert line[:5] == ["python", "-m", "shards.pack", "in put", "out"]
+    parsed = packing.tyro.cli(packing._Command, args=line[3:])
+    assert (parsed.packing, parsed.task_index, parsed.num_tasks) == (options, 1, 4)
+
+
+def test_locks_name_who_is_in_the_way(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with task_locked(out, 1):
+        with pytest.raises(DataError, match=r"\.task-1\.lock is locked: task 1 runs already"):
+            pack_slice(source, out, OPTIONS, Slice(1, 2))
+        for whole_folder in (lambda: pack(source, out, OPTIONS), lambda: merge(out)):
+            with pytest.raises(DataError, match=r"out/\.lock is locked"):
+                whole_folder()
+        pack_slice(source, out, OPTIONS, Slice(0, 2))  # another task is welcome
+    with locked(out), pytest.raises(DataError, match=r"out/\.lock is locked"):
+        pack_slice(source, out, OPTIONS, Slice(1, 2))
+    with pytest.raises(DataError, match="is not a folder"):
+        merge(tmp_path / "absent")
+    with pytest.raises(DataError, match="no task has packed into"):
+        merge(source)
+
+
+def test_one_packer_completes_what_tasks_left(
+    source: Path, whole: dict[str, str], tmp_path: Path
+) -> None:
+    pack_slice(source, tmp_path / "out", OPTIONS, Slice(1, 2))
+    built = {p.name: p.stat().st_ino for p in (tmp_path / "out").glob("*.tar")}
+    pack(source, tmp_path / "out", OPTIONS)
+    assert content(tmp_path / "out") == whole
+    assert built == {n: (tmp_path / "out" / n).stat().st_ino for n in built} and len(built) == 4
+    with pytest.raises(DataError, match="already holds a data set"):
+        pack_slice(source, tmp_path / "out", OPTIONS, Slice(0, 2))
+
+
+def test_bad_patches_are_added_up_over_the_tasks(tmp_path: Path) -> None:
+    root, out = tmp_path / "raw", tmp_path / "out"
+    write_patches(root, COUNTS, ("a", "b"), seed=1)
+    for i in range(4):
+        (root / "train" / "a" / f"bad{i}.png").write_bytes(b"")
+    options = replace(OPTIONS, skip_bad=3)
+    for index in (0, 1):
+        pack_slice(root, out, options, Slice(index, 2))  # no task alone has more than 3
+    with pytest.raises(DataError, match="4 files cannot be used"):
+        merge(out)
+    assert merge(out, skip_bad=4).provenance["skipped"]["count"] == 4
+    pack(root, tmp_path / "whole", replace(OPTIONS, skip_bad=4))
+    assert content(out) == content(tmp_path / "whole")
+    with pytest.raises(DataError, match=r"files? cannot be used"):
+        for index in (0, 1):
+            pack_slice(root, tmp_path / "strict", OPTIONS, Slice(index, 2))
+
+
+@pytest.mark.parametrize(
+    ("index", "count", "environment", "expected"),
+    [
+        (None, None, {}, None),
+        (None, None, {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "4"}, None),
+        (2, 4, {"SLURM_ARRAY_TASK_ID": "1"}, Slice(2, 4)),
+        (None, 4, {"SLURM_ARRAY_TASK_ID": "1"}, Slice(1, 4)),
+        (None, 4, {"SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_MIN": "1"}, Slice(3, 4)),
+        (
+            None, 3,
+            {"SLURM_ARRAY_TASK_ID": "30", "SLURM_ARRAY_TASK_MIN": "10",
+             "SLURM_ARRAY_TASK_STEP": "10"},
+            Slice(2, 3),
+        ),
+        (None, 4, {}, "say which of them this is, by --task-index"),
+        (1, None, {}, "say of how many, by --num-tasks"),
+        (4, 4, {}, "task-index is 4, expected 0 to 3"),
+        (None, 4, {"SLURM_ARRAY_TASK_ID": "7"}, "task-index is 7, expected 0 to 3"),
+        (0, 0, {}, "num-tasks is 0"),
+    ],
+)  # fmt: skip
+def test_which_task_this_is(
+    index: int | None, count: int | None, environment: dict[str, str], expected: object
+) -> None:
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            choose_slice(index, count, environment)
+    else:
+        assert choose_slice(index, count, environment) == expected
+
+
+def start(source: Path, out: Path, index: int, count: int) -> subprocess.Popen[str]:
+    options = ["--shard-size", "5", "--workers", "1"]
+    slicing = ["--task-index", str(index), "--num-tasks", str(count)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "shards.pack", str(source), str(out), *options, *slicing],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_a_killed_task_redoes_only_what_it_had_not_finished(
+    source: Path, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    task = start(source, out, 0, 2)
+    while task.poll() is None and not list(out.glob(".train-*.json")):
+        time.sleep(0.001)
+    task.send_signal(signal.SIGKILL)
+    task.communicate()
+    (out / ".train-000004.tar.1.tmp").write_text("half, of this task")
+    (out / ".train-000001.tar.1.tmp").write_text("half, of the other task")
+    done = {path.name[1:-5] for path in out.glob(".train-*.json")}
+    built: list[str] = []
+
+    def counted(job: build.Job, plan: build.ShardPlan) -> build.Record:
+        built.append(plan.name)
+        return build.build(job, plan)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shards.pack.workers.build", counted)
+        pack_slice(source, out, OPTIONS, Slice(0, 2))
+        assert not done & set(built) and not (out / ".train-000004.tar.1.tmp").exists()
+        assert (out / ".train-000001.tar.1.tmp").exists()  # its owner may be at work
+        pack_slice(source, out, OPTIONS, Slice(1, 2))
+    assert len(built) + len(done) == 9
+    merge(out)
+    assert content(out) == whole
+
+
+@pytest.mark.slow
+def test_tasks_that_start_at_once(source: Path, whole: dict[str, str], tmp_path: Path) -> None:
+    tasks = [start(source, tmp_path / "out", index, 4) for index in range(4)]
+    for task in tasks:
+        _, errors = task.communicate(timeout=120)
+        assert task.returncode == 0, errors
+    merge(tmp_path / "out")
+    assert content(tmp_path / "out") == whole

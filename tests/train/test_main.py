@@ -1,0 +1,93 @@
+"""The entry point: arguments, launching, the run folder, exit codes and status.json."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.index import open_dataset
+from shards.pack.__main__ import pack
+from shards.pack.plan import PackOptions
+from tests.conftest import write_patches
+from train import main as entry
+from train import summary as introduction
+from train.interrupt import Interrupts
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["eq-dvea"], "did you mean 'eq-dvae'"),
+        (["dvae", "--data", "nowhere"], "nowhere does not exist"),
+        (["dvae", "--data", "."], "not a packed data set"),
+        (["dvae", "--images", "0"], "at least 1"),
+        (["dvae", "--track", "nothing"], "unknown tracker"),
+        (["dvae", "--objective.beta", "-1"], "beta"),
+        (["dvae", "--seed", "-1"], "seed is -1"),
+        (["dvae", "--optim.warmup", "1"], "warmup"),
+        (["dvae", "--loop.keep-checkpoints", "0"], "keep_checkpoints"),
+        (["dvae", "--objective.noise-var-init", "0"], "noise_var_init"),
+    ],
+)
+def test_unusable_arguments_exit_with_2(
+    argv: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = entry.main(argv)
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
+    assert code == 2 and message in " ".join(capfd.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_introduction_counts_groups_and_warns(small_dataset: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(small_dataset)
+    assert {name: split.group_count for name, split in dataset.splits.items()} == {
+        "train": 4, "val": 4, "test": 4,
+    }  # fmt: skip
+    (line,) = introduction.warnings(dataset)
+    assert "few groups a class in test (normal 2, tumor 2;" in line
+    write_patches(tmp_path / "raw", {"train": 2}, ("only",), seed=0)
+    pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1))
+    lines = " ".join(introduction.warnings(open_dataset(tmp_path / "out")))
+    assert "no val split" in lines and "one class (only)" in lines and "group of its own" in lines
+
+
+@pytest.fixture
+def interrupts() -> Iterator[Interrupts]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield Interrupts()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_scheduler_and_the_launcher_may_both_say_sigterm(interrupts: Interrupts) -> None:
+    with interrupts.graceful(lambda: True):
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupts.requested
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)  # while the end is written
+
+
+def test_what_cannot_be_finished_ends_at_once(interrupts: Interrupts) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    assert interrupts.requested
+
+
+@pytest.mark.parametrize(
+    ("images", "samples", "said"),
+    [
+        (30, 100, "30 of 100 in train: 30 of them once;"),
+        (100, 100, "100 of 100 in train: each once;"),
+        (150, 100, "150 of 100 in train: each once, 50 of them once more;"),
+        (320, 100, "320 of 100 in train: each 3 times, 20 of them once more;"),
+    ],
+)
+def test_the_end_says_what_was_read(images: int, samples: int, said: str) -> None:
+    assert said in introduction.read(images, samples)

@@ -1,0 +1,196 @@
+"""Checkpoint and resume: named tensors in safetensors, everything else in JSON, hashed, atomic.
+
+RUN/checkpoints/000000050176/ holds `state.safetensors` and `state.json`. A folder appears under
+its final name only when it is complete and on disk; older ones go only after that. One hash
+covers both files. Run folders come from elsewhere too: what is read is checked before it is used.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from common.errors import DataError
+from eval.run import read_json, whole_file
+from models.snapshot import UNREADABLE
+from shards.pack.resume import sync_folder
+
+TENSORS, META = "state.safetensors", "state.json"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+MAX_BYTES = 16 << 30  # of the tensors: a hostile file is refused before it is read
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    images_seen: int
+    meta: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that `path` is always either the old or the whole new content.
+
+    Raises:
+        DataError: the disk is full or the folder is not writable; names the path.
+    """
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def save_checkpoint(
+    run: Path, images_seen: int, meta: dict[str, Any], tensors: dict[str, Tensor], keep: int
+) -> None:
+    """Write a checkpoint of tensors in host memory, then drop all but the newest `keep`.
+
+    Raises:
+        DataError: no space, or a value is not finite; the previous checkpoints are untouched.
+    """
+    folder = run / "checkpoints"
+    final, partial = folder / f"{images_seen:012d}", folder / f".partial-{images_seen:012d}"
+    try:
+        _refuse_non_finite(tensors)
+        blob = save({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
+        whole = {"images_seen": images_seen, **meta}
+        text = json.dumps({**whole, "xxh3": _digest(whole, blob)}, indent=1)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_atomically(partial / TENSORS, blob)
+        write_atomically(partial / META, text.encode())
+        _remove(final)
+        sync_folder(partial)
+        partial.rename(final)
+        sync_folder(folder)
+    except (OSError, DataError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise DataError(f"checkpoint at {images_seen:,} images was not saved: {error}") from error
+    _drop_others(run, final, keep)
+
+
+def _drop_others(run: Path, newest: Path, keep: int) -> None:
+    """Later ones go too: a damaged one that a resume passed over would count as the newest."""
+    folders, partial = _folders(run), (run / "checkpoints").glob(".partial-*")
+    at = folders.index(newest)
+    for old in [*folders[: max(0, at + 1 - keep)], *folders[at + 1 :], *partial]:
+        _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint, or the link in its place but not what that leads to."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse_non_finite(tensors: dict[str, Tensor]) -> None:
+    # NumPy's: torch's would start a second pool of OpenMP threads in the thread that writes
+    floats = {name: t.detach().numpy() for name, t in tensors.items() if t.is_floating_point()}
+    if bad := [name for name, values in floats.items() if not np.isfinite(values).all()]:
+        raise DataError(f"not finite: {', '.join(bad[:3])} (of {len(bad)} such tensors)")
+
+
+def _digest(meta: dict[str, Any], blob: bytes) -> str:
+    """xxh3-64 of both files; that of the JSON is of its content, not of its layout."""
+    hashed = xxhash.xxh3_64(json.dumps(meta, sort_keys=True).encode())
+    hashed.update(blob)
+    return hashed.hexdigest()
+
+
+def load_newest(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is whole, None where there is none at all.
+
+    Damaged ones are named in a warning and passed over.
+
+    Raises:
+        DataError: there are checkpoints, and every one is damaged.
+    """
+    folders = _folders(run)
+    for folder in reversed(folders):
+        try:
+            return _load(folder)
+        except DataError as error:
+            warn(f"{error}; falling back to the checkpoint before it")
+    if folders:
+        raise DataError(
+            f"none of the {len(folders)} checkpoints in {run / 'checkpoints'} is whole: put back "
+            "a copy of one, or remove that folder to train from the start"
+        )
+    return None
+
+
+def _load(folder: Path) -> Checkpoint:
+    path = folder / TENSORS
+    if folder.is_symlink():
+        raise DataError(f"{folder} is a link, not a checkpoint")
+    try:
+        meta = read_json(folder / META)
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path} is missing, no file, or larger than {MAX_BYTES:,} bytes")
+        blob = path.read_bytes()
+    except (OSError, DataError) as error:
+        raise DataError(f"{folder} is not a whole checkpoint ({error})") from None
+    rest = {name: value for name, value in meta.items() if name != "xxh3"}
+    if meta.get("xxh3") != _digest(rest, blob):
+        raise DataError(f"{folder} was altered: the hash of its files is not the one in {META}")
+    if type(rest.get("images_seen")) is not int or folder.name != f"{rest['images_seen']:012d}":
+        raise DataError(f"{folder} holds {rest.get('images_seen')!r} images seen, not its name's")
+    try:
+        return Checkpoint(rest["images_seen"], rest, load(blob))
+    except UNREADABLE as error:
+        raise DataError(f"{path} is not safetensors ({error!r})"[:500]) from None
+
+
+def _folders(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("[0-9]" * 12))
+
+
+def pack_state(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """{part: {name: tensor}} flattened to `part/name`."""
+    return {f"{part}/{name}": t for part, ts in parts.items() for name, t in ts.items()}
+
+
+def unpack_state(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    prefix = f"{part}/"
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state by parameter name."""
+    return {
+        f"{name}/{field}": value
+        for name, parameter in module.named_parameters()
+        for field, value in optimizer.state[parameter].items()
+    }
+
+
+def expected_optimizer(module: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What AdamW keeps of the parameters in `found`: those that had a gradient so far."""
+    kept = {name.rpartition("/")[0] for name in found}
+    return {
+        f"{name}/{field}": like
+        for name, parameter in module.named_parameters()
+        if name in kept
+        for field, like in [("step", torch.zeros(())), *((f, parameter) for f in MOMENTS)]
+    }
+
+
+def restore_optimizer(
+    module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    """The inverse of `optimizer_tensors`; `step` counters stay where the optimizer wants them."""
+    for name, parameter in module.named_parameters():
+        fields = unpack_state(tensors, name)
+        optimizer.state[parameter] = {
+            field: value.to(parameter.device)
+            if value.ndim == 0
+            else torch.empty_like(parameter).copy_(value)
+            for field, value in fields.items()
+        }
