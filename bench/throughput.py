@@ -24,10 +24,10 @@ from bench import plot  # noqa: E402
 from bench.settings import DEFAULTS, Settings  # noqa: E402
 from bench.table import Record  # noqa: E402
 from bench.timing import Say  # noqa: E402
-from common.environment import environment  # noqa: E402
 from common.errors import DataError  # noqa: E402
+from common.files import write_atomically  # noqa: E402
+from common.machine import environment  # noqa: E402
 from shards.schema import load_card  # noqa: E402
-from train.checkpoint import write_atomically  # noqa: E402
 from train.launch import device_warning, start_accelerator  # noqa: E402
 
 

@@ -6,9 +6,14 @@ from typing import Any
 
 import tyro
 
+from common.console import show_messages
 from common.errors import DataError
 
-DONE, UNUSABLE_DATA, UNUSABLE_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
+DONE = 0
+UNUSABLE_DATA = FAILED = 1
+UNUSABLE_ARGUMENTS = 2
+STOPPED = 75  # a signal ended training or a sweep after it had saved: run it again
+INTERRUPTED = 130  # Ctrl-C
 
 
 def run_command(
@@ -30,6 +35,7 @@ def run_command(
         action = tyro.cli(arguments, prog=f"python -m {prog}", config=config)
     except ValueError as error:  # a dataclass refused a value
         return _end(f"error: {error}", UNUSABLE_ARGUMENTS)
+    show_messages()
     try:
         return action() or DONE
     except DataError as error:

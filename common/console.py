@@ -1,25 +1,112 @@
-"""Progress of a long command: a bar on a terminal, a line every few seconds elsewhere."""
+"""What people see: messages, tables, progress and times.
 
+Library functions do not print. They log to `log`: `log.info` is a line for the user, `log.warning`
+a warning. A command calls `show_messages` and from then on they appear on stdout and stderr;
+other programs see them by the standard rules of `logging` (logger "eqdvae").
+"""
+
+import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-_EVERY = 5.0  # seconds between lines
+log = logging.getLogger("eqdvae")
+
+INTERVAL_S = 5.0  # between lines of progress
+
+
+class _Console(logging.Handler):
+    """Information to stdout as it is, warnings and errors to stderr with their level."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING:
+            print(record.getMessage(), flush=True)
+        else:
+            line = f"{record.levelname.lower()}: {record.getMessage()}"
+            print(line, file=sys.stderr, flush=True)
+
+
+_CONSOLE = _Console()
+
+
+def show_messages(*, quiet: bool = False) -> None:
+    """Show what the library logs on this process's stdout and stderr.
+
+    Args:
+        quiet: only warnings and errors, as on every rank but the main one.
+    """
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    log.propagate = False
+    if _CONSOLE not in log.handlers:
+        log.addHandler(_CONSOLE)
+
+
+def printable(name: str) -> str:
+    """`name`, escaped where it would move the cursor or break the line."""
+    return name if name.isprintable() else ascii(name)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Align columns; the first row is the header, numbers stand to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(_align, row, widths)).rstrip() for row in rows)
+
+
+def _align(text: str, width: int) -> str:
+    number = text.strip("%").replace(",", "").replace(".", "").isdigit()
+    return text.rjust(width) if number else text.ljust(width)
+
+
+def clock(seconds: float) -> str:
+    """`m:ss`, or `h:mm:ss` from an hour on."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class Rate:
+    """Units done, per second since the start, and the seconds left at that rate."""
+
+    def __init__(self, total: int, done: int = 0) -> None:
+        self.total, self.done, self._first = total, done, done
+        self._start = self._now = self._shown = time.monotonic()
+
+    def add(self, count: int) -> None:
+        self.done += count
+        self._now = time.monotonic()
+
+    @property
+    def per_second(self) -> float:
+        return (self.done - self._first) / max(self._now - self._start, 1e-9)
+
+    @property
+    def seconds_left(self) -> float:
+        return (self.total - self.done) / max(self.per_second, 1e-9)
+
+    def due(self) -> bool:
+        """Whether INTERVAL_S have passed since this last was true, or since the start."""
+        if self._now - self._shown < INTERVAL_S:
+            return False
+        self._shown = self._now
+        return True
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Yield a function that takes how many more of `total` are done; shows rate and time left."""
+def progress(task: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Yield a function to call with the number of units just done.
+
+    A bar on a terminal, a line every few seconds elsewhere, both on stderr.
+    """
     if sys.stderr.isatty():
-        with _bar(what, total, unit) as advance:
+        with _bar(task, total, unit) as advance:
             yield advance
     else:
-        yield _lines(what, total, unit)
+        yield _lines(task, total, unit)
 
 
 @contextmanager
-def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def _bar(name: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     from rich import progress as rich_progress
     from rich.console import Console
 
@@ -31,34 +118,28 @@ def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         rich_progress.TextColumn("{task.fields[rate]}"),
         rich_progress.TimeRemainingColumn(),
     )
-    start = time.monotonic()
+    rate = Rate(total)
     with rich_progress.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total, rate="")
+        task = bar.add_task(name, total=total, rate="")
 
         def advance(count: int) -> None:
-            bar.advance(task, count)
-            rate = bar.tasks[0].completed / max(time.monotonic() - start, 1e-9)
-            bar.update(task, rate=f"{rate:,.0f}/s")
+            rate.add(count)
+            bar.update(task, advance=count, rate=f"{rate.per_second:,.0f}/s")
 
         yield advance
 
 
-def _lines(what: str, total: int, unit: str) -> Callable[[int], None]:
-    done, start = 0, time.monotonic()
-    last = start
+def _lines(name: str, total: int, unit: str) -> Callable[[int], None]:
+    rate = Rate(total)
 
     def advance(count: int) -> None:
-        nonlocal done, last
-        done += count
-        now = time.monotonic()
-        if now - last < _EVERY:
-            return
-        last = now
-        rate = done / (now - start)
-        left = (total - done) / rate
-        print(
-            f"{what}: {done:,} of {total:,} {unit}, {rate:,.0f}/s, {left:,.0f} s left",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+        rate.add(count)
+        if rate.due():
+            print(
+                f"{name}: {rate.done:,} of {total:,} {unit}, {rate.per_second:,.0f}/s, "
+                f"{rate.seconds_left:,.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     return advance

@@ -25,6 +25,7 @@ from common import ranks
 from common.command import DONE, UNUSABLE_DATA, run_command
 from common.console import progress
 from common.errors import DataError
+from common.files import atomic_path
 from common.machine import usable_cores
 from eval import features as formats
 from eval import run as runs
@@ -198,7 +199,7 @@ def _write_part(
         advance(len(pixels))
     table = with_embeddings(rows.table.take(pa.array(chosen)), np.concatenate(found))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with runs.whole_file(path) as temp:
+    with atomic_path(path) as temp:
         pq.write_table(table.replace_schema_metadata(about), temp, compression="zstd")
 
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.command import run_command
-from common.environment import environment
 from common.errors import DataError
+from common.machine import environment
 from eval import run as runs
 from eval.given import Given, matched, read_given
 from eval.main import VERSION, finite, probe_protocol, summary_of_errors, write_json

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from common.errors import DataError
-from eval import run as runs
+from common.files import atomic_path
 from eval.measure.readouts import Features, read_embeddings
 
 Format = Literal["npy", "h5"]
@@ -28,7 +28,7 @@ def check(formats: tuple[Format, ...]) -> None:
 def write(out: Path, parts: list[Path], formats: tuple[Format, ...]) -> None:
     """From the Parquet parts: OUT/embeddings.npy (n, d) and OUT/h5/SLIDE.h5."""
     if "npy" in formats:
-        with runs.whole_file(out / "embeddings.npy") as temp:
+        with atomic_path(out / "embeddings.npy") as temp:
             np.save(temp, np.concatenate([read_embeddings(path)[0] for path in parts]))
     if "h5" in formats:
         _write_h5(out / "h5", parts)
@@ -49,7 +49,7 @@ def _write_h5(folder: Path, parts: list[Path]) -> None:
     if len(set(names.values())) < len(names):
         raise DataError("two slides have one file name once unsafe characters are replaced")
     for slide, (vectors, places) in slides.items():
-        with runs.whole_file(folder / f"{names[slide]}.h5") as temp, h5py.File(temp, "w") as file:
+        with atomic_path(folder / f"{names[slide]}.h5") as temp, h5py.File(temp, "w") as file:
             file["features"] = np.stack(vectors)
             file["coords"] = np.array(places, np.int64)
             file.attrs["slide"] = slide

@@ -15,8 +15,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.files import atomic_path
 from eval.measure.metrics import ELEMENTS, corrupt_as, elements_of, evaluating, psnr, rho, to_float
-from eval.run import whole_file
 from models.vae import VAE
 from pipeline import d4
 from pipeline.corruptions import kinds as corrupt
@@ -40,7 +40,7 @@ CURVES = (  # kind of line, field, title with unit
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a PNG, whole or not at all."""
-    with whole_file(path) as temp:
+    with atomic_path(path) as temp:
         figure.savefig(temp, dpi=DPI, metadata={"Software": None})
     return path
 

@@ -16,7 +16,8 @@ import torch
 import tyro
 
 from common.command import run_command
-from common.environment import environment
+from common.files import atomic_path
+from common.machine import environment
 from eval import code_figures, figures
 from eval import run as runs
 from eval.measure import embedded as embeddings
@@ -82,7 +83,7 @@ def evaluate(
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Whole or not at all."""
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
-    with runs.whole_file(path) as temp:
+    with atomic_path(path) as temp:
         temp.write_text(text + "\n", encoding="utf-8")
 
 

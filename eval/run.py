@@ -7,9 +7,6 @@ RUN/results.json     written by eval.main, read by eval.report
 """
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from typing import Any
 import xxhash
 
 from common.errors import DataError
+from common.files import read_json
 from models import snapshot
 from pipeline.corruptions.kinds import CorruptionConfig
 
@@ -125,41 +123,6 @@ def load_metrics(run: Path) -> list[dict[str, Any]]:
 def snapshot_hash(run: Path) -> str:
     """xxh3-64 of the weights: it names the model in embeddings and results."""
     return xxhash.xxh3_64_hexdigest((run / "snapshot" / snapshot.WEIGHTS).read_bytes())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file.
-
-    Raises:
-        DataError: missing, too large, not JSON, or not an object.
-    """
-    if not path.is_file():
-        raise DataError(f"{path} does not exist: {path.parent} is not the folder of a run")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise DataError(f"{path} is larger than {MAX_JSON_BYTES} bytes: not a file of a run")
-    try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:  # the latter from thousands of brackets
-        raise DataError(f"{path} is not valid JSON ({error}); make it again") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{path} holds a {type(found).__name__}, expected an object")
-    return found
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A hidden name to write to; renamed to `path` once it is on the disk, else removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        yield temp
-        with temp.open("rb") as file:
-            os.fsync(file.fileno())
-        temp.rename(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        temp.unlink(missing_ok=True)
 
 
 def _section(raw: dict[str, Any], name: str, path: Path) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from common.errors import DataError
+from common.files import atomic_file
 from models.vae import VAE, ModelConfig
-from shards.pack.resume import publish
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MAX_CONFIG_BYTES = 1 << 20
@@ -34,7 +34,7 @@ def save(model: VAE, folder: Path, about: dict[str, Any]) -> None:
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     text = json.dumps({"model": asdict(model.config), "about": about}, indent=1)
     for name, data in ((WEIGHTS, to_bytes(tensors)), (CONFIG, (text + "\n").encode())):
-        with publish(folder / name) as file:
+        with atomic_file(folder / name) as file:
             file.write(data)
 
 

@@ -14,8 +14,8 @@ import tyro
 
 from common.command import run_command
 from common.errors import DataError
-from common.locks import locked
 from shards.pack.console import print_summary
+from shards.pack.locks import packer_lock
 from shards.pack.metadata import conclude, without_skipped
 from shards.pack.recorded import Recorded, read_plan
 from shards.pack.resume import PLAN_NAME, finish, read_record
@@ -38,7 +38,7 @@ def merge(out: Path, skip_bad: int | None = None) -> DatasetCard:
     out = Path(out)
     if not out.is_dir():
         raise DataError(f"{out} is not a folder: name the OUT of the tasks")
-    with locked(out):
+    with packer_lock(out):
         recorded = read_plan(out)
         if recorded is None:
             return _complete(out)

@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 import tyro
 
 from common.command import run_command
+from common.console import printable, table
 from common.errors import DataError
-from shards.pack.console import printable, table
-from shards.pack.resume import publish, shard_files
+from common.files import atomic_file
+from shards.pack.resume import shard_files
 from shards.schema import NO_LABEL, load_card
 from shards.sources.assign import Group, assign
 from shards.sources.manifest import FIELDS, Columns, read_manifest
@@ -154,7 +155,7 @@ def _write(path: Path, values: Values) -> None:
     arrays = {name: pa.array(v, types.get(name, pa.string())) for name, v in kept.items()}
     sink = pa.BufferOutputStream()
     pa_csv.write_csv(pa.table(arrays), sink)
-    with publish(path) as file:
+    with atomic_file(path) as file:
         file.write(memoryview(sink.getvalue()))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import threadpoolctl
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -19,7 +20,9 @@ BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 REAL = Path(os.environ.get("EQDVAE_REAL_DATA", BESIDE))
 
 
-torch.set_num_threads(1)  # the batches of tests are too small to share, and runners are busy
+# the batches of tests are too small to share, and threads that spin stop a busy machine
+torch.set_num_threads(1)
+threadpoolctl.threadpool_limits(1)
 
 
 @cache

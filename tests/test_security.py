@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save as to_bytes
 
 from common.errors import DataError
-from eval.run import MAX_JSON_BYTES, load_results
+from common.files import MAX_JSON_BYTES
+from eval.run import load_results
 from models import snapshot
 from models.vae import ModelConfig, build
 from pipeline.index import open_dataset

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from common.errors import DataError
-from eval.run import read_json
+from common.files import read_json
 from train.config import DEFAULT_PRESET, PRESETS, Config, from_json
 from train.tracker import TRACKERS
 

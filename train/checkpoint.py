@@ -19,9 +19,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from common.errors import DataError
-from eval.run import read_json, whole_file
+from common.files import read_json, sync_folder, write_atomically
 from models.snapshot import UNREADABLE
-from shards.pack.resume import sync_folder
 
 TENSORS, META = "state.safetensors", "state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -33,16 +32,6 @@ class Checkpoint:
     images_seen: int
     meta: dict[str, Any]
     tensors: dict[str, Tensor]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that `path` is always either the old or the whole new content.
-
-    Raises:
-        DataError: the disk is full or the folder is not writable; names the path.
-    """
-    with whole_file(path) as temporary:
-        temporary.write_bytes(data)
 
 
 def save_checkpoint(

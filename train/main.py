@@ -7,6 +7,8 @@ saving. They do not survive the launcher, so RUN/status.json is the contract.
 import sys
 import time
 
+from common.files import write_atomically
+
 BEGAN = time.monotonic()
 print("importing torch ...", flush=True)
 
@@ -19,11 +21,13 @@ from typing import Any  # noqa: E402
 import torch  # noqa: E402
 
 from common import ranks  # noqa: E402
+from common.command import DONE, FAILED, STOPPED, UNUSABLE_ARGUMENTS  # noqa: E402
+from common.console import clock  # noqa: E402
 from common.errors import DataError  # noqa: E402
+from common.files import read_json  # noqa: E402
 from common.machine import usable_cores  # noqa: E402
 from eval.main import evaluate  # noqa: E402
 from eval.report.__main__ import write_report  # noqa: E402
-from eval.run import read_json  # noqa: E402
 from eval.session import EvalConfig  # noqa: E402
 from train import checkpoint as state  # noqa: E402
 from train import launch  # noqa: E402
@@ -32,9 +36,8 @@ from train.arguments import parse  # noqa: E402
 from train.interrupt import Interrupts  # noqa: E402
 from train.loop import NonFiniteError, Trainer  # noqa: E402
 from train.prepare import Run, prepare  # noqa: E402
-from train.tracker import TRACKERS, Tracker, clock  # noqa: E402
+from train.tracker import TRACKERS, Tracker  # noqa: E402
 
-DONE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 75
 # the orbit readouts cost nine encodings an image more: `python -m eval.main RUN` adds them
 SHORT_EVALUATION = EvalConfig(
     readouts=("mean",),
@@ -58,13 +61,13 @@ def main(argv: list[str]) -> int:
         _introduce(run, accelerator, sentence, say)
     except (DataError, ValueError, OSError) as error:
         tell(error)
-        return UNUSABLE
+        return UNUSABLE_ARGUMENTS
     except KeyboardInterrupt:
         print("interrupted before training began", file=sys.stderr)
-        return INTERRUPTED
+        return STOPPED
     try:
         if not train(run, accelerator, interrupts, say):
-            return INTERRUPTED
+            return STOPPED
         if interrupts.requested:
             raise KeyboardInterrupt
         ranks.together(lambda: conclude(run, say) if ranks.rank() == 0 else None)
@@ -85,7 +88,7 @@ def give_up(
     if interrupts.requested and broken_off:
         write_status(run, "interrupted")
         say("interrupted; the last checkpoint stays. Continue with the same command and --resume")
-        return INTERRUPTED
+        return STOPPED
     if isinstance(error, DataError | NonFiniteError | OSError):
         tell(error)
         write_status(run, "failed", str(error))
@@ -168,7 +171,7 @@ def write_status(run: Run, name: str, error: str | None = None) -> None:
             return
     status = {"status": name, "pid": os.getpid(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     try:
-        state.write_atomically(path, json.dumps({**status, "error": error}, indent=1).encode())
+        write_atomically(path, json.dumps({**status, "error": error}, indent=1).encode())
     except DataError as problem:  # of a full disk, say: the run's own error matters more
         print(f"error: {problem}", file=sys.stderr)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from common import ranks
-from common.environment import environment
 from common.errors import DataError
+from common.files import write_atomically
+from common.machine import environment
 from pipeline.index import Dataset, open_dataset
 from pipeline.loader import Storage
-from train import checkpoint as state
 from train import launch
 from train.arguments import Arguments, recorded
 from train.config import Config, as_json, differences
@@ -130,7 +130,7 @@ def _claim(run: Run) -> None:
             "data": {"root": str(run.dataset.root.resolve()), "hash": run.dataset.hash},
             "environment": environment(),
         }
-        state.write_atomically(path, json.dumps(facts, indent=1).encode())
+        write_atomically(path, json.dumps(facts, indent=1).encode())
         return
     if not run.arguments.resume:
         raise DataError(

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from common.console import clock
+
 LOG = "metrics.jsonl"
 
 
@@ -124,9 +126,3 @@ class Progress:
             f"{done:>11,}/{self.total:,} images {done / self.total:4.0%}"
             f"  {self.rate(done):,.0f} images/s  {clock(left)} left  {note}"
         )
-
-
-def clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -16,7 +16,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from common import memory
+from common.machine import keep_freed_memory
 from models.objective import kl_terms
 from models.vae import VAE
 from pipeline import d4
@@ -42,7 +42,7 @@ ELEMENTS = (
 @contextmanager
 def evaluating(model: VAE) -> Iterator[None]:
     """No gradient, no autocast, no TF32; the model's train or eval mode is given back."""
-    memory.keep_freed()
+    keep_freed_memory()
     was_training = model.training
     device = next(model.parameters()).device.type
     cudnn = torch.backends.cudnn.flags(

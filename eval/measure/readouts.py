@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.files import atomic_path
 from eval.measure.metrics import Encode, batch_for, evaluating, relative_errors, rho, to_float
-from eval.run import whole_file
 from models.objective import LATENT_SIDE
 from models.vae import VAE
 from pipeline import d4
@@ -187,7 +187,7 @@ def write_embeddings(
     grow with the split.
     """
     rows = samples.select(KEPT_COLUMNS)
-    with whole_file(path) as temp:
+    with atomic_path(path) as temp:
         writer, done = None, 0
         for group in _groups(batches):
             table = with_embeddings(rows.slice(done, len(group)), group)

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from common.errors import DataError
+from common.files import atomic_path
 from eval.measure.readouts import with_embeddings
-from eval.run import whole_file
 
 SCORES = "scores.parquet"
 CLEAN = "clean"
@@ -56,7 +56,7 @@ class ScoreBook:
         table = self.rows
         for condition, found in self.scores.items():
             table = with_embeddings(table, found, condition.column)
-        with whole_file(path) as temp:
+        with atomic_path(path) as temp:
             pq.write_table(table.replace_schema_metadata(dict(about)), temp, compression="zstd")
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import tyro
 
 from common.command import run_command
-from eval import run as runs
+from common.files import atomic_path
 from eval.report import efficiency, latex, markdown, page
 from eval.report import runs as entries
 from eval.report import svg as charts
@@ -76,7 +76,7 @@ def _numbers(found: list[Entry], document: Document) -> str:
 
 
 def _write(path: Path, text: str) -> Path:
-    with runs.whole_file(path) as temp:
+    with atomic_path(path) as temp:
         temp.write_text(text, encoding="utf-8")
     return path
 
@@ -85,7 +85,7 @@ def _write_figure(part: Part, folder: Path) -> None:
     if isinstance(part, Chart):
         _write(folder / part.name, charts.standalone(part.svg))
     elif isinstance(part, Picture):
-        with runs.whole_file(folder / part.name) as temp:
+        with atomic_path(folder / part.name) as temp:
             shutil.copyfile(part.file, temp)
 
 

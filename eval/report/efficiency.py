@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
-from eval import run as runs
+from common.files import read_json
 from eval.report.arms import Arm
 from eval.report.document import MISSING, NOT_MEASURED, Table, number, shown
 from eval.report.runs import Entry
@@ -33,7 +33,7 @@ def load(path: Path) -> Efficiency:
     made = "make it with: python bench/throughput.py model --json FILE"
     if not path.is_file():
         raise DataError(f"{path} does not exist: {made}")
-    found = runs.read_json(path)
+    found = read_json(path)
     try:
         about, records = found["environment"], found["results"]
         machine = f"{about['device']}, {about['threads']} threads, torch "

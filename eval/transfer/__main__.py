@@ -18,8 +18,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from common.command import run_command
-from common.environment import environment
 from common.errors import DataError
+from common.files import atomic_path
+from common.machine import environment
 from eval import run as runs
 from eval.main import finite, write_json
 from eval.measure.baselines import BASELINES, Transform
@@ -104,7 +105,7 @@ def transfer(
     results["seconds"] = round(time.monotonic() - start, 1)
     results = finite(results)
     document = Document("Probes carried between sites", "", sections(results))
-    with runs.whole_file(out / TABLES) as temp:
+    with atomic_path(out / TABLES) as temp:
         temp.write_text(markdown.render(document), encoding="utf-8")
     write_json(out / RESULTS, results)
     say(f"{out / RESULTS} written after {results['seconds']} s")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
-from eval import run as runs
+from common.files import read_json
 from eval.measure.readouts import PRIMARY
 from eval.measure.suite import SPLITS
 from eval.report.document import Bullets, Part, Section, Table, Text, mean_sd, shown
@@ -31,7 +31,7 @@ def load(folder: Path) -> list[Section]:
     path = folder / RESULTS
     if not path.is_file():
         raise DataError(f"{path} does not exist: make it with: python -m eval.transfer")
-    found = runs.read_json(path)
+    found = read_json(path)
     try:
         carried = sections(found)
         compared = transfer_contrasts.differences(folder, found, _arms(found))

@@ -18,15 +18,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.console import progress
+from common.console import progress, table
 from common.errors import DataError
+from common.files import atomic_file, sync_folder
 from common.machine import usable_cores
 from shards.codec.sidecar import parquet
 from shards.foreign.collect import Found, collect
 from shards.foreign.scan import MAX_LISTED, Scan, ScanOptions, scan_tar
 from shards.foreign.tarlist import Tar, find_tars
-from shards.pack.console import leak_warning, table
-from shards.pack.resume import publish, sync_folder
+from shards.pack.console import leak_warning
 from shards.schema import (
     CARD_NAME,
     CHANNELS,
@@ -184,7 +184,7 @@ def _write(out: Path, found: Found, provenance: dict[str, Any]) -> DatasetCard:
             number += len(rows)
         cards[split] = SplitCard(sum(s.count for s in shards), counts.tolist(), shards)
     card = DatasetCard(FOREIGN, found.classes, cards, _channel_mean(found), provenance)
-    with publish(out / CARD_NAME) as file:
+    with atomic_file(out / CARD_NAME) as file:
         file.write(dumps_card(card))
     sync_folder(out)
     return card
@@ -198,7 +198,7 @@ def _sidecar(rows: pa.Table, labels: npt.NDArray[np.int32], first: int) -> pa.Ta
 
 
 def _publish(out: Path, name: str, tar: Tar, scan: Scan, rows: pa.Table) -> Shard:
-    with publish(out / f"{name}.parquet") as file:
+    with atomic_file(out / f"{name}.parquet") as file:
         file.write(parquet(rows))
     place = _place(tar.path, out)
     return Shard(name, len(rows), scan.size, scan.xxh3, file.size, file.xxh3, place)

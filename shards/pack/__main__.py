@@ -16,8 +16,8 @@ import tyro
 from common.command import run_command
 from common.console import progress
 from common.errors import DataError
-from common.locks import locked, plan_locked, task_locked
 from shards.pack.console import print_slice, print_summary, print_survey
+from shards.pack.locks import packer_lock, plan_lock, task_lock
 from shards.pack.metadata import conclude, refuse_bad, without_skipped
 from shards.pack.plan import PackOptions, Plan, ShardPlan, make_plan
 from shards.pack.recorded import Recorded, read_plan, record_plan, refuse_difference
@@ -44,7 +44,7 @@ def pack(source: Path, out: Path, options: PackOptions | None = None) -> Dataset
     source, out, options = Path(source), Path(out), options or PackOptions()
     _refuse_paths(source, out)
     start = time.monotonic()
-    with locked(out):
+    with packer_lock(out):
         refuse_occupied(out, options.overwrite)
         try:
             with Crew(options.workers) as crew:
@@ -77,7 +77,7 @@ def pack_slice(source: Path, out: Path, options: PackOptions, part: Slice) -> li
             f"choose another OUT"
         )
     start = time.monotonic()
-    with task_locked(out, part.index):
+    with task_lock(out, part.index):
         own = {tiles_name(part.index)}
         try:
             with Crew(options.workers) as crew:
@@ -119,7 +119,7 @@ def _plan(source: Path, options: PackOptions, crew: Crew) -> tuple[Intake, Plan]
 
 def _shared_plan(source: Path, out: Path, options: PackOptions, tasks: int, crew: Crew) -> Recorded:
     """The plan that the first task recorded: this one, if there is none."""
-    with plan_locked(out):
+    with plan_lock(out):
         recorded = read_plan(out)
         if recorded is None:
             refuse_occupied(out, overwrite=False)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.console import printable, table
 from shards.pack.plan import Plan
 from shards.pack.shard import Record
 from shards.pack.tasks import Slice
@@ -15,26 +16,6 @@ from shards.sources.splits import GROUPS, leaks
 
 _SHOWN = 5
 _EXAMPLES = 3  # paths for each reason
-
-
-def printable(name: str) -> str:
-    """A name as it is, or escaped where it would move the cursor or break the line."""
-    return name if name.isprintable() else ascii(name)
-
-
-def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns as wide as needed; the first row is the heading, numbers stand to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width)
-            if cell.strip("%").replace(",", "").replace(".", "").isdigit()
-            else cell.ljust(width)
-            for cell, width in zip(row, widths, strict=True)
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def print_survey(root: Path, found: Survey) -> None:

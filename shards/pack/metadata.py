@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
+from common.files import atomic_file, sync_folder
 from shards.codec.sidecar import columns
 from shards.pack.plan import PackOptions, Plan
 from shards.pack.repeats import repeated
-from shards.pack.resume import finish, publish, shard_files, sync_folder
+from shards.pack.resume import finish, shard_files
 from shards.pack.shard import MAX_LISTED, Record
 from shards.schema import CARD_NAME, CHANNELS, PATCH, DatasetCard, Shard, SplitCard, dumps_card
 from shards.sources.assign import achieved
@@ -27,7 +28,7 @@ def conclude(
         DataError: too many bad patches, or a shard without any usable one.
     """
     card = make_card(out, intake, plan, records, options)
-    with publish(out / CARD_NAME) as file:
+    with atomic_file(out / CARD_NAME) as file:
         file.write(dumps_card(card))
     sync_folder(out)
     finish(out)

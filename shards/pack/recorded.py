@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import DataError
+from common.files import atomic_file
 from shards.pack.plan import PackOptions, Plan, make_plan
-from shards.pack.resume import PLAN_NAME, publish
+from shards.pack.resume import PLAN_NAME
 from shards.sources.collect import Intake
 from shards.sources.folder import Survey
 from shards.sources.manifest import Columns
@@ -66,7 +67,7 @@ def record_plan(out: Path, recorded: Recorded) -> None:
     schema = _SCHEMA.with_metadata({_ABOUT: json.dumps(about).encode()})
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns, schema=schema), sink, compression="zstd")
-    with publish(out / PLAN_NAME) as file:
+    with atomic_file(out / PLAN_NAME) as file:
         file.write(memoryview(sink.getvalue()))
 
 

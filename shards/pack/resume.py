@@ -8,14 +8,12 @@ several tasks share the work, `.plan.parquet`. `dataset.json` is written last; t
 import json
 import os
 import re
-from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from collections.abc import Container
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import xxhash
+from typing import Any
 
 from common.errors import DataError
+from common.files import atomic_file, sync_folder
 from shards.pack.plan import Plan
 from shards.schema import CARD_NAME, PACKING_NAME, load_card
 
@@ -28,56 +26,6 @@ _TEMP = re.compile(
     rf"\.((?P<shard>{_SHARD})\.(tar|parquet)|\.(?P<record>{_SHARD})\.json|(?P<tiles>tiles(-\d+)?)"
     rf"|\.packing\.json|\.plan\.parquet|dataset\.json)\.\d+\.tmp"
 )
-
-
-class HashedFile:
-    """A file being written: `write` also counts and hashes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._hash = xxhash.xxh3_64()
-        self.size = 0
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
-        self._hash.update(data)
-        self.size += len(data)
-
-    @property
-    def xxh3(self) -> str:
-        return self._hash.hexdigest()
-
-
-@contextmanager
-def publish(path: Path) -> Iterator[HashedFile]:
-    """Write `path` under a hidden name and rename it when it is whole and on the disk.
-
-    Raises:
-        DataError: the disk is full or another error of the file system; nothing is left behind.
-    """
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temp.open("wb") as file:
-            yield HashedFile(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temp.rename(path)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be written: {error.strerror}. Make room (or choose another OUT) and "
-            f"run the same command again: finished shards are kept"
-        ) from error
-    finally:
-        temp.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and removals in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def refuse_occupied(out: Path, overwrite: bool) -> None:
@@ -122,7 +70,7 @@ def prepare(out: Path, plan: Plan, overwrite: bool) -> None:
             if path.exists():
                 raise DataError(f"{path} is not part of a data set: move it, or choose another OUT")
     packing = {"plan": plan.digest, "shards": sorted(old.union(new))}
-    with publish(out / PACKING_NAME) as file:
+    with atomic_file(out / PACKING_NAME) as file:
         file.write(json.dumps(packing).encode())
     for name in (CARD_NAME, PLAN_NAME):
         (out / name).unlink(missing_ok=True)
@@ -177,7 +125,7 @@ def tiles_file(out: Path, task: int | None = None) -> Path:
 
 def write_record(out: Path, digest: str, record: dict[str, Any]) -> None:
     """Say that the shard `record["name"]` of the plan `digest` is finished."""
-    with publish(out / f".{record['name']}.json") as file:
+    with atomic_file(out / f".{record['name']}.json") as file:
         file.write(json.dumps({"plan": digest, "record": record}).encode())
 
 

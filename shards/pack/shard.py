@@ -14,11 +14,12 @@ import pyarrow as pa
 from deflate import crc32
 from xxhash import xxh3_64_intdigest
 
+from common.files import atomic_file, sync_folder
 from shards.codec.png import MAX_PNG_BYTES, PngError, inflate, store, unfilter
 from shards.codec.sidecar import parquet
 from shards.codec.tar_writer import BLOCK, ending, kept_members, padded, stored_members
 from shards.pack.plan import ShardPlan
-from shards.pack.resume import publish, shard_files, sync_folder, write_record
+from shards.pack.resume import shard_files, write_record
 from shards.schema import CHANNELS, NO_LABEL, SIDECAR, key
 from shards.sources.convert import Rule, convert
 from shards.sources.patch import Patch, read_source
@@ -154,7 +155,7 @@ def build(job: Job, plan: ShardPlan) -> Record:
     """
     tar_path, sidecar_path = shard_files(Path(job.out), plan.name)
     shard = _Shard(job)
-    with publish(tar_path) as tar, _opened(job.tiles) as tiles:
+    with atomic_file(tar_path) as tar, _opened(job.tiles) as tiles:
         for start in range(0, len(plan.patches), _BATCH):
             batch = _read_batch(shard, plan, start, tiles)
             if batch.keys:
@@ -167,7 +168,7 @@ def build(job: Job, plan: ShardPlan) -> Record:
             plan.name, plan.split, 0, 0, "", 0, "", [], [], shard.bad_count, shard.bad, ""
         )
     else:
-        with publish(sidecar_path) as sidecar:
+        with atomic_file(sidecar_path) as sidecar:
             table = shard.table()
             sidecar.write(parquet(table))
         record = Record(

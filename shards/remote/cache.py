@@ -5,20 +5,19 @@ to have the size and the hash that it says, and names are built here, never take
 The folder in the cache is named by the hash of the data set, so a changed one gets another.
 """
 
-import fcntl
 import os
 import shutil
-import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 from common.console import progress
 from common.errors import DataError
-from shards.pack.resume import publish, sync_folder
+from common.files import atomic_file, sync_folder
+from common.locks import locked
 from shards.remote.download import Wanted, download, read_small
 from shards.remote.store import Store
 from shards.schema import (
@@ -71,12 +70,12 @@ def fetch(url: str, cache: Path | None = None, splits: Sequence[str] | None = No
         card = _only(card, url, splits)
     folder = (cache or cache_folder()) / card_hash(card)
     wanted = _wanted(card, url, folder)
-    with _alone(folder):
+    with _fetch_lock(folder):
         if missing := [file for file in wanted if not file.there()]:
             _refuse_full(folder, missing)
             _download_all(store, missing)
         if not (folder / CARD_NAME).exists():
-            with publish(folder / CARD_NAME) as file:
+            with atomic_file(folder / CARD_NAME) as file:
                 file.write(dumps_card(without_paths(card)))
             sync_folder(folder)
     return folder
@@ -140,17 +139,7 @@ def _refuse_full(folder: Path, files: list[Wanted]) -> None:
         )
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _fetch_lock(folder: Path) -> AbstractContextManager[None]:
     """Make `folder`, and let no other process fetch into it meanwhile."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / ".fetch.lock", "ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting: another process fetches into {folder}", file=sys.stderr)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-    except OSError as error:
-        raise DataError(f"{folder} cannot be used as cache: {error.strerror}") from None
+    waiting = f"waiting: another process fetches into {folder}"
+    return locked(folder / ".fetch.lock", waiting, wait=True)

@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 import tyro
 
 from common.command import run_command
-from common.console import progress
+from common.console import printable, progress, table
 from shards.foreign.index import IndexOptions, index_tars
-from shards.pack.console import leak_warning, printable, table
+from shards.pack.console import leak_warning
 from shards.pack.plan import MAX_PATCHES
 from shards.pack.resume import shard_files
 from shards.schema import FOREIGN, PATCH, DatasetCard, key, load_card

@@ -170,7 +170,7 @@ def test_ranks_that_differ_are_refused_before_the_first_step(
         (code, told), (other_code, silent) = run_ranks(
             2, launched, [training(small_dataset, out), command_of_rank_1]
         )
-        assert code == other_code == entry.UNUSABLE and "error" not in silent
+        assert code == other_code == entry.UNUSABLE_ARGUMENTS and "error" not in silent
         for text in [*named, f"rank 1 on {host}"]:
             assert text in told, told
         assert not list(out.glob("*"))
@@ -196,7 +196,7 @@ def test_another_number_of_ranks_resumes_in_the_same_order(
 ) -> None:
     argv = training(small_dataset, tmp_path / "run")
     first = run_ranks(2, recorded, argv, 5)
-    assert {code for code, _ in first} == {entry.INTERRUPTED}
+    assert {code for code, _ in first} == {entry.STOPPED}
     assert status(tmp_path / "run") == "interrupted"
     then = run_ranks(3, recorded, [*argv, "--resume"], None)
     assert {code for code, _ in then} == {entry.DONE} and status(tmp_path / "run") == "done"

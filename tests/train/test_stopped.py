@@ -108,7 +108,7 @@ def test_a_signal_ends_the_run_and_keeps_the_newest_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "update", counted)
         patch.setattr(owner, name, signalled)
-        assert main(small_dataset, tmp_path) == entry.INTERRUPTED
+        assert main(small_dataset, tmp_path) == entry.STOPPED
     assert status(tmp_path) == "interrupted" and newest(tmp_path) == trained[-1] == left
     assert main(small_dataset, tmp_path, "--resume") == entry.DONE
     assert_alike(tmp_path, reference)
@@ -141,7 +141,7 @@ def test_another_config_or_data_set_is_refused(
     if not more:
         write_patches(tmp_path / "raw", {"train": 24}, ("normal", "tumor"), seed=1)
         pack(tmp_path / "raw", data := tmp_path / "shards", PackOptions(workers=1))
-    assert main(data, reference, "--resume", *more) == entry.UNUSABLE
+    assert main(data, reference, "--resume", *more) == entry.UNUSABLE_ARGUMENTS
     said = capfd.readouterr().err
     assert f"{change.strip('-')}: " in said if more else "data.hash: " in said
     assert not more or f"-> {values[change]}" in said
@@ -222,6 +222,6 @@ def test_sigterm_while_compiling_ends_at_once_and_leaves_no_process(
         assert process.poll() is None
         time.sleep(0.05)
     process.terminate()
-    assert process.wait(timeout=120) == entry.INTERRUPTED
+    assert process.wait(timeout=120) == entry.STOPPED
     assert status(tmp_path / "run") == "interrupted" and newest(tmp_path / "run") == 0
     assert not psutil.wait_procs(workers, timeout=60)[1], "a compiler outlives the run"

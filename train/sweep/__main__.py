@@ -5,10 +5,9 @@ Exit status: 0 all done (or submitted), 1 some failed or unusable data, 2 unusab
 75 and 130 interrupted by a signal and by Ctrl-C, after the runs have saved.
 """
 
-import fcntl
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +17,7 @@ import tyro
 
 from common.command import DONE, run_command
 from common.errors import DataError
+from common.locks import locked
 from pipeline.index import open_dataset
 from train.config import Config, as_json, differences
 from train.data import find_data
@@ -91,7 +91,8 @@ def sweep(planned: list[PlannedRun], options: Options, programs: Programs, say: 
     """
     root, sentence = find_data(options.data)
     say(sentence)
-    with alone(planned[0].out):
+    out = planned[0].out
+    with sweep_lock(out):
         write_settings(planned, open_dataset(root))
         describe(planned, say)
         if options.engine == "slurm":
@@ -107,18 +108,10 @@ def sweep(planned: list[PlannedRun], options: Options, programs: Programs, say: 
         return run_here(planned, options.jobs, programs, say)
 
 
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
+def sweep_lock(out: Path) -> AbstractContextManager[None]:
     """Hold OUT/.lock, so that no two sweeps start one run."""
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"{out / '.lock'} is locked: another sweep works in {out}. Wait for it, or stop it"
-            ) from None
-        yield
+    path = out / ".lock"
+    return locked(path, f"{path} is locked: another sweep works in {out}. Wait for it, or stop it")
 
 
 _Recipe = Annotated[str, tyro.conf.arg(metavar="RECIPE", help=", ".join(RECIPES))]

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from common.command import DONE, INTERRUPTED, UNUSABLE_DATA
+from common.command import DONE, INTERRUPTED, STOPPED, UNUSABLE_DATA
+from common.console import clock
+from common.machine import usable_core_numbers
 from train.sweep.children import Children, Ended, Interruption, Task, places
 from train.sweep.runs import PlannedRun, Programs, evaluation, failure, training
-from train.tracker import clock
 
-STOPPED = 75  # as train/main.py: interrupted after saving
 TELL_S = 60.0  # between lines of progress
 
 Say = Callable[[str], None]
@@ -26,7 +26,7 @@ def run_here(planned: list[PlannedRun], jobs: int, programs: Programs, say: Say)
     A run that fails is told of at the end, and the others go on.
     """
     with Interruption() as interruption:
-        children = Children(places(jobs, _cores(), _gpus()), interruption)
+        children = Children(places(jobs, usable_core_numbers(), _gpus()), interruption)
         failed: dict[str, str] = {}
         for stage, verb in ((training, "trained"), (evaluation, "evaluated")):
             progress = Progress(planned, stage, programs, interruption, say, verb, failed)
@@ -96,12 +96,6 @@ class Progress:
 
     def _images_seen(self) -> int:
         return sum(min(run.images, run.images_seen()) for run in self.runs.values())
-
-
-def _cores() -> set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
 
 
 def _gpus() -> list[str]:

@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 
 from common.errors import DataError
+from common.files import read_json, write_atomically
 from eval import run as runs
 from pipeline.index import Dataset
-from train import checkpoint as state
 from train.arguments import recorded
 from train.config import Config, as_json, differences
 from train.prepare import LOG
@@ -62,7 +62,7 @@ class PlannedRun:
     def status(self) -> dict[str, Any]:
         """RUN/status.json; empty where the run has not begun."""
         path = self.folder / "status.json"
-        return runs.read_json(path) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
     @property
     def state(self) -> str:
@@ -108,7 +108,7 @@ def write_settings(planned: Iterable[PlannedRun], dataset: Dataset) -> None:
         if run.settings.is_file():
             _require_same(run, facts)
         else:
-            state.write_atomically(run.settings, json.dumps(facts, indent=1).encode())
+            write_atomically(run.settings, json.dumps(facts, indent=1).encode())
 
 
 def _require_same(run: PlannedRun, facts: dict[str, Any]) -> None:

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
-from eval.run import read_json
-from train import checkpoint as state
+from common.files import read_json, write_atomically
 from train.sweep.children import POLL_S, Task, start
 from train.sweep.runs import PlannedRun, Programs, evaluation, failure, training
 
@@ -134,7 +133,7 @@ def submit(
         else:
             executor.update_parameters(name=f"{run.out.name}-{run.name}")
             job = executor.submit(RunJob(run, programs))
-            state.write_atomically(path, json.dumps({**jobs, run.name: job.job_id}).encode())
+            write_atomically(path, json.dumps({**jobs, run.name: job.job_id}).encode())
             say(f"{run.name}: {run.state}, submitted as job {job.job_id}")
             submitted[run.name] = job
     return submitted

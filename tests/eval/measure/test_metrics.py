@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from common import memory
+from common.machine import keep_freed_memory
 from eval.measure import metrics
 from eval.measure.readouts import READOUTS, Symmetry, equivariance_of
 from models.vae import ModelConfig, build
@@ -206,7 +206,7 @@ def test_every_model_sees_the_same_corruptions_in_the_ranges_of_the_run() -> Non
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_freed_memory_is_kept() -> None:
     """A block of 16 MB that is freed and asked for again causes no page faults."""
-    assert memory.keep_freed()
+    assert keep_freed_memory()
 
     def faults() -> int:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
-from common.locks import locked
 from shards.pack.__main__ import PackOptions, pack
+from shards.pack.locks import packer_lock
 from shards.pack.plan import ShardPlan, make_plan
 from shards.pack.shard import Job, Record, build
 from shards.pack.workers import Crew
@@ -39,7 +39,10 @@ def content(folder: Path) -> dict[str, str]:
 
 def test_a_second_packer_exits_at_once_and_names_the_lock(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with locked(out), pytest.raises(DataError, match=r"out/\.lock is locked: another packer"):
+    with (
+        packer_lock(out),
+        pytest.raises(DataError, match=r"out/\.lock is locked: another packer"),
+    ):
         pack(source, out, OPTIONS)
     assert not out.exists()
     pack(source, out, OPTIONS)
@@ -54,7 +57,7 @@ def test_a_lock_on_a_removed_file_is_none(tmp_path: Path, monkeypatch: pytest.Mo
         return handle
 
     monkeypatch.setattr(os, "open", open_then_lose)
-    with pytest.raises(DataError, match="is locked"), locked(tmp_path / "out"):
+    with pytest.raises(DataError, match="is locked"), packer_lock(tmp_path / "out"):
         pytest.fail("entered")
 
 

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from common.errors import DataError
-from common.locks import locked, task_locked
 from shards import merge as merging
 from shards.merge import merge
 from shards.pack import __main__ as packing
 from shards.pack import shard as build
 from shards.pack.__main__ import PackOptions, pack, pack_slice
+from shards.pack.locks import packer_lock, task_lock
 from shards.pack.plan import Plan
 from shards.pack.resume import PLAN_NAME
 from shards.pack.tasks import Slice, choose_slice, command
@@ -155,14 +155,14 @@ def test_the_command_line_of_a_task_has_all_its_options(tmp_path: Path) -> None:
 
 def test_locks_name_who_is_in_the_way(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with task_locked(out, 1):
+    with task_lock(out, 1):
         with pytest.raises(DataError, match=r"\.task-1\.lock is locked: task 1 runs already"):
             pack_slice(source, out, OPTIONS, Slice(1, 2))
         for whole_folder in (lambda: pack(source, out, OPTIONS), lambda: merge(out)):
             with pytest.raises(DataError, match=r"out/\.lock is locked"):
                 whole_folder()
         pack_slice(source, out, OPTIONS, Slice(0, 2))  # another task is welcome
-    with locked(out), pytest.raises(DataError, match=r"out/\.lock is locked"):
+    with packer_lock(out), pytest.raises(DataError, match=r"out/\.lock is locked"):
         pack_slice(source, out, OPTIONS, Slice(1, 2))
     with pytest.raises(DataError, match="is not a folder"):
         merge(tmp_path / "absent")

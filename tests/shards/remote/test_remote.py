@@ -16,7 +16,8 @@ from pipeline.loader import load_pixels
 from shards.fetch import main
 from shards.foreign.index import index_tars
 from shards.remote import cache as remote
-from shards.remote.cache import cache_folder, download, fetch, local
+from shards.remote import download
+from shards.remote.cache import cache_folder, fetch, local
 from shards.remote.store import Store
 from shards.schema import card_hash, load_card
 from shards.verify.__main__ import verify
@@ -264,7 +265,7 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "eqdvae"
     monkeypatch.setenv("EQDVAE_CACHE", os.devnull)
-    with pytest.raises(DataError, match="cannot be used as cache"), remote._alone(cache_folder()):
+    with pytest.raises(DataError, match="cannot be used"), remote._fetch_lock(cache_folder()):
         pass
 
 

@@ -105,7 +105,7 @@ def test_other_settings_are_refused(fake: FakeSweep) -> None:
 
 
 def test_a_second_sweep_and_an_orphan_are_refused(fake: FakeSweep, small_dataset: Path) -> None:
-    with command.alone(fake.out), pytest.raises(DataError, match="another sweep"):
+    with command.sweep_lock(fake.out), pytest.raises(DataError, match="another sweep"):
         fake.sweep()
     held, run = fake.mark("vae-s0", "held"), fake.planned[0]
     command.write_settings([run], open_dataset(small_dataset))

@@ -1,0 +1,122 @@
+"""Files written whole or not at all, and JSON read with a limit.
+
+A file appears under its name only when all of it is on the disk: it is written under a hidden name
+beside it, synced and renamed.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import xxhash
+
+from common.errors import DataError
+
+MAX_JSON_BYTES = 64 << 20
+
+
+class HashedFile:
+    """A file being written; `write` also counts and hashes (xxh3-64)."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = xxhash.xxh3_64()
+        self.size = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.size += len(data)
+
+    @property
+    def xxh3(self) -> str:
+        return self._hash.hexdigest()
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A hidden path with the suffix of `path`, for writers that open files themselves.
+
+    It becomes `path` when the block ends, and is removed if the block raises.
+
+    Raises:
+        DataError: the disk is full, or another error of the file system.
+    """
+    hidden = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    with _replacing(path, hidden):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield hidden
+        with hidden.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[HashedFile]:
+    """An open file that becomes `path`, whole and synced, when the block ends.
+
+    Raises:
+        DataError: the disk is full, or another error of the file system; nothing is left behind.
+    """
+    hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _replacing(path, hidden), hidden.open("wb") as file:
+        yield HashedFile(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _replacing(path: Path, hidden: Path) -> Iterator[None]:
+    try:
+        yield
+        hidden.rename(path)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written: {error.strerror}. Make room, or choose another folder, "
+            f"and run the same command again: what is finished is kept"
+        ) from error
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` so that `path` always holds the old or the new content, whole.
+
+    Raises:
+        DataError: as `atomic_path`.
+    """
+    with atomic_path(path) as hidden:
+        hidden.write_bytes(data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_json(path: Path, missing: str = "") -> dict[str, Any]:
+    """Read the JSON object in a file.
+
+    Args:
+        missing: what to tell a user when the file does not exist.
+
+    Raises:
+        DataError: missing, too large, not JSON, or not an object.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist" + (f": {missing}" if missing else ""))
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise DataError(f"{path} is larger than {MAX_JSON_BYTES} bytes: not a file of this program")
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # the latter from thousands of brackets
+        raise DataError(f"{path} is not valid JSON ({error}); make it again") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds a {type(value).__name__}, expected an object")
+    return value
