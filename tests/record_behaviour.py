@@ -74,7 +74,7 @@ PACKS = {
 }
 # what a clock, a machine or a commit decides
 VOLATILE = re.compile(
-    r"second|time|environment|commit|memory|images_s\b|throughput|device|threads|^root$|version"
+    r"second|time|environment|commit|memory|images_s\b|throughput|device|threads|^(root|path)$|version"
 )
 SHORT = ["--batch-size", "8", "--images", "160", "--loop.validations", "1", "--loop.logs", "4"]
 
@@ -157,7 +157,9 @@ def packing(folder: Path) -> Iterator[tuple[str, Any]]:
     run(["-m", "shards.merge", "packed/tasks"], folder)
     yield "pack tasks", hashed_files(folder / "packed/tasks")
     run(["-m", "shards.verify", "packed/small-shards", "--index", "packed/indexed"], folder)
-    yield "index", hashed_files(folder / "packed/indexed")
+    yield "index sidecars", hashed_files(folder / "packed/indexed", ".parquet")
+    card = json.loads((folder / "packed/indexed/dataset.json").read_text())
+    yield "index dataset.json", steady(card)  # without the place of the tars
     run(["-m", "shards.sites", "packed/slides", "lists", "--val", "0.3"], folder)
     yield "site lists", hashed_files(folder / "lists")
     small = ["--train", "30", "--val", "20", "--test", "20"]
@@ -184,7 +186,8 @@ def evaluation(folder: Path) -> Iterator[tuple[str, Any]]:
         results = json.loads((folder / "runs" / preset / "results.json").read_text())
         yield f"results {preset}", steady(results)
     run(["-m", "eval.report", "runs/dvae", "runs/eq-dvae", "--out", "report"], folder)
-    yield "report.md", (folder / "report" / "report.md").read_text().splitlines()
+    lines = (folder / "report" / "report.md").read_text().splitlines()
+    yield "report.md", [line for line in lines if "scikit-learn" not in line]  # the environment
     run(["-m", "eval.embed", "runs/dvae", "flat", "--out", "embeddings"], folder)
     yield "embeddings", hashed_files(folder / "embeddings", ".parquet")
 
