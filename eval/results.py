@@ -1,0 +1,333 @@
+"""The records of results.json: what evaluations write and reports read.
+
+A field of value None is written as null, except those marked ABSENT, which are left out. Reading
+tolerates missing and unknown fields, so that a report can show older results, and refuses values
+of the wrong type.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from common.errors import DataError
+from common.files import atomic_path, read_json
+
+VERSION = 2
+RESULTS = "results.json"
+ABSENT = {"absent": True}  # metadata of a field that is not written where it is None
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What the snapshot of a run says of its training."""
+
+    preset: str | None = None
+    seed: int | None = None
+    images_seen: int | None = field(default=None, metadata=ABSENT)
+    noise_var: float | None = None  # also None for a model trained on labels
+    beta: float | None = field(default=None, metadata=ABSENT)
+    equivariance: float | None = field(default=None, metadata=ABSENT)  # lambda
+    group: str | None = field(default=None, metadata=ABSENT)
+    fibres: str | None = field(default=None, metadata=ABSENT)
+    stochastic: bool | None = field(default=None, metadata=ABSENT)
+    dataset_hash: str | None = field(default=None, metadata=ABSENT)
+    decodes: bool | None = field(default=None, metadata=ABSENT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExternalRunFacts(RunFacts):
+    """Name and seed of an encoder that was trained elsewhere."""
+
+    noise_var: float | None = field(default=None, metadata=ABSENT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """The data set that was evaluated on."""
+
+    hash: str
+    root: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """Numbers of parameters."""
+
+    encoder: int | None = None
+    decoder: int | None = None
+    total: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """The config of the model, its size, and the xxh3-64 of its weights (or embeddings)."""
+
+    architecture: str | None = field(default=None, metadata=ABSENT)
+    group: str | None = field(default=None, metadata=ABSENT)
+    widths: tuple[int, ...] | None = field(default=None, metadata=ABSENT)
+    latent_channels: int | None = field(default=None, metadata=ABSENT)
+    stage1_kernel: int | None = field(default=None, metadata=ABSENT)
+    upsample: str | None = field(default=None, metadata=ABSENT)
+    latent_stage: bool | None = field(default=None, metadata=ABSENT)
+    parameters: Parameters | None = field(default=None, metadata=ABSENT)
+    snapshot: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExternalFacts:
+    """Where embeddings of another encoder came from."""
+
+    features: str
+    matched_by: str | None = None
+    dimensions: int | None = None
+    config: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassCounts:
+    """Patches and groups of a class in a split."""
+
+    patches: int | None = None
+    groups: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitCounts:
+    """Patches and groups (patients, else slides, else source images) of a split."""
+
+    patches: int | None = None
+    groups: int | None = None
+    unlabelled: int | None = None
+    classes: dict[str, ClassCounts] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How the numbers were made; the first fields are of evaluations of a run only."""
+
+    metrics_split: str | None = field(default=None, metadata=ABSENT)
+    metrics_images: int | None = field(default=None, metadata=ABSENT)
+    equivariance_images: int | None = field(default=None, metadata=ABSENT)
+    corruption: dict[str, Any] | None = field(default=None, metadata=ABSENT)
+    corruption_seed: int | None = field(default=None, metadata=ABSENT)
+    active_units_above_nats: float | None = field(default=None, metadata=ABSENT)
+    embed_images: int | None = field(default=None, metadata=ABSENT)
+    probe: str | None = None
+    probe_C_grid: tuple[float, ...] | None = None
+    probe_images: int | None = None
+    classes: list[str] | None = None
+    splits: dict[str, SplitCounts] = field(default_factory=dict)
+    groups_in_several_splits: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionScores:
+    """Means over patches, against the clean patch; `input_*` are those of the corrupted patch."""
+
+    psnr: float | None = None
+    ssim: float | None = None
+    input_psnr: float | None = None
+    input_ssim: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction(ReconstructionScores):
+    """Scores of clean patches, and by kind of corruption."""
+
+    by_kind: dict[str, ReconstructionScores] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latent:
+    """Rate (nats per patch) and scales of the code."""
+
+    kl: float | None = None
+    active_units: int | None = None
+    dimensions: int | None = None
+    mean_std: float | None = None
+    posterior_std: float | None = None
+    kl_per_dimension: list[float | None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EquivarianceErrors:
+    """Relative errors over the group, over each group that is defined, and by element."""
+
+    error: float | None = None
+    by_group: dict[str, float | None] = field(default_factory=dict)
+    by_element: dict[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equivariance(EquivarianceErrors):
+    """Errors of the code, and of every readout."""
+
+    by_readout: dict[str, EquivarianceErrors] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeScores:
+    """The scores on test of a probe: `eval.measure.probe.ProbeResult`."""
+
+    accuracy: float | None = None
+    balanced_accuracy: float | None = None
+    auroc: float | None = None
+    setting: float | None = None
+    val_auroc: float | None = None
+    converged: bool | None = None
+    n_classes: int | None = None
+    n_train: int | None = None
+    n_val: int | None = None
+    n_test: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FeatureSet:
+    features: str | None = None  # readout or baseline
+    dimensions: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureScores(ProbeScores, _FeatureSet):  # fields of the last base come first
+    """The primary probe of a readout or a baseline."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """The fewest and most patches that a draw of labels has."""
+
+    min: int | None = None
+    max: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetScores:
+    """The primary probe with few labels, over draws of the labelled groups."""
+
+    groups_per_class: list[int] = field(default_factory=list)
+    patches: Range | None = None
+    draws: int | None = None
+    auroc: float | None = None
+    auroc_std_over_draws: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeverityScores:
+    """One severity of a corruption; PSNR in dB of the reconstruction and of the corrupted patch."""
+
+    severity: int
+    level: float | None = None
+    auroc: float | None = None
+    psnr: float | None = None
+    input_psnr: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustnessCurve:
+    """One kind of corruption; `area` is the mean AUROC over severities."""
+
+    unit: str | None = None
+    trained: bool | None = None
+    area: float | None = None
+    levels: list[SeverityScores] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineCurves:
+    """AUROC of a baseline by kind of corruption and severity."""
+
+    area: float | None = None
+    kinds: dict[str, list[float | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robustness:
+    """The probe of clean patches on corrupted ones."""
+
+    clean: float | None = None
+    area: float | None = None
+    kinds: dict[str, RobustnessCurve] = field(default_factory=dict)
+    baselines: dict[str, BaselineCurves] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """`common.machine.environment`."""
+
+    python: str | None = None
+    platform: str | None = None
+    packages: dict[str, str | None] = field(default_factory=dict)
+    device: str | None = None
+    threads: int | None = None
+    commit: str | None = None
+    dirty: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """RUN/results.json; a section that was not measured is None."""
+
+    version: int | None = None
+    run: RunFacts = field(default_factory=RunFacts)
+    data: DataFacts
+    model: ModelFacts = field(default_factory=ModelFacts)
+    external: ExternalFacts | None = field(default=None, metadata=ABSENT)
+    protocol: Protocol = field(default_factory=Protocol)
+    reconstruction: Reconstruction | None = field(default=None, metadata=ABSENT)
+    latent: Latent | None = field(default=None, metadata=ABSENT)
+    equivariance: Equivariance | None = field(default=None, metadata=ABSENT)
+    probe: dict[str, FeatureScores] = field(default_factory=dict)
+    other_probes: dict[str, dict[str, ProbeScores]] | None = field(default=None, metadata=ABSENT)
+    budgets: dict[str, dict[str, BudgetScores]] | None = field(default=None, metadata=ABSENT)
+    robustness: Robustness | None = field(default=None, metadata=ABSENT)
+    notices: list[str] = field(default_factory=list)
+    environment: Environment = field(default_factory=Environment)
+    seconds: float | None = None
+
+
+def load_results(run: Path) -> Results:
+    """Read RUN/results.json.
+
+    Raises:
+        DataError: the run was not evaluated, or a value is not of its type.
+    """
+    command = f"python -m eval.main {run}"
+    raw = read_json(run / RESULTS, f"evaluate with: {command}")
+    return parse(raw, Results, run / RESULTS, f"evaluate again with: {command}")
+
+
+def parse(raw: Any, kind: type[T], path: Path, remedy: str) -> T:
+    """Convert JSON to a record.
+
+    Raises:
+        DataError: a required field is missing or a value is not of its type; names both.
+    """
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        raise DataError(f"{path} was not written by this version ({error}): {remedy}") from None
+
+
+def save(path: Path, record: object) -> None:
+    """Write a record as JSON, whole or not at all."""
+    text = json.dumps(as_json(record), indent=1, allow_nan=False, ensure_ascii=False)
+    with atomic_path(path) as temp:
+        temp.write_text(text + "\n", encoding="utf-8")
+
+
+def as_json(value: Any) -> Any:
+    """Convert records to plain JSON, with null for every number that is not finite."""
+    if is_dataclass(value) and not isinstance(value, type):
+        pairs = ((f, getattr(value, f.name)) for f in fields(value))
+        return {f.name: as_json(v) for f, v in pairs if v is not None or f.metadata != ABSENT}
+    if isinstance(value, dict):
+        return {name: as_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
