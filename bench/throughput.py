@@ -27,7 +27,7 @@ from bench.timing import Say  # noqa: E402
 from common.errors import DataError  # noqa: E402
 from common.files import write_atomically  # noqa: E402
 from common.machine import environment  # noqa: E402
-from shards.schema import load_card  # noqa: E402
+from shards.schema import load_metadata  # noqa: E402
 from train.launch import device_warning, start_accelerator  # noqa: E402
 
 
@@ -101,7 +101,7 @@ def run(mode: str, settings: Settings, accelerator: Accelerator, target: Path | 
     if warning := device_warning():
         say(warning)
     if settings.data is not None:
-        load_card(Path(settings.data))  # a wrong folder is refused before minutes of work
+        load_metadata(Path(settings.data))  # a wrong folder is refused before minutes of work
     tf32 = torch.cuda.is_available() and torch.backends.cudnn.allow_tf32
     load = os.getloadavg()[0]
     facts = {**environment(), "load_average": load, "tf32_convolutions": tf32}

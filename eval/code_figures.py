@@ -32,7 +32,7 @@ def draw(job: Job, images: Tensor, features: Features, folder: Path) -> None:
     found, cosines = nearest(features, chosen := queries(split.labels[rows]))
     shown = rows[np.concatenate([chosen[:, None], found], axis=1).ravel()]
     order, back = np.unique(shown, return_inverse=True)
-    names = [*job.data.card.classes, "no label"]  # -1 is the last
+    names = [*job.data.metadata.classes, "no label"]  # -1 is the last
     labels = [names[label] for label in split.labels[shown]]
     groups = split.table["source"].take(shown).to_pylist()
     pixels = images_of(split, order)[back]

@@ -37,7 +37,7 @@ from pipeline.reader import Reader
 from shards.pack.__main__ import pack
 from shards.pack.plan import PackOptions
 from shards.remote.cache import local
-from shards.schema import CARD_NAME, CHANNELS, PATCH
+from shards.schema import CHANNELS, METADATA_NAME, PATCH
 
 KEPT = ("path", "source", "slide", "patient", "site", "x", "y", "mpp")
 PARTS = 64  # of a source, for the ranks to share, where that leaves a part enough work
@@ -139,7 +139,7 @@ def _write_mine(
 
 def _packed(source: Path, out: Path, options: PackOptions) -> Path:
     """The data set at `source`, or where the main rank packs what is there."""
-    if (source / CARD_NAME).is_file():
+    if (source / METADATA_NAME).is_file():
         return source
     if not source.exists():
         raise DataError(f"{source} does not exist; name a packed data set, a folder or an image")
@@ -160,7 +160,7 @@ def _packed(source: Path, out: Path, options: PackOptions) -> Path:
 def _rows(dataset: Dataset) -> Rows:
     names = list(dataset.splits)
     splits = [dataset.splits[name] for name in names]
-    classes = np.array([*dataset.card.classes, None], dtype=object)  # -1 is no class
+    classes = np.array([*dataset.metadata.classes, None], dtype=object)  # -1 is no class
     tables = [
         split.table.select(KEPT)
         .append_column("split", pa.array([name] * len(split)))

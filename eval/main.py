@@ -132,7 +132,7 @@ def probe_protocol(job: Session) -> dict[str, Any]:
         "on val by macro one-vs-rest AUROC; test scored once with the selected probe",
         "probe_C_grid": list(PROBES["logistic"].grid),
         "probe_images": job.config.probe_images,
-        "classes": job.data.card.classes,
+        "classes": job.data.metadata.classes,
         "splits": {name: _composition(split, job.data) for name, split in job.splits.items()},
         "groups_in_several_splits": _crossing(job),
     }
@@ -149,7 +149,7 @@ def _composition(split: Split, data: Dataset) -> dict[str, Any]:
             "patches": counts.get(i, {}).get("group_count", 0),
             "groups": counts.get(i, {}).get("group_count_distinct", 0),
         }
-        for i, name in enumerate(data.card.classes)
+        for i, name in enumerate(data.metadata.classes)
     }
     return {
         "patches": len(split),
@@ -228,7 +228,7 @@ def _draw(job: Job, images: torch.Tensor, embedded: dict[str, Features]) -> None
     if log := runs.load_metrics(job.run):
         figures.curves({about.preset: log}, folder / "curves.png")
     if len(embedded[split.name]) > 2:
-        labels, classes = split.labels[job.probe_rows(split)], job.data.card.classes
+        labels, classes = split.labels[job.probe_rows(split)], job.data.metadata.classes
         figures.embedding(embedded[split.name], labels, classes, folder / "embedding.png")
     code_figures.draw(job, images, embedded[split.name], folder)
 

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from common.errors import DataError
 from shards.codec.png import MAX_PNG_BYTES
 from shards.schema import (
-    CARD_NAME,
     FOREIGN,
+    METADATA_NAME,
     SIDECAR,
-    DatasetCard,
+    DatasetMetadata,
     Shard,
-    SplitCard,
-    card_hash,
-    load_card,
+    SplitMetadata,
+    dataset_hash,
+    load_metadata,
 )
 
 _INDEX = ["label", "offset", "size", "crc32"]  # columns that reading needs
@@ -45,12 +45,12 @@ class Split:
 
     root: Path
     name: str
-    card: SplitCard
+    metadata: SplitMetadata
     png: str
     index: pa.Table  # label, offset, size and crc32, a row a sample in shard order
 
     def __len__(self) -> int:
-        return self.card.count
+        return self.metadata.count
 
     @property
     def table(self) -> pa.Table:
@@ -59,7 +59,7 @@ class Split:
 
     def columns(self, names: list[str]) -> pa.Table:
         """The same with some columns."""
-        found = [_read_sidecar(self.root, shard).select(names) for shard in self.card.shards]
+        found = [_read_sidecar(self.root, shard).select(names) for shard in self.metadata.shards]
         return pa.concat_tables([SIDECAR.empty_table().select(names), *found])
 
     @cached_property
@@ -86,18 +86,18 @@ def groups(table: pa.Table) -> pa.ChunkedArray:
 @dataclass(frozen=True)
 class Dataset:
     root: Path
-    card: DatasetCard
+    metadata: DatasetMetadata
     splits: dict[str, Split]
 
     @property
     def hash(self) -> str:
         """Covers every shard: it names the data set in run folders."""
-        return card_hash(self.card)
+        return dataset_hash(self.metadata)
 
     def split(self, name: str) -> Split:
         if name not in self.splits:
             raise DataError(
-                f"{self.root / CARD_NAME} has no split {name!r}, only {sorted(self.splits)}"
+                f"{self.root / METADATA_NAME} has no split {name!r}, only {sorted(self.splits)}"
             )
         return self.splits[name]
 
@@ -108,39 +108,39 @@ def open_dataset(root: Path) -> Dataset:
     Raises:
         DataError: a shard is missing, resized, renamed or swapped, or a sidecar altered.
     """
-    card = load_card(root)
-    splits = _open_splits(root, card)
+    metadata = load_metadata(root)
+    splits = _open_splits(root, metadata)
     pa.default_memory_pool().release_unused()  # of the names, many times what is kept
-    return Dataset(root, card, splits)
+    return Dataset(root, metadata, splits)
 
 
-def _open_splits(root: Path, card: DatasetCard) -> dict[str, Split]:
+def _open_splits(root: Path, metadata: DatasetMetadata) -> dict[str, Split]:
     splits, keys = {}, dict[str, pa.ChunkedArray]()
-    for name, split in card.splits.items():
+    for name, split in metadata.splits.items():
         found = [SIDECAR.empty_table().select(_INDEX)]
         for shard in split.shards:
-            table = _open_shard(root, card, shard)
+            table = _open_shard(root, metadata, shard)
             found.append(table.select(_INDEX))
             keys[shard.name] = table["key"]
         index = pa.concat_tables(found).combine_chunks()  # its columns are then arrays, no copies
-        splits[name] = Split(root, name, split, card.png, index)
+        splits[name] = Split(root, name, split, metadata.png, index)
     _check_unique(root, keys)
     return splits
 
 
-def _open_shard(root: Path, card: DatasetCard, shard: Shard) -> pa.Table:
+def _open_shard(root: Path, metadata: DatasetMetadata, shard: Shard) -> pa.Table:
     tar, sidecar = shard.tar(root), shard.sidecar(root)
     for path, size in ((tar, shard.size), (sidecar, shard.sidecar_size)):
         if not path.is_file():
-            raise DataError(f"{path} is missing; {CARD_NAME} lists it: copy or pack it again")
+            raise DataError(f"{path} is missing; {METADATA_NAME} lists it: copy or pack it again")
         if path.stat().st_size != size:
             raise DataError(
-                f"{path} has {path.stat().st_size} bytes, {CARD_NAME} says {size}: "
+                f"{path} has {path.stat().st_size} bytes, {METADATA_NAME} says {size}: "
                 "it was truncated or altered; copy or pack it again"
             )
     table = _read_sidecar(root, shard)
-    _check_rows(tar, sidecar, table, len(card.classes))
-    (_check_first_image if card.png == FOREIGN else _check_first_name)(tar, table)
+    _check_rows(tar, sidecar, table, len(metadata.classes))
+    (_check_first_image if metadata.png == FOREIGN else _check_first_name)(tar, table)
     return table
 
 
@@ -156,7 +156,7 @@ def _read_sidecar(root: Path, shard: Shard) -> pa.Table:
     except OSError as error:
         raise DataError(f"{sidecar} cannot be read: {error.strerror}") from None
     if xxhash.xxh3_64_hexdigest(blob) != shard.sidecar_xxh3:
-        raise DataError(f"{sidecar} was altered: its hash is not the one in {CARD_NAME}")
+        raise DataError(f"{sidecar} was altered: its hash is not the one in {METADATA_NAME}")
     try:
         with pq.ParquetFile(pa.BufferReader(blob)) as file:
             # a small file can claim any number of rows: they are not read to be counted

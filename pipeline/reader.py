@@ -53,8 +53,8 @@ class Reader:
 
     def __init__(self, split: Split) -> None:
         self.split = split
-        self.starts = np.concatenate([[0], np.cumsum([s.count for s in split.card.shards])])
-        self.files = Files([shard.tar(split.root) for shard in split.card.shards])
+        self.starts = np.concatenate([[0], np.cumsum([s.count for s in split.metadata.shards])])
+        self.files = Files([shard.tar(split.root) for shard in split.metadata.shards])
         self.offsets = split.index["offset"].to_numpy()
         self.sizes = split.index["size"].to_numpy()
         self.crcs = split.index["crc32"].to_numpy()

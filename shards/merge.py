@@ -21,11 +21,11 @@ from shards.pack.recorded import Recorded, read_plan
 from shards.pack.resume import PLAN_NAME, finish, read_record
 from shards.pack.shard import Record
 from shards.pack.tasks import Slice, command
-from shards.schema import CARD_NAME, DatasetCard, load_card
+from shards.schema import METADATA_NAME, DatasetMetadata, load_metadata
 
 
-def merge(out: Path, skip_bad: int | None = None) -> DatasetCard:
-    """Write the card of `out`, and return it; a complete data set is left as it is.
+def merge(out: Path, skip_bad: int | None = None) -> DatasetMetadata:
+    """Write the metadata of `out`, and return it; a complete data set is left as it is.
 
     Args:
         skip_bad: go on without up to this many bad patches in all tasks together; default: what
@@ -46,19 +46,19 @@ def merge(out: Path, skip_bad: int | None = None) -> DatasetCard:
         allowed = recorded.options.skip_bad if skip_bad is None else skip_bad
         options = replace(recorded.options, skip_bad=allowed)
         intake = without_skipped(out, recorded.intake, records)
-        card = conclude(out, intake, recorded.plan, records, options)
-    print_summary(card, intake.survey)
-    return card
+        metadata = conclude(out, intake, recorded.plan, records, options)
+    print_summary(metadata, intake.survey)
+    return metadata
 
 
-def _complete(out: Path) -> DatasetCard:
-    """The card of a merge that was done, perhaps by one killed while it cleaned up."""
-    if not (out / CARD_NAME).exists():
+def _complete(out: Path) -> DatasetMetadata:
+    """The metadata of a merge that was done, perhaps by one killed while it cleaned up."""
+    if not (out / METADATA_NAME).exists():
         raise DataError(f"{out / PLAN_NAME} does not exist: no task has packed into {out}")
-    card = load_card(out)
+    metadata = load_metadata(out)
     finish(out)
     print(f"{out} is a complete data set: nothing to merge")
-    return card
+    return metadata
 
 
 def _records(out: Path, recorded: Recorded) -> list[Record]:

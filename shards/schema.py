@@ -8,7 +8,7 @@ A data set is a folder::
 
 Tars of another tool stay where they are: `png` is then "foreign" and each shard says its `path`.
 
-Whoever wrote the folder is not trusted: `load_card` checks every field before it is used.
+Whoever wrote the folder is not trusted: `load_metadata` checks every field before it is used.
 """
 
 import json
@@ -28,9 +28,9 @@ CHANNELS = 3
 PATCH_BYTES = PATCH * PATCH * CHANNELS
 NO_LABEL = -1
 
-CARD_NAME = "dataset.json"
+METADATA_NAME = "dataset.json"
 PACKING_NAME = ".packing.json"  # beside an unfinished pack
-MAX_CARD_BYTES = 64 << 20
+MAX_METADATA_BYTES = 64 << 20
 FOREIGN = "foreign"  # images of another tool, PNG or JPEG, at any place of its tars
 PNG_MODES = ("stored", "keep", FOREIGN)
 
@@ -64,10 +64,12 @@ class Shard:
     xxh3: str  # xxh3-64 of the tar, hexadecimal
     sidecar_size: int
     sidecar_xxh3: str
-    path: str | None = None  # of a foreign tar: absolute, or relative to the card; None: NAME.tar
+    path: str | None = (
+        None  # of a foreign tar: absolute, or relative to dataset.json; None: NAME.tar
+    )
 
     def tar(self, root: Path) -> Path:
-        """Where the tar lies when the card lies in `root`."""
+        """Where the tar lies when dataset.json lies in `root`."""
         return root / (self.path or f"{self.name}.tar")
 
     def sidecar(self, root: Path) -> Path:
@@ -75,19 +77,19 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class SplitCard:
+class SplitMetadata:
     count: int
     class_counts: list[int]  # by class; empty when unlabelled
     shards: list[Shard]
 
 
 @dataclass(frozen=True)
-class DatasetCard:
+class DatasetMetadata:
     """What `dataset.json` says."""
 
     png: str  # one of PNG_MODES
     classes: list[str]  # by label; empty when unlabelled
-    splits: dict[str, SplitCard]
+    splits: dict[str, SplitMetadata]
     channel_mean: list[float]  # RGB in [0, 1], of the train split (of all splits without one)
     provenance: dict[str, Any]
     version: int = VERSION
@@ -114,31 +116,31 @@ def valid_split(name: str) -> bool:
     return _SPLIT.fullmatch(name) is not None
 
 
-def dumps_card(card: DatasetCard) -> bytes:
-    """The exact bytes of `dataset.json`: the same card gives the same bytes."""
-    fields = asdict(card, dict_factory=_present)
+def dumps_metadata(metadata: DatasetMetadata) -> bytes:
+    """The exact bytes of `dataset.json`: the same metadata gives the same bytes."""
+    fields = asdict(metadata, dict_factory=_present)
     return (json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def card_hash(card: DatasetCard) -> str:
+def dataset_hash(metadata: DatasetMetadata) -> str:
     """The hash that names a data set in run folders: it covers every shard through its own hash.
 
     Where tars lie does not count: a copy elsewhere is the same data set.
     """
-    return xxhash.xxh3_64_hexdigest(dumps_card(without_paths(card)))
+    return xxhash.xxh3_64_hexdigest(dumps_metadata(without_paths(metadata)))
 
 
-def without_paths(card: DatasetCard) -> DatasetCard:
-    """The card of a copy with every tar beside it."""
+def without_paths(metadata: DatasetMetadata) -> DatasetMetadata:
+    """The metadata of a copy with every tar beside it."""
     splits = {
         name: replace(split, shards=[replace(shard, path=None) for shard in split.shards])
-        for name, split in card.splits.items()
+        for name, split in metadata.splits.items()
     }
-    return replace(card, splits=splits)
+    return replace(metadata, splits=splits)
 
 
 def _present(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Cards of before `path` existed keep their bytes, and with them their hash."""
+    """Metadata of before `path` existed keep their bytes, and with them their hash."""
     return {name: value for name, value in fields if value is not None}
 
 
@@ -153,13 +155,13 @@ def refuse_unfinished(root: Path) -> None:
         )
 
 
-def load_card(root: Path) -> DatasetCard:
+def load_metadata(root: Path) -> DatasetMetadata:
     """Read and check `ROOT/dataset.json`.
 
     Raises:
         DataError: the file is missing, is not ours, or a field is not what the format says.
     """
-    path = Path(root) / CARD_NAME
+    path = Path(root) / METADATA_NAME
     if not path.is_file():
         refuse_unfinished(Path(root))
         raise DataError(
@@ -167,33 +169,35 @@ def load_card(root: Path) -> DatasetCard:
             f"Pack one with: python -m shards.pack SOURCE {root} (WebDataset tars of another "
             f"tool are indexed with: python -m shards.verify {root} --index OUT)"
         )
-    if path.stat().st_size > MAX_CARD_BYTES:
-        raise DataError(f"{path} is larger than {MAX_CARD_BYTES} bytes: not a data set card")
-    return loads_card(path.read_bytes(), str(path))
+    if path.stat().st_size > MAX_METADATA_BYTES:
+        raise DataError(
+            f"{path} is larger than {MAX_METADATA_BYTES} bytes: not the metadata of a data set"
+        )
+    return loads_metadata(path.read_bytes(), str(path))
 
 
-def loads_card(data: bytes, place: str) -> DatasetCard:
-    """Check the bytes of a card.
+def loads_metadata(data: bytes, place: str) -> DatasetMetadata:
+    """Check the bytes of metadata.
 
     Args:
         place: where they were read, for messages.
 
     Raises:
-        DataError: as `load_card`.
+        DataError: as `load_metadata`.
     """
     try:
         raw = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place} is not valid JSON ({error}); pack the data set again") from None
     try:
-        return _parse_card(raw)
+        return _parse_metadata(raw)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{place}: {type(error).__name__}: {error}; pack the data set again"
         ) from None
 
 
-def _parse_card(raw: Any) -> DatasetCard:
+def _parse_metadata(raw: Any) -> DatasetMetadata:
     _expect(isinstance(raw, dict), "the top level is not an object")
     _expect(raw["version"] == VERSION, f"version is {raw['version']!r}, this code reads {VERSION}")
     _expect(raw["png"] in PNG_MODES, f"png is {raw['png']!r}, expected one of {PNG_MODES}")
@@ -205,10 +209,10 @@ def _parse_card(raw: Any) -> DatasetCard:
     _expect(raw["png"] == FOREIGN or not paths, f"a shard of {raw['png']} PNGs has a path")
     mean = [float(v) for v in raw["channel_mean"]]
     _expect(len(mean) == CHANNELS and all(0 <= v <= 1 for v in mean), f"channel_mean is {mean}")
-    return DatasetCard(raw["png"], classes, splits, mean, dict(raw["provenance"]))
+    return DatasetMetadata(raw["png"], classes, splits, mean, dict(raw["provenance"]))
 
 
-def _parse_split(name: str, raw: dict[str, Any], classes: list[str]) -> SplitCard:
+def _parse_split(name: str, raw: dict[str, Any], classes: list[str]) -> SplitMetadata:
     _expect(valid_split(name), f"split name {name!r} is not lower-case letters, digits and _")
     shards = []
     for i, entry in enumerate(raw["shards"]):
@@ -226,7 +230,7 @@ def _parse_split(name: str, raw: dict[str, Any], classes: list[str]) -> SplitCar
     total = sum(shard.count for shard in shards)
     _expect(int(raw["count"]) == total, f"{name} has count {raw['count']}, its shards {total}")
     _expect(len(counts) == len(classes), f"{name} counts {len(counts)} classes of {len(classes)}")
-    return SplitCard(total, counts, shards)
+    return SplitMetadata(total, counts, shards)
 
 
 def _parse_path(entry: dict[str, Any]) -> str | None:

@@ -22,7 +22,7 @@ from common.console import printable, table
 from common.errors import DataError
 from common.files import atomic_file
 from shards.pack.resume import shard_files
-from shards.schema import NO_LABEL, load_card
+from shards.schema import NO_LABEL, load_metadata
 from shards.sources.assign import Group, assign
 from shards.sources.manifest import FIELDS, Columns, read_manifest
 from shards.sources.names import source_image
@@ -76,13 +76,13 @@ def leave_one_out(listed: Path, out: Path, options: SiteOptions | None = None) -
 
 def _packed(root: Path) -> Values:
     """The rows of a packed data set, as a manifest of its source would have them."""
-    card = load_card(root)
-    if "convert" in card.provenance:
+    metadata = load_metadata(root)
+    if "convert" in metadata.provenance:
         raise DataError(
             f"{root} was packed with --convert: its places are not those of the files any more. "
             f"Make the lists from its manifest"
         )
-    shards = [shard.name for split in card.splits.values() for shard in split.shards]
+    shards = [shard.name for split in metadata.splits.values() for shard in split.shards]
     columns = ["label", "source", *(name for name in FIELDS if name not in ("label", "split"))]
     try:
         tables = [pq.read_table(shard_files(root, name)[1], columns=columns) for name in shards]
@@ -92,7 +92,7 @@ def _packed(root: Path) -> Values:
         ) from None
     found = pa.concat_tables(tables).sort_by("path")
     values: Values = {name: found[name].to_pylist() for name in columns}
-    labels = dict(enumerate(card.classes)) | {NO_LABEL: None}
+    labels = dict(enumerate(metadata.classes)) | {NO_LABEL: None}
     values["label"] = [labels[label] for label in values["label"]]
     return values
 

@@ -158,8 +158,8 @@ def packing(folder: Path) -> Iterator[tuple[str, Any]]:
     yield "pack tasks", hashed_files(folder / "packed/tasks")
     run(["-m", "shards.verify", "packed/small-shards", "--index", "packed/indexed"], folder)
     yield "index sidecars", hashed_files(folder / "packed/indexed", ".parquet")
-    card = json.loads((folder / "packed/indexed/dataset.json").read_text())
-    yield "index dataset.json", steady(card)  # without the place of the tars
+    metadata = json.loads((folder / "packed/indexed/dataset.json").read_text())
+    yield "index dataset.json", steady(metadata)  # without the place of the tars
     run(["-m", "shards.sites", "packed/slides", "lists", "--val", "0.3"], folder)
     yield "site lists", hashed_files(folder / "lists")
     small = ["--train", "30", "--val", "20", "--test", "20"]

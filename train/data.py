@@ -6,7 +6,7 @@ from common.console import progress
 from common.errors import DataError
 from shards.pack.__main__ import pack
 from shards.remote.cache import local
-from shards.schema import CARD_NAME, refuse_unfinished
+from shards.schema import METADATA_NAME, refuse_unfinished
 from shards.synthetic.__main__ import SyntheticConfig, generate
 
 SHARDS, RAW, SYNTHETIC = Path("data/shards"), Path("data/raw"), Path("data/synthetic")
@@ -21,13 +21,13 @@ def find_data(named: str | Path | None) -> tuple[Path, str]:
     """
     if named is not None:
         return _packed(local(named)), f"data: {named}"
-    if (SHARDS / CARD_NAME).exists() or (SHARDS.exists() and not RAW.exists()):
+    if (SHARDS / METADATA_NAME).exists() or (SHARDS.exists() and not RAW.exists()):
         return _packed(SHARDS), f"data: {SHARDS}"
     if RAW.exists():  # an interrupted packing continues
         pack(RAW, SHARDS)
         return SHARDS, f"data: {SHARDS}, packed from {RAW}"
     shards = SYNTHETIC / "shards"
-    if not (shards / CARD_NAME).exists():
+    if not (shards / METADATA_NAME).exists():
         raw = SYNTHETIC / "raw"
         if not raw.exists():
             config = SyntheticConfig()
@@ -48,10 +48,10 @@ def is_synthetic(data: Path) -> bool:
 def _packed(folder: Path) -> Path:
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist; name a packed folder with --data")
-    if not (folder / CARD_NAME).exists():
+    if not (folder / METADATA_NAME).exists():
         refuse_unfinished(folder)
         raise DataError(
-            f"{folder} has no {CARD_NAME}: it is not a packed data set. "
+            f"{folder} has no {METADATA_NAME}: it is not a packed data set. "
             f"Pack patches with: python -m shards.pack {folder} OUT"
         )
     return folder

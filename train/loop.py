@@ -45,7 +45,7 @@ class Trainer:
         self.accelerator, self.config, self.dataset, self.run = accelerator, config, dataset, run
         self.say, self.plan, self.device = say, plan(config), accelerator.device
         self.split = dataset.split("train")
-        model = build(config.model, config.seed, dataset.card.channel_mean)
+        model = build(config.model, config.seed, dataset.metadata.channel_mean)
         objective = make_objective(config, dataset)
         assert config.precision is not None
         self.step = TrainStep(model, objective, config.corruption, config.precision, config.augment)

@@ -11,14 +11,14 @@ MEGABYTE = 1e6
 
 def found(dataset: Dataset, config: Config) -> list[str]:
     """The data set in lines: size, groups, classes, and where the train split is kept."""
-    card = dataset.card
+    metadata = dataset.metadata
     sizes = ", ".join(
         f"{name} {len(split):,} from {split.group_count:,} groups"
         for name, split in dataset.splits.items()
     )
     train = len(dataset.split("train")) * PATCH_BYTES / MEGABYTE
     where = {"host": "in memory", "device": "on the GPU", "stream": "streamed from the shards"}
-    classes = f"{len(card.classes)} classes" if card.labelled else "no classes"
+    classes = f"{len(metadata.classes)} classes" if metadata.labelled else "no classes"
     return [f"  patches: {sizes}; {classes}; train, {train:,.0f} MB, {where[config.storage]}"]
 
 
@@ -36,25 +36,25 @@ def planned(preset: str, config: Config, device: str, threads: int, processes: i
 
 def warnings(dataset: Dataset) -> list[str]:
     """What makes results weaker than they look, each with what to do."""
-    card, lines = dataset.card, []
+    metadata, lines = dataset.metadata, []
     if "val" not in dataset.splits:
         lines.append(
             "no val split: nothing is validated and probes are skipped; "
             "pack again with --val 0.15 --test 0.2"
         )
-    if not card.labelled:
+    if not metadata.labelled:
         lines.append(
             "no labels: probes are skipped; evaluate on labelled patches with "
             "python -m eval.main RUN --data DIR"
         )
-    if len(card.classes) == 1:
-        lines.append(f"one class ({card.classes[0]}): probes have nothing to tell apart")
+    if len(metadata.classes) == 1:
+        lines.append(f"one class ({metadata.classes[0]}): probes have nothing to tell apart")
     if all(split.group_count == len(split) > 1 for split in dataset.splits.values()):
         lines.append(
             "every patch is a group of its own: if several come from one slide, say so when "
             "packing (--group-regex or --manifest), or splits leak"
         )
-    elif card.labelled:
+    elif metadata.labelled:
         lines += _few_groups(dataset)
     return lines
 
@@ -78,7 +78,7 @@ def _few_groups(dataset: Dataset) -> list[str]:
     table = rows.select(["label"]).append_column("group", groups(rows))
     counted = table.group_by("label").aggregate([("group", "count_distinct")]).to_pylist()
     few = {
-        dataset.card.classes[row["label"]]: row["group_count_distinct"]
+        dataset.metadata.classes[row["label"]]: row["group_count_distinct"]
         for row in counted
         if row["label"] >= 0 and row["group_count_distinct"] < FEW_GROUPS
     }

@@ -14,7 +14,7 @@ from models.objective import Objective
 from models.vae import VAE
 from pipeline.index import Dataset, Split
 from pipeline.reader import Reader
-from shards.schema import CARD_NAME
+from shards.schema import METADATA_NAME
 from train.config import Config
 from train.step import TrainStep
 
@@ -30,7 +30,7 @@ def make_objective(config: Config, dataset: Dataset) -> Objective | Classificati
     """The objective of `config.objective.task` for this data set."""
     channels = config.model.latent_channels
     if config.objective.task == "classify":
-        return Classification(config.objective, channels, len(dataset.card.classes))
+        return Classification(config.objective, channels, len(dataset.metadata.classes))
     return Objective(config.objective, channels)
 
 
@@ -45,7 +45,7 @@ def require_labels(config: Config, dataset: Dataset) -> None:
     labels = dataset.split("train").labels
     if (found := len(np.unique(labels[labels >= 0]))) < 2:
         raise DataError(
-            f"{dataset.root / CARD_NAME}: the train split has labels of {found} classes, but "
+            f"{dataset.root / METADATA_NAME}: the train split has labels of {found} classes, but "
             "objective.task classify (the preset supervised) needs two or more: pack patches with "
             "labels, or choose another preset"
         )

@@ -91,7 +91,7 @@ def probe_sets(
 
 def obstacle(job: Session) -> str | None:
     """Why the data cannot be probed, if so."""
-    if not job.data.card.labelled:
+    if not job.data.metadata.labelled:
         return "the data set has no labels"
     missing = [name for name in SPLITS if name not in job.splits]
     if missing:
@@ -108,7 +108,7 @@ def rows_of(job: Session) -> Rows:
         {name: split.labels[chosen[name]] for name, split in splits.items()},
         tables,
         {name: readouts.images_of(split, chosen[name]) for name, split in splits.items()},
-        ScoreBook(tables["test"], len(job.data.card.classes)),
+        ScoreBook(tables["test"], len(job.data.metadata.classes)),
     )
 
 

@@ -61,7 +61,7 @@ def open_sites(
         session = Session(open_dataset(path), config, say)
         if reason := obstacle(session):
             raise DataError(f"{path}: {reason}; transfer fits on train and tests on test")
-        classes = classes or session.data.card.classes
+        classes = classes or session.data.metadata.classes
         with session.timed(f"reading {name}"):
             found[name] = _site(name, session, classes)
     return found
@@ -84,7 +84,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _site(name: str, session: Session, classes: list[str]) -> Site:
-    own = session.data.card.classes
+    own = session.data.metadata.classes
     if set(own) != set(classes):
         raise DataError(
             f"{session.data.root} has the classes {sorted(own)}, the first data set "

@@ -1,6 +1,6 @@
 """Makes a data set of tars that another tool wrote, without copying or changing them.
 
-One scan of every tar (`shards.foreign.scan`) gives its sidecar; the card says where the tars lie.
+One scan of every tar (`shards.foreign.scan`) gives its sidecar; dataset.json gives its place.
 """
 
 import multiprocessing
@@ -28,15 +28,15 @@ from shards.foreign.scan import MAX_LISTED, Scan, ScanOptions, scan_tar
 from shards.foreign.tarlist import Tar, find_tars
 from shards.pack.console import leak_warning
 from shards.schema import (
-    CARD_NAME,
     CHANNELS,
     FOREIGN,
+    METADATA_NAME,
     PATCH,
     SIDECAR,
-    DatasetCard,
+    DatasetMetadata,
     Shard,
-    SplitCard,
-    dumps_card,
+    SplitMetadata,
+    dumps_metadata,
     key,
     shard_name,
 )
@@ -72,15 +72,15 @@ class IndexOptions(ScanOptions):
         return None if self.classes is None else self.classes.split(",")
 
 
-def index_tars(source: str, out: Path, options: IndexOptions | None = None) -> DatasetCard:
-    """Scan the tars of `source` (see `find_tars`) and write sidecars and a card into `out`.
+def index_tars(source: str, out: Path, options: IndexOptions | None = None) -> DatasetMetadata:
+    """Scan the tars of `source` (see `find_tars`) and write sidecars and metadata into `out`.
 
     Raises:
         DataError: a tar that cannot be read to its end, more bad samples than `skip_bad`, labels
             that do not fit, or an `out` that holds a data set; nothing was written.
     """
     options = options or IndexOptions()
-    if (out / CARD_NAME).exists():
+    if (out / METADATA_NAME).exists():
         raise DataError(f"{out} already holds a data set; choose another OUT, or remove it")
     tars = find_tars(source, options.split)
     scans = _scan_all(tars, options)
@@ -88,9 +88,9 @@ def index_tars(source: str, out: Path, options: IndexOptions | None = None) -> D
     found = collect(source, list(zip(tars, scans, strict=True)), options.label_field, options.names)
     empty = [tar.name for tar, scan in zip(tars, scans, strict=True) if not len(scan.table)]
     said = _provenance(source, options, found, {"skipped": skipped, "empty": empty})
-    card = _write(out, found, said)
-    _print_summary(out, card, found)
-    return card
+    metadata = _write(out, found, said)
+    _print_summary(out, metadata, found)
+    return metadata
 
 
 def _scan_all(tars: list[Tar], options: IndexOptions) -> list[Scan]:
@@ -125,7 +125,7 @@ def _scanned(tars: list[Tar], options: ScanOptions, workers: int) -> Iterator[tu
 
 
 def _refuse(source: str, scans: list[Scan], skip: int) -> dict[str, Any]:
-    """What is left out, for the card, where it is little enough to go on.
+    """What is left out, for dataset.json, where it is little enough to go on.
 
     Raises:
         DataError: more bad samples than `skip`, or a tar that cannot be read to its end.
@@ -164,14 +164,14 @@ def _provenance(
     }
 
 
-def _write(out: Path, found: Found, provenance: dict[str, Any]) -> DatasetCard:
-    """Write the sidecars, then the card."""
+def _write(out: Path, found: Found, provenance: dict[str, Any]) -> DatasetMetadata:
+    """Write the sidecars, then dataset.json."""
     out.mkdir(parents=True, exist_ok=True)
     for split, scans in found.splits.items():
         for i in range(len(scans)):
             if (path := out / f"{shard_name(split, i)}.parquet").exists():
                 raise DataError(f"{path} exists: remove it, or choose another OUT")
-    cards: dict[str, SplitCard] = {}
+    split_metadata: dict[str, SplitMetadata] = {}
     for split, scans in found.splits.items():
         number, shards = provenance["key_ranges"][split][0], []
         counts = np.zeros(len(found.classes), np.int64)
@@ -182,12 +182,14 @@ def _write(out: Path, found: Found, provenance: dict[str, Any]) -> DatasetCard:
             rows = _sidecar(scan.table, labels, number)
             shards.append(_publish(out, shard_name(split, i), tar, scan, rows))
             number += len(rows)
-        cards[split] = SplitCard(sum(s.count for s in shards), counts.tolist(), shards)
-    card = DatasetCard(FOREIGN, found.classes, cards, _channel_mean(found), provenance)
-    with atomic_file(out / CARD_NAME) as file:
-        file.write(dumps_card(card))
+        split_metadata[split] = SplitMetadata(sum(s.count for s in shards), counts.tolist(), shards)
+    metadata = DatasetMetadata(
+        FOREIGN, found.classes, split_metadata, _channel_mean(found), provenance
+    )
+    with atomic_file(out / METADATA_NAME) as file:
+        file.write(dumps_metadata(metadata))
     sync_folder(out)
-    return card
+    return metadata
 
 
 def _sidecar(rows: pa.Table, labels: npt.NDArray[np.int32], first: int) -> pa.Table:
@@ -218,9 +220,9 @@ def _channel_mean(found: Found) -> list[float]:
     return [sum(scan.channel_sums[c] for scan in used) / values for c in range(CHANNELS)]
 
 
-def _print_summary(out: Path, card: DatasetCard, found: Found) -> None:
+def _print_summary(out: Path, metadata: DatasetMetadata, found: Found) -> None:
     rows = [("split", "tars", "samples", "bytes")]
-    for split, part in card.splits.items():
+    for split, part in metadata.splits.items():
         size = sum(shard.size for shard in part.shards)
         rows.append((split, f"{len(part.shards):,}", f"{part.count:,}", f"{size:,}"))
     print(table(rows))
@@ -233,6 +235,6 @@ def _print_summary(out: Path, card: DatasetCard, found: Found) -> None:
         }
         if crossing := leaks(members):
             print(f"warning: {leak_warning(group, crossing)}", file=sys.stderr)
-    if empty := card.provenance["empty"]:
+    if empty := metadata.provenance["empty"]:
         print(f"without a sample, left out: {', '.join(empty)}")
-    print(f"{out}: {len(card.classes)} classes; the tars stay where they are")
+    print(f"{out}: {len(metadata.classes)} classes; the tars stay where they are")

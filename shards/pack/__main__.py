@@ -25,7 +25,7 @@ from shards.pack.resume import prepare, read_record, refuse_occupied, sweep, til
 from shards.pack.shard import Job, Record
 from shards.pack.tasks import Slice, choose_slice
 from shards.pack.workers import Crew
-from shards.schema import DatasetCard
+from shards.schema import DatasetMetadata
 from shards.sources.collect import Intake, gather
 from shards.sources.look import Look, Looked
 from shards.sources.names import require_utf8
@@ -33,8 +33,8 @@ from shards.sources.patch import uncollected
 from shards.sources.tiles import stage
 
 
-def pack(source: Path, out: Path, options: PackOptions | None = None) -> DatasetCard:
-    """Pack `source` into `out` and return the card written there.
+def pack(source: Path, out: Path, options: PackOptions | None = None) -> DatasetMetadata:
+    """Pack `source` into `out` and return its metadata.
 
     Raises:
         DataError: the source or the output folder cannot be used, more bad patches than
@@ -54,9 +54,9 @@ def pack(source: Path, out: Path, options: PackOptions | None = None) -> Dataset
         finally:
             sweep(out)
         intake = without_skipped(out, intake, records)
-        card = conclude(out, intake, plan, records, options)
-    print_summary(card, intake.survey, time.monotonic() - start)
-    return card
+        metadata = conclude(out, intake, plan, records, options)
+    print_summary(metadata, intake.survey, time.monotonic() - start)
+    return metadata
 
 
 def pack_slice(source: Path, out: Path, options: PackOptions, part: Slice) -> list[Record]:

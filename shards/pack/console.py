@@ -10,7 +10,7 @@ from common.console import printable, table
 from shards.pack.plan import Plan
 from shards.pack.shard import Record
 from shards.pack.tasks import Slice
-from shards.schema import DatasetCard
+from shards.schema import DatasetMetadata
 from shards.sources.folder import Group, Survey
 from shards.sources.splits import GROUPS, leaks
 
@@ -48,7 +48,7 @@ def leak_warning(what: str, crossing: list[str]) -> str:
     )
 
 
-def print_summary(card: DatasetCard, found: Survey, seconds: float | None = None) -> None:
+def print_summary(metadata: DatasetMetadata, found: Survey, seconds: float | None = None) -> None:
     """Patches and groups by split and class; shards, bytes, and what was skipped; the rate where
     all of them were packed in so many seconds."""
     groups = {name: _count(found.groups, i) for i, name in enumerate(GROUPS, 2)}
@@ -56,19 +56,19 @@ def print_summary(card: DatasetCard, found: Survey, seconds: float | None = None
     if all(slide == source for _, _, _, slide, source in found.groups):
         kinds.remove("source")
     rows = [("split", "class", "patches", "share", *(f"{kind}s" for kind in kinds))]
-    for name, part in card.splits.items():
-        labels: list[str | None] = [*card.classes] or [None]
+    for name, part in metadata.splits.items():
+        labels: list[str | None] = [*metadata.classes] or [None]
         counts = part.class_counts or [part.count]
         for label, count in zip(labels, counts, strict=True):
-            share = count / max(1, _total(card, label))
+            share = count / max(1, _total(metadata, label))
             cells = [f"{groups[kind][name, label]:,}" for kind in kinds]
             shown = "-" if label is None else printable(label)
             rows.append((name, shown, f"{count:,}", f"{share:.1%}", *cells))
-    shards = [shard for split in card.splits.values() for shard in split.shards]
-    total = sum(split.count for split in card.splits.values())
+    shards = [shard for split in metadata.splits.values() for shard in split.shards]
+    total = sum(split.count for split in metadata.splits.values())
     size = sum(shard.size + shard.sidecar_size for shard in shards)
     print(table(rows))
-    skipped, repeated = card.provenance["skipped"], card.provenance["repeated"]
+    skipped, repeated = metadata.provenance["skipped"], metadata.provenance["repeated"]
     print(
         f"{total:,} patches in {len(shards)} shards, {size / 1e6:,.1f} MB"
         + (f"; {seconds:.1f} s, {total / seconds:,.0f} patches/s" if seconds else "")
@@ -121,8 +121,10 @@ def _count(groups: Iterable[Group], place: int) -> Counter[tuple[str, str | None
     return Counter((split, label) for split, label, name in found if name is not None)
 
 
-def _total(card: DatasetCard, label: str | None) -> int:
+def _total(metadata: DatasetMetadata, label: str | None) -> int:
     """Patches of a class in all splits; of everything without one."""
     if label is None:
-        return sum(split.count for split in card.splits.values())
-    return sum(split.class_counts[card.classes.index(label)] for split in card.splits.values())
+        return sum(split.count for split in metadata.splits.values())
+    return sum(
+        split.class_counts[metadata.classes.index(label)] for split in metadata.splits.values()
+    )

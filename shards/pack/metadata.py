@@ -11,7 +11,15 @@ from shards.pack.plan import PackOptions, Plan
 from shards.pack.repeats import repeated
 from shards.pack.resume import finish, shard_files
 from shards.pack.shard import MAX_LISTED, Record
-from shards.schema import CARD_NAME, CHANNELS, PATCH, DatasetCard, Shard, SplitCard, dumps_card
+from shards.schema import (
+    CHANNELS,
+    METADATA_NAME,
+    PATCH,
+    DatasetMetadata,
+    Shard,
+    SplitMetadata,
+    dumps_metadata,
+)
 from shards.sources.assign import achieved
 from shards.sources.collect import Intake
 from shards.sources.folder import listing
@@ -21,18 +29,18 @@ _SHOWN_BAD = 20
 
 def conclude(
     out: Path, intake: Intake, plan: Plan, records: list[Record], options: PackOptions
-) -> DatasetCard:
-    """Write the card of a finished pack, and remove what only an unfinished one needs.
+) -> DatasetMetadata:
+    """Write the metadata of a finished pack, and remove what only an unfinished one needs.
 
     Raises:
         DataError: too many bad patches, or a shard without any usable one.
     """
-    card = make_card(out, intake, plan, records, options)
-    with atomic_file(out / CARD_NAME) as file:
-        file.write(dumps_card(card))
+    metadata = make_metadata(out, intake, plan, records, options)
+    with atomic_file(out / METADATA_NAME) as file:
+        file.write(dumps_metadata(metadata))
     sync_folder(out)
     finish(out)
-    return card
+    return metadata
 
 
 def without_skipped(out: Path, intake: Intake, records: list[Record]) -> Intake:
@@ -51,10 +59,10 @@ def without_skipped(out: Path, intake: Intake, records: list[Record]) -> Intake:
     return replace(intake, survey=replace(intake.survey, patches=patches), said=said)
 
 
-def make_card(
+def make_metadata(
     out: Path, intake: Intake, plan: Plan, records: list[Record], options: PackOptions
-) -> DatasetCard:
-    """The card, if the bad patches are few enough; `records` in the order of the plan."""
+) -> DatasetMetadata:
+    """The metadata, if the bad patches are few enough; `records` in the order of the plan."""
     refused = intake.survey.refused
     bad = [*refused, *((path, why) for record in records for path, why in record.bad_first)]
     total_bad = len(refused) + sum(record.bad for record in records)
@@ -63,7 +71,7 @@ def make_card(
     for record in records:
         if not record.count:
             raise DataError(f"{intake.source}: no usable patch is left for {record.name}")
-    splits = {split: _split_card(plan, split, records) for split in plan.key_ranges}
+    splits = {split: _split_metadata(plan, split, records) for split in plan.key_ranges}
     twice, pairs = repeated(out, records)
     provenance: dict[str, Any] = {
         "source": intake.name,
@@ -78,7 +86,7 @@ def make_card(
         "repeated": {"count": twice, "first": pairs},
     }
     mean = _channel_mean(records)
-    return DatasetCard(options.png, plan.classes, splits, mean, provenance)
+    return DatasetMetadata(options.png, plan.classes, splits, mean, provenance)
 
 
 def refuse_bad(source: str, bad: list[tuple[str, str]], total: int) -> None:
@@ -93,11 +101,11 @@ def refuse_bad(source: str, bad: list[tuple[str, str]], total: int) -> None:
     )
 
 
-def _split_card(plan: Plan, split: str, records: list[Record]) -> SplitCard:
+def _split_metadata(plan: Plan, split: str, records: list[Record]) -> SplitMetadata:
     mine = [record for record in records if record.split == split]
     shards = [Shard(r.name, r.count, r.size, r.xxh3, r.sidecar_size, r.sidecar_xxh3) for r in mine]
     counts = [sum(record.class_counts[i] for record in mine) for i in range(len(plan.classes))]
-    return SplitCard(sum(record.count for record in mine), counts, shards)
+    return SplitMetadata(sum(record.count for record in mine), counts, shards)
 
 
 def _channel_mean(records: list[Record]) -> list[float]:

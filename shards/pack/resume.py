@@ -15,7 +15,7 @@ from typing import Any
 from common.errors import DataError
 from common.files import atomic_file, sync_folder
 from shards.pack.plan import Plan
-from shards.schema import CARD_NAME, PACKING_NAME, load_card
+from shards.schema import METADATA_NAME, PACKING_NAME, load_metadata
 
 PLAN_NAME = ".plan.parquet"
 _SHARD = r"[a-z][a-z0-9_]{0,31}-\d{6}"
@@ -35,7 +35,7 @@ def refuse_occupied(out: Path, overwrite: bool) -> None:
         DataError: a data set is there and `overwrite` is not set, or only files of others.
     """
     packing = (out / PACKING_NAME).exists()
-    if (out / CARD_NAME).exists():
+    if (out / METADATA_NAME).exists():
         if not overwrite and not packing:  # both: stopped before it had cleaned up
             raise DataError(f"{out} already holds a data set; replace it with --overwrite")
         return
@@ -61,8 +61,8 @@ def prepare(out: Path, plan: Plan, overwrite: bool) -> None:
             f"version of this program, or files have changed since; start again with --overwrite"
         )
     old = {name for name in unfinished.get("shards", []) if _NAME.fullmatch(str(name))}
-    if (out / CARD_NAME).exists():
-        splits = load_card(out).splits.values()
+    if (out / METADATA_NAME).exists():
+        splits = load_metadata(out).splits.values()
         old |= {shard.name for split in splits for shard in split.shards}
     new = [shard.name for shard in plan.shards]
     for name in set(new) - old:
@@ -72,7 +72,7 @@ def prepare(out: Path, plan: Plan, overwrite: bool) -> None:
     packing = {"plan": plan.digest, "shards": sorted(old.union(new))}
     with atomic_file(out / PACKING_NAME) as file:
         file.write(json.dumps(packing).encode())
-    for name in (CARD_NAME, PLAN_NAME):
+    for name in (METADATA_NAME, PLAN_NAME):
         (out / name).unlink(missing_ok=True)
     sync_folder(out)
     sweep(out)

@@ -1,7 +1,7 @@
 """Data sets that lie elsewhere: fetched once into a cache, then like any other folder.
 
 What arrives is not trusted: `dataset.json` is bounded and checked like a local one, every file has
-to have the size and the hash that it says, and names are built here, never taken from the card.
+to have the size and the hash that it says, and names are built here, never taken from dataset.json.
 The folder in the cache is named by the hash of the data set, so a changed one gets another.
 """
 
@@ -21,12 +21,12 @@ from common.locks import locked
 from shards.remote.download import Wanted, download, read_small
 from shards.remote.store import Store
 from shards.schema import (
-    CARD_NAME,
-    MAX_CARD_BYTES,
-    DatasetCard,
-    card_hash,
-    dumps_card,
-    loads_card,
+    MAX_METADATA_BYTES,
+    METADATA_NAME,
+    DatasetMetadata,
+    dataset_hash,
+    dumps_metadata,
+    loads_metadata,
     without_paths,
 )
 
@@ -61,39 +61,43 @@ def fetch(url: str, cache: Path | None = None, splits: Sequence[str] | None = No
 
     Raises:
         DataError: not one of the schemes of `shards.remote.store`, nothing there, a file that is
-            not what the card says, a connection that does not last, a full disk. What is done
+            not what dataset.json says, a connection that does not last, a full disk. What is done
             stays.
     """
     store = Store(url)
-    card = loads_card(read_small(store, CARD_NAME, MAX_CARD_BYTES), f"{store.url}/{CARD_NAME}")
+    metadata = loads_metadata(
+        read_small(store, METADATA_NAME, MAX_METADATA_BYTES), f"{store.url}/{METADATA_NAME}"
+    )
     if splits:
-        card = _only(card, url, splits)
-    folder = (cache or cache_folder()) / card_hash(card)
-    wanted = _wanted(card, url, folder)
+        metadata = _only(metadata, url, splits)
+    folder = (cache or cache_folder()) / dataset_hash(metadata)
+    wanted = _wanted(metadata, url, folder)
     with _fetch_lock(folder):
         if missing := [file for file in wanted if not file.there()]:
             _refuse_full(folder, missing)
             _download_all(store, missing)
-        if not (folder / CARD_NAME).exists():
-            with atomic_file(folder / CARD_NAME) as file:
-                file.write(dumps_card(without_paths(card)))
+        if not (folder / METADATA_NAME).exists():
+            with atomic_file(folder / METADATA_NAME) as file:
+                file.write(dumps_metadata(without_paths(metadata)))
             sync_folder(folder)
     return folder
 
 
-def _only(card: DatasetCard, url: str, splits: Sequence[str]) -> DatasetCard:
-    if missing := sorted(set(splits) - set(card.splits)):
-        raise DataError(f"{url} has no split {missing}, only {sorted(card.splits)}")
-    kept = {name: split for name, split in card.splits.items() if name in splits}
-    left = sorted(set(card.splits) - set(kept))
-    return replace(card, splits=kept, provenance=card.provenance | {"splits_left_out": left})
+def _only(metadata: DatasetMetadata, url: str, splits: Sequence[str]) -> DatasetMetadata:
+    if missing := sorted(set(splits) - set(metadata.splits)):
+        raise DataError(f"{url} has no split {missing}, only {sorted(metadata.splits)}")
+    kept = {name: split for name, split in metadata.splits.items() if name in splits}
+    left = sorted(set(metadata.splits) - set(kept))
+    return replace(
+        metadata, splits=kept, provenance=metadata.provenance | {"splits_left_out": left}
+    )
 
 
-def _wanted(card: DatasetCard, url: str, folder: Path) -> list[Wanted]:
+def _wanted(metadata: DatasetMetadata, url: str, folder: Path) -> list[Wanted]:
     """Every file of the data set: where it is in the store, where it goes, what it must be."""
-    here = without_paths(card)
+    here = without_paths(metadata)
     files = []
-    for name, split in card.splits.items():
+    for name, split in metadata.splits.items():
         for shard, plain in zip(split.shards, here.splits[name].shards, strict=True):
             path = shard.path or f"{shard.name}.tar"
             if path.startswith("/") or ".." in path.split("/") or not path.isprintable():
@@ -129,7 +133,7 @@ def _download_all(store: Store, files: list[Wanted]) -> None:
 def _refuse_full(folder: Path, files: list[Wanted]) -> None:
     """
     Raises:
-        DataError: the disk has no room for the files; a card may claim any size.
+        DataError: the disk has no room for the files; metadata may claim any size.
     """
     need, free = sum(file.size - file.begun() for file in files), shutil.disk_usage(folder).free
     if need > free:

@@ -23,11 +23,11 @@ class Intake:
     source: str  # as it was named on the command line
     name: str  # of the folder
     survey: Survey
-    said: dict[str, Any]  # for the provenance in the card
+    said: dict[str, Any]  # for the provenance in dataset.json
 
 
 def gather(source: Path, options: PackOptions, look_all: LookAll = look_here) -> Intake:
-    """What to pack, and what the card says of where it comes from.
+    """What to pack, and what dataset.json says of where it comes from.
 
     Raises:
         DataError: as `survey`, `read_manifest`, `survey_listed` and `assign`; fractions asked of

@@ -56,7 +56,7 @@ def survey_listed(
 
 
 def manifest_provenance(rows: Rows) -> dict[str, Any]:
-    """What the card says of the manifest: the same table gives the same."""
+    """What dataset.json says of the manifest: the same table gives the same."""
     return {"name": rows.file.name, "xxh3": rows.xxh3, "rows": len(rows), "columns": rows.used}
 
 

@@ -27,7 +27,7 @@ from shards.foreign.index import IndexOptions, index_tars
 from shards.pack.console import leak_warning
 from shards.pack.plan import MAX_PATCHES
 from shards.pack.resume import shard_files
-from shards.schema import FOREIGN, PATCH, DatasetCard, key, load_card
+from shards.schema import FOREIGN, PATCH, DatasetMetadata, key, load_metadata
 from shards.sources.splits import GROUPS, SPLITS, leaks
 from shards.verify.check import check_shard
 from shards.verify.duplicates import LOW_CONTRAST, Crossing, Duplicates, find_duplicates, join
@@ -41,7 +41,7 @@ _SHOWN = 50
 class Report:
     """What was found: the data set is sound when `problem_count` is 0. Warnings do not count."""
 
-    card: DatasetCard
+    metadata: DatasetMetadata
     problems: list[Problem]  # the first ones of every file
     problem_count: int
     warnings: list[str]
@@ -55,20 +55,20 @@ def verify(root: Path, duplicates: bool = True) -> Report:
         duplicates: also look for patches that are in two splits; 0.5 GB of memory a million.
 
     Raises:
-        DataError: there is no card to check against, or it is not one of ours.
+        DataError: there is no metadata to check against, or it is not one of ours.
     """
     root = Path(root)
-    card = load_card(root)
+    metadata = load_metadata(root)
     findings = Findings(prints={} if duplicates else None)
-    total = sum(split.count for split in card.splits.values())
+    total = sum(split.count for split in metadata.splits.values())
     with progress("verifying", total, "samples") as advance:
-        for name, split in card.splits.items():
+        for name, split in metadata.splits.items():
             for shard in split.shards:
-                check_shard(root, card, name, shard, findings)
+                check_shard(root, metadata, name, shard, findings)
                 advance(shard.count)
-    _check_keys(card, findings)
-    _check_counts(card, findings)
-    _check_strays(root, card, findings)
+    _check_keys(metadata, findings)
+    _check_counts(metadata, findings)
+    _check_strays(root, metadata, findings)
     warnings = [
         leak_warning(name, crossing)
         for name in GROUPS
@@ -79,7 +79,7 @@ def verify(root: Path, duplicates: bool = True) -> Report:
         known = [name for name in SPLITS if name in findings.prints]
         found = find_duplicates({name: join(findings.prints[name]) for name in known})
         warnings += _duplicate_warnings(root, found, findings)
-    return Report(card, findings.problems, findings.counts.total(), warnings, found)
+    return Report(metadata, findings.problems, findings.counts.total(), warnings, found)
 
 
 def _duplicate_warnings(root: Path, found: Duplicates, findings: Findings) -> list[str]:
@@ -116,7 +116,7 @@ def _paths(root: Path, wanted: set[int], findings: Findings) -> dict[int, str]:
     return paths
 
 
-def _check_keys(card: DatasetCard, findings: Findings) -> None:
+def _check_keys(metadata: DatasetMetadata, findings: Findings) -> None:
     """Every key occurs once in the whole set, and in the range of its split."""
     names = list(findings.keys)
     if not names:
@@ -128,7 +128,7 @@ def _check_keys(card: DatasetCard, findings: Findings) -> None:
         first, second = names[shard[order[i]]], names[shard[order[i + 1]]]
         what = f"key s{keys[order[i]]:09d} is also in {first}"
         findings.add(f"{second}.tar", None, what)
-    ranges = _key_ranges(card)
+    ranges = _key_ranges(metadata)
     for name in [name for name in names if findings.keys[name]]:
         first, end = ranges.get(name.rpartition("-")[0], (0, MAX_PATCHES))
         low, high = min(findings.keys[name]), max(findings.keys[name])
@@ -137,9 +137,9 @@ def _check_keys(card: DatasetCard, findings: Findings) -> None:
             findings.add(f"{name}.tar", None, what)
 
 
-def _key_ranges(card: DatasetCard) -> dict[str, tuple[int, int]]:
+def _key_ranges(metadata: DatasetMetadata) -> dict[str, tuple[int, int]]:
     """First key and end by split, as far as the provenance, which nobody has checked, has them."""
-    ranges = card.provenance.get("key_ranges")
+    ranges = metadata.provenance.get("key_ranges")
     found: dict[str, tuple[int, int]] = {}
     for name, pair in ranges.items() if isinstance(ranges, dict) else ():
         if isinstance(pair, list) and len(pair) == 2 and all(isinstance(k, int) for k in pair):
@@ -147,29 +147,29 @@ def _key_ranges(card: DatasetCard) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _check_counts(card: DatasetCard, findings: Findings) -> None:
-    """The class counts and channel means of the card follow from the samples."""
+def _check_counts(metadata: DatasetMetadata, findings: Findings) -> None:
+    """The class counts and channel means of dataset.json follow from the samples."""
     if findings.counts:
         return  # samples were lost: the differences say nothing more
-    for name, split in card.splits.items():
-        counts = [findings.labels[name, label] for label in range(len(card.classes))]
+    for name, split in metadata.splits.items():
+        counts = [findings.labels[name, label] for label in range(len(metadata.classes))]
         if counts != split.class_counts:
             findings.add("dataset.json", None, f"{name} counts {split.class_counts}, not {counts}")
-    if "splits_left_out" in card.provenance:
+    if "splits_left_out" in metadata.provenance:
         return  # the mean is that of the whole data set, of which these splits were fetched
-    used = ["train"] if "train" in card.splits else list(card.splits)
-    values = 255 * PATCH * PATCH * sum(card.splits[name].count for name in used)
+    used = ["train"] if "train" in metadata.splits else list(metadata.splits)
+    values = 255 * PATCH * PATCH * sum(metadata.splits[name].count for name in used)
     sums = np.sum([findings.sums[name] for name in used], axis=0)
     mean = [int(total) / values for total in sums]
     # decoders of JPEG may differ by a grey level
-    tolerance = 1e-3 if card.png == FOREIGN else 1e-12
-    if not np.allclose(mean, card.channel_mean, rtol=0, atol=tolerance):
-        findings.add("dataset.json", None, f"channel_mean is {card.channel_mean}, not {mean}")
+    tolerance = 1e-3 if metadata.png == FOREIGN else 1e-12
+    if not np.allclose(mean, metadata.channel_mean, rtol=0, atol=tolerance):
+        findings.add("dataset.json", None, f"channel_mean is {metadata.channel_mean}, not {mean}")
 
 
-def _check_strays(root: Path, card: DatasetCard, findings: Findings) -> None:
-    """Shards that the card does not list: a reader that takes `*.tar` would mix them in."""
-    shards = [shard for split in card.splits.values() for shard in split.shards]
+def _check_strays(root: Path, metadata: DatasetMetadata, findings: Findings) -> None:
+    """Shards that dataset.json does not list: a reader that takes `*.tar` would mix them in."""
+    shards = [shard for split in metadata.splits.values() for shard in split.shards]
     listed = {path for shard in shards for path in (shard.tar(root), shard.sidecar(root))}
     for path in sorted(root.iterdir()):
         if _SHARD_FILE.fullmatch(path.name) and path not in listed:
@@ -178,7 +178,7 @@ def _check_strays(root: Path, card: DatasetCard, findings: Findings) -> None:
 
 def _print_report(root: Path, report: Report) -> None:
     rows = [("split", "shards", "samples", "bytes", "problems")]
-    for name, split in report.card.splits.items():
+    for name, split in report.metadata.splits.items():
         size = sum(shard.size + shard.sidecar_size for shard in split.shards)
         bad = sum(problem.file.startswith(f"{name}-") for problem in report.problems)
         rows.append((name, f"{len(split.shards):,}", f"{split.count:,}", f"{size:,}", f"{bad:,}"))

@@ -14,7 +14,7 @@ from deflate import crc32
 from shards.codec.images import decode_all
 from shards.codec.png import MAX_PNG_BYTES, PngError, inflate, store, unfilter
 from shards.codec.tar_reader import Member, TarError, read_members
-from shards.schema import FOREIGN, NO_LABEL, SIDECAR, DatasetCard, Shard, key
+from shards.schema import FOREIGN, NO_LABEL, SIDECAR, DatasetMetadata, Shard, key
 from shards.sources.splits import GROUPS
 from shards.verify.findings import Findings
 
@@ -32,7 +32,7 @@ class _Sample:
 
 
 def check_shard(
-    root: Path, card: DatasetCard, split: str, shard: Shard, findings: Findings
+    root: Path, metadata: DatasetMetadata, split: str, shard: Shard, findings: Findings
 ) -> None:
     """Check the tar and the sidecar of `shard`; problems and counts go to `findings`."""
     tar, sidecar = shard.tar(root), shard.sidecar(root)
@@ -45,14 +45,14 @@ def check_shard(
     for group in GROUPS if rows else ():
         values = {(split, value) for value in (rows or {})[group] if value is not None}
         findings.groups.setdefault(group, set()).update(values)
-    if has_tar and card.png == FOREIGN:
+    if has_tar and metadata.png == FOREIGN:
         _check_images(tar, name, split, shard, rows or {}, findings)
     elif has_tar:
-        _check_samples(tar, card, split, shard, rows, findings)
+        _check_samples(tar, metadata, split, shard, rows, findings)
 
 
 def _check_bytes(path: Path, name: str, size: int, xxh3: str, findings: Findings) -> bool:
-    """Whether the file is there; its size and hash are compared with the card's."""
+    """Whether the file is there; its size and hash are compared with dataset.json's."""
     if not path.is_file():
         findings.add(name, None, "missing; pack the data set again, or copy the file back")
         return False
@@ -89,12 +89,12 @@ def _read_rows(path: Path, count: int, findings: Findings) -> dict[str, list[Any
 
 
 def _check_samples(
-    tar: Path, card: DatasetCard, split: str, shard: Shard, rows: Any, findings: Findings
+    tar: Path, metadata: DatasetMetadata, split: str, shard: Shard, rows: Any, findings: Findings
 ) -> None:
     seen, batch = 0, []
     keys = findings.keys.setdefault(shard.name, [])
     try:
-        for sample in _samples(tar, card):
+        for sample in _samples(tar, metadata):
             if rows and seen < shard.count:
                 _compare(tar.name, sample, {name: rows[name][seen] for name in rows}, findings)
             seen += 1
@@ -102,7 +102,7 @@ def _check_samples(
             findings.labels[split, sample.label] += 1
             batch.append(sample.png)
             if len(batch) == _BATCH:
-                _decode(tar.name, card.png, split, batch, findings)
+                _decode(tar.name, metadata.png, split, batch, findings)
                 batch = []
     except TarError as error:
         lost = shard.count - seen
@@ -110,10 +110,10 @@ def _check_samples(
     else:
         if seen != shard.count:
             findings.add(tar.name, None, f"{seen} samples, expected {shard.count}")
-    _decode(tar.name, card.png, split, batch, findings)
+    _decode(tar.name, metadata.png, split, batch, findings)
 
 
-def _samples(tar: Path, card: DatasetCard) -> Iterator[_Sample]:
+def _samples(tar: Path, metadata: DatasetMetadata) -> Iterator[_Sample]:
     """Pairs of `KEY.png` and `KEY.cls`, or `KEY.png` alone in an unlabelled set."""
     members = read_members(tar)
     for png in members:
@@ -121,19 +121,19 @@ def _samples(tar: Path, card: DatasetCard) -> Iterator[_Sample]:
         if match is None or not png.name.endswith(".png"):
             raise TarError(png.offset, f"member {png.name!r}, expected s000000000.png")
         label = NO_LABEL
-        if card.labelled:
-            label = _label(png, next(members, None), card)
+        if metadata.labelled:
+            label = _label(png, next(members, None), metadata)
         yield _Sample(png, int(match[1]), label)
 
 
-def _label(png: Member, member: Member | None, card: DatasetCard) -> int:
+def _label(png: Member, member: Member | None, metadata: DatasetMetadata) -> int:
     expected = png.name.removesuffix(".png") + ".cls"
     if member is None or member.name != expected:
         found = member.name if member else "the end"
         raise TarError(png.offset, f"{png.name!r} is followed by {found!r}, expected {expected!r}")
-    if not _LABEL.fullmatch(member.body) or int(member.body) >= len(card.classes):
+    if not _LABEL.fullmatch(member.body) or int(member.body) >= len(metadata.classes):
         raise TarError(
-            member.offset, f"class {member.body[:16]!r}, expected 0 to {len(card.classes) - 1}"
+            member.offset, f"class {member.body[:16]!r}, expected 0 to {len(metadata.classes) - 1}"
         )
     return int(member.body)
 

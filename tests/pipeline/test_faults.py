@@ -1,4 +1,4 @@
-"""Damage to our own shards that the card may even hide: named by place, or nothing is lost."""
+"""Damage to our own shards, even where dataset.json agrees with it: located, or nothing is lost."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -15,7 +15,14 @@ from common.errors import DataError
 from pipeline.index import open_dataset
 from shards.pack.__main__ import pack
 from shards.pack.plan import PackOptions
-from shards.schema import SIDECAR, DatasetCard, Shard, SplitCard, dumps_card, load_card
+from shards.schema import (
+    SIDECAR,
+    DatasetMetadata,
+    Shard,
+    SplitMetadata,
+    dumps_metadata,
+    load_metadata,
+)
 from shards.verify.check import check_shard
 from shards.verify.findings import Findings
 from tests.conftest import write_patches
@@ -31,26 +38,28 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def trusted(root: Path) -> tuple[DatasetCard, Shard]:
-    """The card that vouches for the files as they are, as one who altered both would write it."""
-    card = load_card(root)
-    (shard,) = card.splits["train"].shards
+def trusted(root: Path) -> tuple[DatasetMetadata, Shard]:
+    """Metadata that vouches for the files as they are, as one who altered both would write it."""
+    metadata = load_metadata(root)
+    (shard,) = metadata.splits["train"].shards
     tar, sidecar = shard.tar(root).read_bytes(), shard.sidecar(root).read_bytes()
     shard = replace(
         shard, size=len(tar), xxh3=xxhash.xxh3_64_hexdigest(tar),
         sidecar_size=len(sidecar), sidecar_xxh3=xxhash.xxh3_64_hexdigest(sidecar),
     )  # fmt: skip
-    return replace(card, splits={"train": replace(card.splits["train"], shards=[shard])}), shard
+    return replace(
+        metadata, splits={"train": replace(metadata.splits["train"], shards=[shard])}
+    ), shard
 
 
-def found(root: Path, card: DatasetCard, shard: Shard) -> Findings:
+def found(root: Path, metadata: DatasetMetadata, shard: Shard) -> Findings:
     findings = Findings()
-    check_shard(root, card, "train", shard, findings)
+    check_shard(root, metadata, "train", shard, findings)
     return findings
 
 
 def test_a_cut_at_every_128_bytes_is_named(root: Path) -> None:
-    tar, clean = root / "train-000000.tar", load_card(root)
+    tar, clean = root / "train-000000.tar", load_metadata(root)
     whole = tar.read_bytes()
     rows = pq.read_table(root / "train-000000.parquet").to_pylist()
     last = rows[-1]["offset"] + -(-rows[-1]["size"] // 512) * 512 + 1024  # its class too
@@ -71,7 +80,7 @@ def test_a_cut_at_every_128_bytes_is_named(root: Path) -> None:
 
 
 def test_a_flip_in_any_byte_of_a_header_is_found(root: Path) -> None:
-    tar, clean = root / "train-000000.tar", load_card(root)
+    tar, clean = root / "train-000000.tar", load_metadata(root)
     whole = tar.read_bytes()
     silent = []
     for place in range(512):
@@ -119,7 +128,7 @@ def test_a_hostile_sidecar_is_refused_in_little_memory(
     change: Callable[[Path], None], root: Path
 ) -> None:
     change(root / "train-000000.parquet")
-    (root / "dataset.json").write_bytes(dumps_card(trusted(root)[0]))
+    (root / "dataset.json").write_bytes(dumps_metadata(trusted(root)[0]))
     pool = pa.default_memory_pool()
     before = pool.max_memory()
     tracemalloc.start()
@@ -132,14 +141,16 @@ def test_a_hostile_sidecar_is_refused_in_little_memory(
     assert peak + pool.max_memory() - before < 20 << 20
 
 
-def test_a_card_of_before_has_the_same_bytes_and_hash() -> None:
+def test_metadata_of_before_has_the_same_bytes_and_hash() -> None:
     """Fields that came later are absent where they say nothing."""
     shard = Shard("train-000000", 1, 5120, "0" * 16, 9, "f" * 16)
-    assert b"path" not in dumps_card(_card(shard, "stored"))
+    assert b"path" not in dumps_metadata(_metadata(shard, "stored"))
 
 
-def _card(shard: Shard, png: str) -> DatasetCard:
-    return DatasetCard(png, [], {"train": SplitCard(shard.count, [], [shard])}, [0.5] * 3, {})
+def _metadata(shard: Shard, png: str) -> DatasetMetadata:
+    return DatasetMetadata(
+        png, [], {"train": SplitMetadata(shard.count, [], [shard])}, [0.5] * 3, {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,6 +159,6 @@ def _card(shard: Shard, png: str) -> DatasetCard:
 )
 def test_where_a_shard_lies_is_checked(png: str, path: object, tmp_path: Path) -> None:
     shard = Shard("train-000000", 1, 5120, "0" * 16, 9, "f" * 16, path)  # type: ignore[arg-type]
-    (tmp_path / "dataset.json").write_bytes(dumps_card(_card(shard, png)))
+    (tmp_path / "dataset.json").write_bytes(dumps_metadata(_metadata(shard, png)))
     with pytest.raises(DataError, match="path"):
-        load_card(tmp_path)
+        load_metadata(tmp_path)

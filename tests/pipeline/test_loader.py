@@ -19,7 +19,7 @@ from pipeline.loader import STORES, Loader, Streamed, load_pixels
 from pipeline.reader import MAX_OPEN_FILES, Reader
 from shards.pack.__main__ import pack
 from shards.pack.plan import PackOptions
-from shards.schema import CARD_NAME, dumps_card, load_card
+from shards.schema import METADATA_NAME, dumps_metadata, load_metadata
 from tests.conftest import write_patches
 
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ def test_pixels_and_labels_are_those_of_the_files(mode: str, tmp_path: Path) -> 
         paths = split.table["path"].to_pylist()
         for i, path in enumerate(paths):
             assert np.array_equal(pixels[i], np.asarray(Image.open(tmp_path / "raw" / path)))
-            assert opened.card.classes[split.labels[i]] == Path(path).parent.name
+            assert opened.metadata.classes[split.labels[i]] == Path(path).parent.name
         shuffled = np.random.default_rng(0).permutation(len(split))
         assert np.array_equal(Reader(split).read(shuffled), pixels[shuffled])
 
@@ -110,7 +110,7 @@ def test_open_files_are_bounded(tmp_path: Path) -> None:
     pack(tmp_path / "raw", tmp_path / "out", PackOptions(shard_size=1, workers=1))
     split, before = open_dataset(tmp_path / "out").split("train"), psutil.Process().num_fds()
     Reader(split).read(np.arange(len(split)))
-    assert len(split.card.shards) == 80 > MAX_OPEN_FILES
+    assert len(split.metadata.shards) == 80 > MAX_OPEN_FILES
     assert psutil.Process().num_fds() - before <= MAX_OPEN_FILES
 
 
@@ -159,13 +159,13 @@ def test_a_copied_shard_is_found_by_its_keys(tmp_path: Path) -> None:
     write_patches(tmp_path / "raw", {"train": 10, "val": 10}, ("a", "b"), seed=4)
     out = tmp_path / "out"
     pack(tmp_path / "raw", out, PackOptions(workers=1))
-    card = load_card(out)
-    train, val = card.splits["train"].shards[0], card.splits["val"].shards[0]
+    metadata = load_metadata(out)
+    train, val = metadata.splits["train"].shards[0], metadata.splits["val"].shards[0]
     for suffix in (".tar", ".parquet"):
         shutil.copy(out / (train.name + suffix), out / (val.name + suffix))
     copy = replace(train, name=val.name)
-    splits = {**card.splits, "val": replace(card.splits["val"], shards=[copy])}
-    (out / CARD_NAME).write_bytes(dumps_card(replace(card, splits=splits)))
+    splits = {**metadata.splits, "val": replace(metadata.splits["val"], shards=[copy])}
+    (out / METADATA_NAME).write_bytes(dumps_metadata(replace(metadata, splits=splits)))
     with pytest.raises(DataError, match=r"train-000000 and val-000000 both hold the sample s0"):
         open_dataset(out)
 
@@ -204,7 +204,7 @@ def test_names_stay_on_the_disk_until_they_are_asked_for(tmp_path: Path) -> None
     split = open_dataset(tmp_path / "out").split("train")
     assert all(pa.types.is_integer(field.type) for field in split.index.schema)
     assert split.keys(np.array([2, 0])) == split.table["key"].take([2, 0]).to_pylist()
-    sidecar = split.card.shards[1].sidecar(split.root)
+    sidecar = split.metadata.shards[1].sidecar(split.root)
     sidecar.write_bytes(sidecar.read_bytes()[:-1] + b"!")
     with pytest.raises(DataError, match=rf"{sidecar.name} was altered"):
         _ = split.table

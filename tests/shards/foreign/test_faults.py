@@ -14,7 +14,7 @@ from pipeline.index import open_dataset
 from pipeline.loader import load_pixels
 from pipeline.reader import Reader
 from shards.foreign.index import IndexOptions, index_tars
-from shards.schema import CARD_NAME
+from shards.schema import METADATA_NAME
 from shards.verify.__main__ import verify
 from tests.helpers.tars import (
     END,
@@ -143,10 +143,10 @@ def test_a_bad_sample_is_named_and_left_out_only_when_asked(name: str, tmp_path:
         index_tars(str(tmp_path / "train.tar"), tmp_path / "out")
     assert f"train.tar at byte {place}: " in str(caught.value) and reason in str(caught.value)
     assert not (tmp_path / "out").exists()
-    card = index_tars(str(tmp_path / "train.tar"), tmp_path / "out", IndexOptions(skip_bad=1))
-    assert card.splits["train"].count == 4 and card.provenance["skipped"]["count"] == 1
+    metadata = index_tars(str(tmp_path / "train.tar"), tmp_path / "out", IndexOptions(skip_bad=1))
+    assert metadata.splits["train"].count == 4 and metadata.provenance["skipped"]["count"] == 1
     pixels = load_pixels(open_dataset(tmp_path / "out").split("train")).double()
-    assert np.allclose(pixels.mean((0, 1, 2)) / 255, card.channel_mean, rtol=0, atol=1e-12)
+    assert np.allclose(pixels.mean((0, 1, 2)) / 255, metadata.channel_mean, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -195,4 +195,4 @@ def test_tars_that_do_not_belong_together(tmp_path: Path) -> None:
     write_tar(tmp_path / "train-1.tar", [("k.png", GOOD), ("k.cls", b"9")])
     with pytest.raises(DataError, match=r"labels \['9'\] are none of the classes"):
         index_tars(str(tmp_path), tmp_path / "out", IndexOptions(classes="a,b,c"))
-    assert not (tmp_path / "out" / CARD_NAME).exists()
+    assert not (tmp_path / "out" / METADATA_NAME).exists()

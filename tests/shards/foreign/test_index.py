@@ -16,7 +16,7 @@ from pipeline.loader import Loader, load_pixels
 from shards.foreign.index import IndexOptions, index_tars
 from shards.foreign.scan import ScanOptions, scan_tar
 from shards.foreign.tarlist import find_tars
-from shards.schema import card_hash, load_card, without_paths
+from shards.schema import dataset_hash, load_metadata, without_paths
 from shards.verify.__main__ import main, verify
 from tests.helpers.tars import CLASSES, WRITERS, facts, image_of, members, samples, write_tar
 
@@ -44,7 +44,7 @@ def test_pixels_labels_and_rows_are_those_of_the_tar(writer: str, tmp_path: Path
     tar.parent.mkdir()
     WRITERS[writer](tar, samples(70))
     before = tar.read_bytes()
-    card = index_tars(str(tar), tmp_path / "out", options(writer))
+    metadata = index_tars(str(tar), tmp_path / "out", options(writer))
     split = open_dataset(tmp_path / "out").split("train")
     pixels, paths, found = load_pixels(split), split.table["path"].to_pylist(), members_of(tar)
     sources = split.table["source"].to_pylist()
@@ -56,8 +56,10 @@ def test_pixels_labels_and_rows_are_those_of_the_tar(writer: str, tmp_path: Path
         stem = name.rpartition("/")[2].partition(".")[0]
         assert split.labels[i] == int(stem.rpartition("_")[2]) % 3
         assert sources[i] == stem.split("__")[0]
-    assert card.classes == (list(CLASSES) if writer.endswith("json") else ["0", "1", "2"])
-    assert np.allclose(card.channel_mean, pixels.double().mean((0, 1, 2)) / 255, rtol=0, atol=1e-12)
+    assert metadata.classes == (list(CLASSES) if writer.endswith("json") else ["0", "1", "2"])
+    assert np.allclose(
+        metadata.channel_mean, pixels.double().mean((0, 1, 2)) / 255, rtol=0, atol=1e-12
+    )
     assert tar.read_bytes() == before
     assert verify(tmp_path / "out").problem_count == 0
 
@@ -130,10 +132,10 @@ def test_labels_are_numbers_or_names(
     labelled(tmp_path / "train.tar", texts)
     index_tars(str(tmp_path), tmp_path / "out", IndexOptions(classes=names))
     opened = open_dataset(tmp_path / "out")
-    assert opened.card.classes == classes
+    assert opened.metadata.classes == classes
     assert opened.split("train").labels.tolist() == numbers
     assert (
-        opened.card.splits["train"].class_counts
+        opened.metadata.splits["train"].class_counts
         == np.bincount(numbers, minlength=len(classes)).tolist()
     )
 
@@ -163,25 +165,25 @@ def test_tars_inside_the_index_move_with_it_and_keep_its_hash(tmp_path: Path) ->
     write_tar(tmp_path / "one/tars/train-0.tar", members(samples(4)))
     index_tars(str(tmp_path / "one"), tmp_path / "one")
     index_tars(str(tmp_path / "one/tars"), tmp_path / "apart")
-    hashes = {card_hash(load_card(tmp_path / name)) for name in ("one", "apart")}
+    hashes = {dataset_hash(load_metadata(tmp_path / name)) for name in ("one", "apart")}
     (tmp_path / "one").rename(tmp_path / "two")
     assert len(open_dataset(tmp_path / "two").split("train")) == 4
     assert verify(tmp_path / "two").problem_count == 0
     with pytest.raises(DataError, match=r"one/tars/train-0\.tar is missing"):
         open_dataset(tmp_path / "apart")
-    card = load_card(tmp_path / "two")
-    assert card_hash(card) == card_hash(without_paths(card)) and len(hashes) == 2
+    metadata = load_metadata(tmp_path / "two")
+    assert dataset_hash(metadata) == dataset_hash(without_paths(metadata)) and len(hashes) == 2
 
 
 @pytest.mark.slow
 def test_workers_change_nothing(tmp_path: Path) -> None:
     for number in range(2):
         write_tar(tmp_path / f"tars/train-{number}.tar", members(samples(5, f"{number}/")))
-    cards = [
+    results = [
         index_tars(str(tmp_path / "tars"), tmp_path / str(workers), IndexOptions(workers=workers))
         for workers in (1, 2)
     ]
-    assert cards[0] == cards[1]
+    assert results[0] == results[1]
     assert len({(tmp_path / w / "train-000001.parquet").read_bytes() for w in "12"}) == 1
 
 

@@ -77,10 +77,10 @@ def test_bad_patches_are_listed_or_counted(kind: str, source: Path, tmp_path: Pa
         pack(root, out, PackOptions(workers=1, shard_size=10, skip_bad=1))
     assert rf"'train/ADI/bad\none.png': {KINDS[kind]}" in str(error.value)
     assert not (out / "dataset.json").exists()
-    card = pack(root, out, PackOptions(workers=1, shard_size=10, skip_bad=2))
-    assert sum(split.count for split in card.splits.values()) == TOTAL
-    assert card.provenance["skipped"]["count"] == 2
-    assert {p for p, _ in card.provenance["skipped"]["first"]} == {
+    metadata = pack(root, out, PackOptions(workers=1, shard_size=10, skip_bad=2))
+    assert sum(split.count for split in metadata.splits.values()) == TOTAL
+    assert metadata.provenance["skipped"]["count"] == 2
+    assert {p for p, _ in metadata.provenance["skipped"]["first"]} == {
         "train/ADI/bad\none.png", "test/LYM/bad two.PNG",
     }  # fmt: skip
     keys = {str(row["key"]) for row in sidecar_rows(out)}
@@ -116,14 +116,14 @@ def test_the_summary_accounts_for_every_file(
         (root / "val" / "ADI" / f"bad{i}.png").write_bytes(damaged("empty"))
     (root / "val" / "ADI" / "bad\n4.png").write_bytes(damaged("64x64"))
     (root / "val" / "ADI" / "bad5.jpg").touch()
-    card = pack(root, tmp_path / "out", PackOptions(workers=1, skip_bad=6, shard_size=10))
+    metadata = pack(root, tmp_path / "out", PackOptions(workers=1, skip_bad=6, shard_size=10))
     printed = capsys.readouterr().out
     assert f"{TOTAL + 6} read, {TOTAL} packed, 6 skipped, 1 repeated" in printed
     assert "skipped: 4 x empty file (val/ADI/bad" in printed and "png, ...)" in printed
     assert r"skipped: 1 x 64x64 pixels, expected 32x32 ('val/ADI/bad\n4.png')" in printed
     names = {str(path.relative_to(root)) for path in twins}
-    ((later, earlier),) = card.provenance["repeated"]["first"]
-    assert {later, earlier} == names and card.provenance["repeated"]["count"] == 1
+    ((later, earlier),) = metadata.provenance["repeated"]["first"]
+    assert {later, earlier} == names and metadata.provenance["repeated"]["count"] == 1
     order = [row["path"] for row in sidecar_rows(tmp_path / "out") if row["path"] in names]
     assert order == [earlier, later]
 
@@ -132,8 +132,8 @@ def test_prints_that_meet_by_chance_are_no_repetition(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Record, "sample_prints", property(lambda made: np.zeros(made.count, "u8")))
-    card = pack(source, tmp_path / "out", PackOptions(workers=1, shard_size=10))
-    assert card.provenance["repeated"]["count"] == 0
+    metadata = pack(source, tmp_path / "out", PackOptions(workers=1, shard_size=10))
+    assert metadata.provenance["repeated"]["count"] == 0
 
 
 def test_a_shard_without_any_usable_patch_is_an_error(source: Path, tmp_path: Path) -> None:
@@ -153,10 +153,10 @@ def test_prints_tell_patches_apart_where_checksums_of_whole_pngs_do_not(
     write_patches(tmp_path / "raw", {"train": 1000}, ("a",), seed=3)
     read: list[int] = []
     monkeypatch.setattr("shards.pack.repeats.os.pread", lambda *place: read.append(1) or b"")
-    card = pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1))
+    metadata = pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1))
     rows = sidecar_rows(tmp_path / "out")
     assert len({row["crc32"] for row in rows}) < len(rows) == 1000
-    assert not read and card.provenance["repeated"]["count"] == 0
+    assert not read and metadata.provenance["repeated"]["count"] == 0
 
 
 @pytest.mark.parametrize("name", ["a/x.bmp", "stray.png"])
@@ -188,9 +188,9 @@ def test_what_was_skipped_counts_in_no_split(tmp_path: Path) -> None:
     for i in range(6):
         (folder / f"bad{i}__x.png").write_bytes(damaged("64x64"))
     options = PackOptions(workers=1, skip_bad=6, val=0.3, test=0.3)
-    card = pack(tmp_path / "raw", tmp_path / "out", options)
-    said = card.provenance["splits"]["achieved"]
-    assert set(said) == {"train", "val", "test"} and card.provenance["skipped"]["count"] == 6
+    metadata = pack(tmp_path / "raw", tmp_path / "out", options)
+    said = metadata.provenance["splits"]["achieved"]
+    assert set(said) == {"train", "val", "test"} and metadata.provenance["skipped"]["count"] == 6
     for split, counts in said.items():
         (file,) = (tmp_path / "out").glob(f"{split}-*.parquet")
         sources = pq.read_table(file)["source"].to_pylist()

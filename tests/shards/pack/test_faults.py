@@ -19,7 +19,7 @@ from shards.pack.locks import packer_lock
 from shards.pack.plan import ShardPlan, make_plan
 from shards.pack.shard import Job, Record, build
 from shards.pack.workers import Crew
-from shards.schema import load_card
+from shards.schema import load_metadata
 from shards.sources.folder import scan
 from tests.conftest import write_patches
 
@@ -131,7 +131,7 @@ def test_an_interrupted_pack_continues_where_it_stopped(
         patch.setattr(Crew, "build", stop_after(3))
         pack(source, out, OPTIONS)
     with pytest.raises(DataError, match=r"unfinished pack: run the same .* or, if several tasks"):
-        load_card(out)
+        load_metadata(out)
     (out / ".train-000004.tar.123.tmp").write_text("half")
     # not the inode: that of a file which was removed may be given to the next
     done = {p.name: p.stat().st_mtime_ns for p in out.glob("train-00000[0-2].*")}

@@ -18,7 +18,7 @@ from common.console import progress
 from shards.codec import png
 from shards.codec.tar_writer import STORED_STRIDE_LABELLED, STORED_STRIDE_UNLABELLED
 from shards.pack.__main__ import PackOptions, main, pack
-from shards.schema import SIDECAR, load_card
+from shards.schema import SIDECAR, load_metadata
 from tests.conftest import REAL, write_patches
 
 COUNTS = {"train": 12, "val": 4, "test": 5}
@@ -49,8 +49,8 @@ def pixels_of(path: Path) -> bytes:
 def test_any_reader_finds_the_pixels_and_labels_of_the_source(
     mode: str, source: Path, tmp_path: Path
 ) -> None:
-    card = pack(source, tmp_path / "out", PackOptions(png=mode, shard_size=10, workers=1))  # type: ignore[arg-type]
-    assert card == load_card(tmp_path / "out")
+    metadata = pack(source, tmp_path / "out", PackOptions(png=mode, shard_size=10, workers=1))  # type: ignore[arg-type]
+    assert metadata == load_metadata(tmp_path / "out")
     rows = {row["key"]: row for row in sidecar_rows(tmp_path / "out")}
     assert len(rows) == TOTAL
     assert {row["path"] for row in rows.values()} == {
@@ -62,7 +62,7 @@ def test_any_reader_finds_the_pixels_and_labels_of_the_source(
         row = rows.pop(sample["__key__"])
         path = Path(str(row["path"]))
         assert sample["png"].tobytes() == pixels_of(source / path)
-        assert card.classes[sample["cls"]] == path.parent.name
+        assert metadata.classes[sample["cls"]] == path.parent.name
         assert sample["cls"] == row["label"]
     assert not rows
 
@@ -99,14 +99,18 @@ def test_stored_samples_have_a_constant_stride(source: Path, tmp_path: Path) -> 
     assert png.stored_rows(samples).tobytes() == b"".join(expected)
 
 
-def test_the_card_counts_what_is_there(source: Path, tmp_path: Path) -> None:
-    card = pack(source, tmp_path / "out", PackOptions(shard_size=10, workers=1, seed=4))
+def test_the_metadata_counts_what_is_there(source: Path, tmp_path: Path) -> None:
+    metadata = pack(source, tmp_path / "out", PackOptions(shard_size=10, workers=1, seed=4))
     train = [np.asarray(Image.open(p)) for p in (source / "train").rglob("*.png")]
-    assert np.allclose(card.channel_mean, np.mean(train, (0, 1, 2)) / 255, rtol=0, atol=1e-12)
-    assert {name: split.class_counts for name, split in card.splits.items()} == {
+    assert np.allclose(metadata.channel_mean, np.mean(train, (0, 1, 2)) / 255, rtol=0, atol=1e-12)
+    assert {name: split.class_counts for name, split in metadata.splits.items()} == {
         name: [count] * 3 for name, count in COUNTS.items()
     }
-    assert card.provenance["key_ranges"] == {"train": [0, 36], "val": [36, 48], "test": [48, 63]}
+    assert metadata.provenance["key_ranges"] == {
+        "train": [0, 36],
+        "val": [36, 48],
+        "test": [48, 63],
+    }
     text = (tmp_path / "out" / "dataset.json").read_text()
     assert str(tmp_path) not in text and str(source.parent) not in text
     rows = {row["path"]: row for row in sidecar_rows(tmp_path / "out")}
@@ -153,8 +157,8 @@ def test_unlabelled_patches_have_no_class_member(mode: str, source: Path, tmp_pa
     flat.mkdir(parents=True)
     for i, path in enumerate((source / "val").rglob("*.png")):
         shutil.copyfile(path, flat / f"{i}.png")
-    card = pack(tmp_path / "raw", tmp_path / "out", PackOptions(png=mode, workers=1))  # type: ignore[arg-type]
-    assert not card.labelled and card.splits["train"].class_counts == []
+    metadata = pack(tmp_path / "raw", tmp_path / "out", PackOptions(png=mode, workers=1))  # type: ignore[arg-type]
+    assert not metadata.labelled and metadata.splits["train"].class_counts == []
     table = pq.read_table(tmp_path / "out" / "train-000000.parquet")
     assert set(table["label"].to_pylist()) == {-1}
     if mode == "stored":
@@ -172,8 +176,8 @@ def test_names_of_any_kind_come_back_exactly(source: Path, tmp_path: Path) -> No
     some = next(source.rglob("*.png"))
     for name in NAMES:
         shutil.copyfile(some, folder / f"{name}.png")
-    card = pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1))
-    assert card.classes == [folder.name]
+    metadata = pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1))
+    assert metadata.classes == [folder.name]
     rows = sidecar_rows(tmp_path / "out")
     paths = {str(row["path"]) for row in rows}
     assert paths == {f"train/{folder.name}/{n}.png" for n in NAMES}
@@ -240,10 +244,10 @@ def test_real_patches_come_back(tmp_path: Path) -> None:
         pytest.skip("the real patches (colon_7class.tar) are not on this machine")
     with tarfile.open(REAL / "colon_7class.tar") as tar:
         tar.extractall(tmp_path, filter="data")
-    card = pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1))
-    assert card.classes == ["ADI", "LYM", "MUC", "MUS", "NORM", "STR", "TUM"]
-    assert card.splits["train"].class_counts == [294] * 7
-    for split in card.splits:
+    metadata = pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1))
+    assert metadata.classes == ["ADI", "LYM", "MUC", "MUS", "NORM", "STR", "TUM"]
+    assert metadata.splits["train"].class_counts == [294] * 7
+    for split in metadata.splits:
         table = pq.read_table(tmp_path / "out" / f"{split}-000000.parquet")
         data = np.fromfile(tmp_path / "out" / f"{split}-000000.tar", np.uint8)
         samples = data[: len(table) * STORED_STRIDE_LABELLED].reshape(len(table), -1)[:, 512:]

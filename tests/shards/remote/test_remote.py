@@ -19,7 +19,7 @@ from shards.remote import cache as remote
 from shards.remote import download
 from shards.remote.cache import cache_folder, fetch, local
 from shards.remote.store import Store
-from shards.schema import card_hash, load_card
+from shards.schema import dataset_hash, load_metadata
 from shards.verify.__main__ import verify
 from tests.helpers.serving import serving
 from tests.helpers.tars import members, samples, write_tar
@@ -42,7 +42,7 @@ def names(folder: Path) -> set[str]:
 
 
 def arrived(name: str) -> int:
-    """Bytes of a file that are in the cache, finished or not; all there will be of a card."""
+    """Bytes of a file that are in the cache, finished or not; all there will be of dataset.json."""
     if name == "dataset.json":
         return 1 << 30
     found = [*cache_folder().glob(f"*/.{name}.part"), *cache_folder().glob(f"*/{name}")]
@@ -58,7 +58,7 @@ def same(folder: Path, source: Path) -> bool:
 def test_what_arrives_is_what_lies_there(ranges: bool, small_dataset: Path) -> None:
     with serving(small_dataset, ranges=ranges) as site:
         folder = fetch(f"{site.url}/")
-        assert folder == cache_folder() / card_hash(load_card(small_dataset))
+        assert folder == cache_folder() / dataset_hash(load_metadata(small_dataset))
         assert same(folder, small_dataset) and verify(folder).problem_count == 0
         site.asked.clear()
         assert fetch(site.url) == folder
@@ -127,7 +127,7 @@ def test_wrong_content_gets_no_name(name: str, small_dataset: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("size", [100, 10**6])
 def test_the_part_of_another_file_is_thrown_away(size: int, small_dataset: Path) -> None:
-    folder = cache_folder() / card_hash(load_card(small_dataset))
+    folder = cache_folder() / dataset_hash(load_metadata(small_dataset))
     folder.mkdir(parents=True)
     (folder / f".{TAR}.part").write_bytes(b"x" * size)
     with serving(small_dataset) as site:
@@ -146,21 +146,21 @@ def test_only_some_splits(small_dataset: Path) -> None:
 
 @contextmanager
 def altered(source: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Iterator[str]:
-    """The URL of a data set whose card an attacker wrote."""
+    """The URL of a data set whose metadata an attacker wrote."""
     folder.mkdir()
     for path in source.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    card = json.loads((source / "dataset.json").read_bytes())
-    change(card)
-    (folder / "dataset.json").write_text(json.dumps(card))
+    metadata = json.loads((source / "dataset.json").read_bytes())
+    change(metadata)
+    (folder / "dataset.json").write_text(json.dumps(metadata))
     with serving(folder) as site:
         yield site.url
 
 
 def first(field: str, value: object, png: str = "stored") -> Callable[[dict[str, Any]], None]:
-    def change(card: dict[str, Any]) -> None:
-        card["png"] = png
-        card["splits"]["train"]["shards"][0][field] = value
+    def change(metadata: dict[str, Any]) -> None:
+        metadata["png"] = png
+        metadata["splits"]["train"]["shards"][0][field] = value
 
     return change
 
@@ -177,10 +177,13 @@ def first(field: str, value: object, png: str = "stored") -> Callable[[dict[str,
         (first("sidecar_size", 1 << 60), "has room for"),
         (first("sidecar_size", -1), "has sidecar_size -1"),
         (first("xxh3", "x"), "a malformed hash"),
-        (lambda card: card.update(splits={"../x": card["splits"]["train"]}), "split name '../x'"),
+        (
+            lambda metadata: metadata.update(splits={"../x": metadata["splits"]["train"]}),
+            "split name '../x'",
+        ),
     ],
 )
-def test_a_hostile_card_brings_nothing(
+def test_a_hostile_metadata_brings_nothing(
     change: Callable[[dict[str, Any]], None], said: str, small_dataset: Path, tmp_path: Path
 ) -> None:
     before = {*tmp_path.rglob("*.tar"), *tmp_path.rglob("*.parquet")}
@@ -193,10 +196,10 @@ def test_a_hostile_card_brings_nothing(
     assert {path.parent for path in after - before} <= {tmp_path / "site"}
 
 
-def test_a_card_without_end_is_not_read_to_it(
+def test_metadata_without_end_is_not_read_to_it(
     small_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "MAX_CARD_BYTES", 1000)
+    monkeypatch.setattr(remote, "MAX_METADATA_BYTES", 1000)
     said = r"dataset\.json is larger than 1000 bytes"
     with serving(small_dataset, instead={"dataset.json": b" " * 5000}) as site:  # noqa: SIM117
         with pytest.raises(DataError, match=said):
@@ -250,7 +253,7 @@ def test_training_and_the_command_take_a_url(
 ) -> None:
     with serving(small_dataset) as site:
         root, sentence = find_data(site.url)
-        assert site.url in sentence and open_dataset(root).card == load_card(small_dataset)
+        assert site.url in sentence and open_dataset(root).metadata == load_metadata(small_dataset)
         monkeypatch.setattr("sys.argv", ["fetch", site.url])
         assert main() == 0 and capsys.readouterr().out.strip() == str(root)
         monkeypatch.setattr("sys.argv", ["fetch", f"{site.url}/nothing"])
@@ -288,7 +291,7 @@ def test_a_bucket_of_s3(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) ->
         client.create_bucket(Bucket="patches")
         for path in small_dataset.iterdir():
             client.put_object(Bucket="patches", Key=f"sets/one/{path.name}", Body=path.read_bytes())
-        folder = cache_folder() / card_hash(load_card(small_dataset))
+        folder = cache_folder() / dataset_hash(load_metadata(small_dataset))
         folder.mkdir(parents=True)
         begun = (small_dataset / TAR).read_bytes()[:5000]
         (folder / f".{TAR}.part").write_bytes(begun)

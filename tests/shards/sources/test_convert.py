@@ -233,7 +233,7 @@ def patches_of(out: Path) -> list[tuple[dict[str, Any], Pixels]]:
 def test_tiles_put_together_are_the_image(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    card = pack(source, tmp_path / "out", PackOptions(convert="tile", workers=1, shard_size=10))
+    metadata = pack(source, tmp_path / "out", PackOptions(convert="tile", workers=1, shard_size=10))
     found = patches_of(tmp_path / "out")
     assert len({(row["path"], row["y"], row["x"]) for row, _ in found}) == len(found) == 34
     for row, pixels in found:
@@ -242,7 +242,7 @@ def test_tiles_put_together_are_the_image(
         assert y % 32 == x % 32 == 0
         assert np.array_equal(pixels, image[y : y + 32, x : x + 32])
     remainder = 2 * (70 * 33 - 2 * 1024 + 130 * 64 - 8 * 1024)
-    assert card.provenance["convert"] == {
+    assert metadata.provenance["convert"] == {
         "rule": "tile", "images": 8, "images_with_remainder": 4,
         "pixels": 34 * 1024 + remainder, "pixels_left": remainder,
     }  # fmt: skip
@@ -312,9 +312,9 @@ def test_bad_images_are_listed_and_their_tiles_left_out(source: Path, tmp_path: 
         pack(root, tmp_path / "out", PackOptions(convert="tile", workers=1))
     assert "'a/small.png': 200x20 pixels: too small for a tile" in str(error.value)
     assert "'a/cmyk.jpg': pixels of mode CMYK" in str(error.value)
-    card = pack(root, tmp_path / "out", PackOptions(convert="tile", workers=1, skip_bad=6))
-    assert card.splits["train"].count == 34
-    bad = card.provenance["skipped"]
+    metadata = pack(root, tmp_path / "out", PackOptions(convert="tile", workers=1, skip_bad=6))
+    assert metadata.splits["train"].count == 34
+    bad = metadata.provenance["skipped"]
     assert bad["count"] == 6 and "CRC mismatch" in dict(bad["first"])["a/damaged.png"]
 
 

@@ -14,7 +14,7 @@ import pytest
 from common.errors import DataError
 from shards.pack.__main__ import main, pack
 from shards.pack.plan import PackOptions
-from shards.schema import load_card
+from shards.schema import load_metadata
 from shards.sources.folder import split_warnings
 from shards.sources.listed import survey_listed
 from shards.sources.manifest import Columns, read_manifest, suggestions
@@ -84,30 +84,30 @@ def test_values_arrive_in_the_sidecar_exactly(kind: str, source: Path, tmp_path:
     else:
         end = "\r\n" if kind == "crlf" else "\n"
         manifest = write_csv(tmp_path / "m.csv", table, kind == "bom", end)
-    card = pack(source, tmp_path / "out", PackOptions(workers=1, manifest=manifest))
-    assert card.classes == ["01", "1"]
+    metadata = pack(source, tmp_path / "out", PackOptions(workers=1, manifest=manifest))
+    assert metadata.classes == ["01", "1"]
     rows = {str(row["path"]): row for row in sidecar_rows(tmp_path / "out")}
     assert sorted(rows) == table["path"]
     for i, path in enumerate(table["path"]):
         row = rows[path]
-        assert card.classes[row["label"]] == table["label"][i]  # type: ignore[index]
+        assert metadata.classes[row["label"]] == table["label"][i]  # type: ignore[index]
         for name in ("patient", "slide", "site"):
             assert row[name] == (table[name][i] or None)
         assert row["source"] == row["slide"]
         for name in ("x", "y", "mpp"):
             assert row[name] == (float(table[name][i]) if table[name][i] else None)
-    counts = {name: split.count for name, split in card.splits.items()}
+    counts = {name: split.count for name, split in metadata.splits.items()}
     assert counts == {"train": 8, "val": 2, "test": 2}
 
 
-def test_the_card_names_the_manifest_and_nothing_of_the_machine(
+def test_the_metadata_names_the_manifest_and_nothing_of_the_machine(
     source: Path, tmp_path: Path
 ) -> None:
     table = {"file": files(source), "diagnosis": ["x"] * 12, "Site": ["s"] * 12, "extra": [1] * 12}
     manifest = write_csv(tmp_path / "meta.csv", table)
     columns = Columns(path="file", label="diagnosis")
-    card = pack(source, tmp_path / "out", PackOptions(manifest=manifest, columns=columns))
-    said = card.provenance["manifest"]
+    metadata = pack(source, tmp_path / "out", PackOptions(manifest=manifest, columns=columns))
+    said = metadata.provenance["manifest"]
     assert (said["name"], said["rows"]) == ("meta.csv", 12)
     assert said["columns"] == {"path": "file", "label": "diagnosis"}
     assert str(tmp_path) not in (tmp_path / "out" / "dataset.json").read_text()
@@ -272,9 +272,9 @@ def test_files_that_are_no_patches_count_as_bad(source: Path, tmp_path: Path) ->
     for name, content in (("a.png", some), ("b.jpg", some), ("c.png", b"")):
         (tmp_path / "raw" / name).write_bytes(content)
     manifest = write_csv(tmp_path / "m.csv", {"path": ["a.png", "b.jpg", "c.png"]})
-    card = pack(tmp_path / "raw", tmp_path / "out", PackOptions(manifest=manifest, skip_bad=2))
-    assert card.splits["train"].count == 1
-    bad = dict(card.provenance["skipped"]["first"])
+    metadata = pack(tmp_path / "raw", tmp_path / "out", PackOptions(manifest=manifest, skip_bad=2))
+    assert metadata.splits["train"].count == 1
+    bad = dict(metadata.provenance["skipped"]["first"])
     assert "--convert takes it" in bad["b.jpg"] and bad["c.png"] == "empty file"
 
 
@@ -297,7 +297,7 @@ def test_another_manifest_does_not_continue_an_unfinished_pack(
         pack(source, tmp_path / "out", options)
     write_csv(manifest, table)
     pack(source, tmp_path / "out", options)
-    assert load_card(tmp_path / "out").classes == ["x"]
+    assert load_metadata(tmp_path / "out").classes == ["x"]
 
 
 @pytest.mark.parametrize(

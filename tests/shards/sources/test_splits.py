@@ -11,7 +11,7 @@ import pytest
 from common.errors import DataError
 from shards.pack.__main__ import pack
 from shards.pack.plan import PackOptions
-from shards.schema import load_card
+from shards.schema import load_metadata
 from shards.sites import SiteOptions, leave_one_out, main
 from shards.sources.assign import Group, assign
 from shards.sources.manifest import Columns, read_manifest
@@ -120,19 +120,19 @@ def test_packing_records_what_was_achieved(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = PackOptions(val=0.2, test=0.3, workers=1)
-    card = pack(source, tmp_path / "out", options)
+    metadata = pack(source, tmp_path / "out", options)
     assert "splits drawn by source: 20 groups, asked for val 0.2, test 0.3" in (
         capsys.readouterr().out
     )
-    said = card.provenance["splits"]
+    said = metadata.provenance["splits"]
     assert (said["by"], said["val"], said["test"]) == (["source"], 0.2, 0.3)
     members: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for name, part in card.splits.items():
+    for name, part in metadata.splits.items():
         for row in sidecar_rows(tmp_path / "out"):
-            first, end = card.provenance["key_ranges"][name]
+            first, end = metadata.provenance["key_ranges"][name]
             if first <= int(str(row["key"])[1:]) < end:
-                members[name, card.classes[row["label"]]].add(str(row["source"]))  # type: ignore[index]
-        for label, count in zip(card.classes, part.class_counts, strict=True):
+                members[name, metadata.classes[row["label"]]].add(str(row["source"]))  # type: ignore[index]
+        for label, count in zip(metadata.classes, part.class_counts, strict=True):
             cell = {"patches": count, "groups": len(members[name, label])}
             assert said["achieved"][name][label] == cell
     groups = [group for (_, _), found in members.items() for group in found]
@@ -153,13 +153,13 @@ def listed(source: Path, path: Path, header: str, rows: list[list[str]]) -> Path
 def test_a_patient_is_never_cut(source: Path, tmp_path: Path) -> None:
     rows = [[f"p{i % 5}" if i % 3 else "", f"s{i}"] for i in range(15)]
     manifest = listed(source, tmp_path / "m.csv", "patient,slide", rows)
-    card = pack(source, tmp_path / "out", PackOptions(manifest=manifest, val=0.3, test=0.3))
-    assert card.provenance["splits"]["by"] == ["patient", "slide"]
+    metadata = pack(source, tmp_path / "out", PackOptions(manifest=manifest, val=0.3, test=0.3))
+    assert metadata.provenance["splits"]["by"] == ["patient", "slide"]
     home: dict[object, set[str]] = defaultdict(set)
     for path in (tmp_path / "out").glob("*.parquet"):
         split = path.name.split("-")[0]
         for row in sidecar_rows(tmp_path / "out"):
-            first, end = card.provenance["key_ranges"][split]
+            first, end = metadata.provenance["key_ranges"][split]
             if first <= int(str(row["key"])[1:]) < end:
                 home[row["patient"] or row["slide"]].add(split)
     assert len(home) == 10 and all(len(splits) == 1 for splits in home.values())
@@ -200,8 +200,8 @@ def test_each_site_is_left_out_once(packed: bool, source: Path, tmp_path: Path) 
             home[patient].add(split)
         assert all(len(splits) == 1 for splits in home.values())
         assert Counter(rows["split"]) == {"test": 20, "train": 30, "val": 10}
-    card = pack(source, tmp_path / "out", PackOptions(manifest=written[0], workers=1))
-    assert card.splits["test"].count == 20
+    metadata = pack(source, tmp_path / "out", PackOptions(manifest=written[0], workers=1))
+    assert metadata.splits["test"].count == 20
 
 
 def read_site_rows(path: Path) -> list[tuple[str, str]]:
@@ -258,6 +258,6 @@ def test_the_command_says_what_is_where(
 
 def test_a_converted_set_has_other_places_than_its_files(source: Path, tmp_path: Path) -> None:
     pack(source, tmp_path / "set", PackOptions(convert="crop", workers=1))
-    assert load_card(tmp_path / "set").provenance["convert"] == {"rule": "crop"}
+    assert load_metadata(tmp_path / "set").provenance["convert"] == {"rule": "crop"}
     with pytest.raises(DataError, match="packed with --convert"):
         leave_one_out(tmp_path / "set", tmp_path / "lists")

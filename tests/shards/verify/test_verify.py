@@ -16,7 +16,7 @@ import xxhash
 from common.errors import DataError
 from shards.codec import png
 from shards.pack.__main__ import PackOptions, pack
-from shards.schema import dumps_card, load_card
+from shards.schema import dumps_metadata, load_metadata
 from shards.verify.__main__ import Report, main, verify
 from tests.conftest import write_patches
 
@@ -44,10 +44,10 @@ def places(report: Report) -> list[tuple[str, int | None]]:
 
 
 def trust(root: Path) -> None:
-    """Write the sizes and hashes of the files as they are into the card, as an attacker would."""
-    card = load_card(root)
+    """Make dataset.json agree with the files as they are, as an attacker would."""
+    metadata = load_metadata(root)
     splits = {}
-    for name, split in card.splits.items():
+    for name, split in metadata.splits.items():
         shards = []
         for shard in split.shards:
             tar = (root / f"{shard.name}.tar").read_bytes()
@@ -56,7 +56,7 @@ def trust(root: Path) -> None:
             shards.append(replace(shard, size=len(tar), xxh3=hashes[0],
                                   sidecar_size=len(sidecar), sidecar_xxh3=hashes[1]))  # fmt: skip
         splits[name] = replace(split, shards=shards)
-    (root / "dataset.json").write_bytes(dumps_card(replace(card, splits=splits)))
+    (root / "dataset.json").write_bytes(dumps_metadata(replace(metadata, splits=splits)))
 
 
 def flip(path: Path, position: int, bit: int = 0) -> None:
@@ -86,7 +86,7 @@ def test_every_flip_anywhere_is_detected(mode: str, packed: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("mode", ["stored", "keep"])
-def test_a_flip_in_a_sample_is_located_although_the_card_hides_it(
+def test_a_flip_in_a_sample_is_located_although_the_metadata_hides_it(
     mode: str, packed: Path, tmp_path: Path
 ) -> None:
     root = Path(shutil.copytree(packed / mode, tmp_path / "out"))
@@ -211,10 +211,10 @@ def two_tars_in_one(root: Path) -> None:
 
 
 def other_counts(root: Path) -> None:
-    card = load_card(root)
-    val = replace(card.splits["val"], class_counts=[4, 6])
-    changed = replace(card, splits=card.splits | {"val": val}, channel_mean=[0.5, 0.5, 0.5])
-    (root / "dataset.json").write_bytes(dumps_card(changed))
+    metadata = load_metadata(root)
+    val = replace(metadata.splits["val"], class_counts=[4, 6])
+    changed = replace(metadata, splits=metadata.splits | {"val": val}, channel_mean=[0.5, 0.5, 0.5])
+    (root / "dataset.json").write_bytes(dumps_metadata(changed))
 
 
 def not_the_layout(root: Path) -> None:
@@ -278,7 +278,7 @@ def test_exit_status(
     assert "val-000000.tar at byte 0: 's0000000" in capsys.readouterr().err or not damage
 
 
-def test_a_folder_without_a_card_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+def test_a_folder_without_metadata_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     with pytest.raises(DataError, match="not a packed data set"):
         verify(tmp_path)
