@@ -1,25 +1,54 @@
-"""A run folder as evaluation sees it: what training left there, and whole files written beside it.
+"""The files of a run folder and their readers.
 
-RUN/snapshot/        the model and, in config.json, what it is (`about`)
-RUN/config.json      the resolved configuration and where the data are
-RUN/metrics.jsonl    one line a logging step
-RUN/results.json     written by eval.main, read by eval.report
+RUN/config.json      the resolved configuration and the data set (`RunRecord`), by training
+RUN/status.json      running, done, failed or interrupted (`Status`), by training
+RUN/metrics.jsonl    one line per logging step and per validation, by training
+RUN/snapshot/        the model and, in its config.json, its description (`About`), by training
+RUN/results.json     scores, by eval.main, for eval.report
 """
 
 import json
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import xxhash
 
 from common.errors import DataError
 from common.files import read_json
+from common.records import convert
 from models import snapshot
 from pipeline.corruptions.kinds import CorruptionConfig
 
-MAX_JSON_BYTES = 64 << 20
-RESULTS = "results.json"
+CONFIG, STATUS, METRICS, RESULTS = "config.json", "status.json", "metrics.jsonl", "results.json"
+
+T = TypeVar("T")
+
+
+class DataRecord(msgspec.Struct, frozen=True):
+    """The data set of a run."""
+
+    root: str  # absolute path of the folder
+    hash: str  # of its dataset.json
+
+
+class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """RUN/config.json: what a run was started from."""
+
+    preset: str
+    config: dict[str, Any]  # for `train.config.from_json`
+    data: DataRecord
+    environment: dict[str, Any] = {}
+
+
+class Status(msgspec.Struct, frozen=True):
+    """RUN/status.json: how far a run came; exit codes do not survive the launchers."""
+
+    status: str  # running, done, failed or interrupted
+    pid: int
+    time: str = ""  # local, ISO 8601
+    error: str | None = None  # why it failed
 
 
 @dataclass(frozen=True)
@@ -70,28 +99,50 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
     return kind(value)
 
 
+def load_record(path: Path) -> RunRecord:
+    """The record in a run's config.json, or in one of the settings files of a sweep.
+
+    Raises:
+        DataError: the file is missing or not of a run.
+    """
+    return _converted(read_json(path), RunRecord, f"{path} is not a run's config.json")
+
+
+def load_status(run: Path) -> Status | None:
+    """RUN/status.json; None where the run has not begun.
+
+    Raises:
+        DataError: the file is not a status.
+    """
+    path = run / STATUS
+    if not path.is_file():
+        return None
+    return _converted(read_json(path), Status, f"{path} is not a run's status")
+
+
 def load_corruption(run: Path) -> CorruptionConfig:
     """The corruption that the run trained with, from RUN/config.json.
 
     Raises:
         DataError: the file is missing or the section is not a corruption.
     """
-    path = run / "config.json"
-    raw = _section(_section(read_json(path), "config", path), "corruption", path)
+    path = run / CONFIG
     try:
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-        return CorruptionConfig(**values)
-    except (TypeError, ValueError) as error:
+        return convert(load_record(path).config.get("corruption"), CorruptionConfig)
+    except msgspec.ValidationError as error:
         raise DataError(f"{path}: config.corruption: {error}") from None
 
 
 def data_root(run: Path) -> Path:
     """The data set that the run trained on, from RUN/config.json."""
-    path = run / "config.json"
-    root = _section(read_json(path), "data", path).get("root")
-    if not isinstance(root, str):
-        raise DataError(f"{path} names no data set: pass one with --data DIR")
-    return Path(root)
+    return Path(load_record(run / CONFIG).data.root)
+
+
+def _converted(raw: Any, kind: type[T], context: str) -> T:
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        raise DataError(f"{context}: {error}") from None
 
 
 def load_results(run: Path) -> dict[str, Any]:
@@ -107,8 +158,8 @@ def load_results(run: Path) -> dict[str, Any]:
 
 
 def load_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of RUN/metrics.jsonl; none without the file, a line cut by a crash is left out."""
-    path = run / "metrics.jsonl"
+    """The lines of RUN/metrics.jsonl; none without the file. A line cut by a crash is left out."""
+    path = run / METRICS
     rows = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:

@@ -77,7 +77,11 @@ def make_run(folder: Path, data: Path, **about: Any) -> Path:
     facts = {**ABOUT, "dataset_hash": open_dataset(data).hash, **about}
     model = build(SMALL, facts["seed"])
     snapshot.save(model, folder / "snapshot", facts)
-    config = {"config": {"corruption": asdict(CorruptionConfig())}, "data": {"root": str(data)}}
+    config = {
+        "preset": "dvae",
+        "config": {"corruption": asdict(CorruptionConfig())},
+        "data": {"root": str(data), "hash": "0" * 16},
+    }
     (folder / "config.json").write_text(json.dumps(config))
     rows = [
         {"kind": kind, "images": n, "loss": 1 / n, "psnr": n, "kl": 3.0, "equivariance_error": 0.5}

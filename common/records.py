@@ -1,0 +1,42 @@
+"""Records, which are dataclasses or msgspec structs, and the plain JSON values they are kept as."""
+
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+
+def convert(raw: object, kind: type[T]) -> T:
+    """Build a record from plain values; its types are checked and unknown names refused.
+
+    Raises:
+        msgspec.ValidationError: a value of another type or range, or a name too few or too many.
+    """
+    record = msgspec.convert(raw, kind)
+    if isinstance(raw, dict):
+        names = flatten(raw).keys() - flatten(msgspec.to_builtins(record)).keys()
+        if names:
+            raise msgspec.ValidationError(f"unknown names: {', '.join(sorted(names)[:3])}"[:200])
+    return record
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by their dotted names: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
+    leaves: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            leaves |= flatten(value, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = value
+    return leaves
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Lines `name: a -> b` for every dotted name with another value; None stands for absent."""
+    left, right = flatten(a), flatten(b)
+    return [
+        f"{name}: {left.get(name)} -> {right.get(name)}"
+        for name in sorted({*left, *right})
+        if left.get(name) != right.get(name)
+    ]
