@@ -14,8 +14,8 @@ from eval.measure.readouts import read_embeddings
 from models import snapshot
 from models.vae import ModelConfig, build
 from shards.pack.plan import PackOptions
-from tests.conftest import write_patches
 from tests.eval.test_encoder import ABOUT
+from tests.helpers.patches import write_patches
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from models.objective import Objective, ObjectiveConfig
 from models.vae import ModelConfig, build
 from pipeline.corruptions import kinds as corrupt
 from pipeline.corruptions.kinds import CorruptionConfig
-from tests.conftest import real_patches
+from tests.helpers.patches import real_patches
 from train.step import TrainStep, generator_for
 
 CPU = torch.device("cpu")

@@ -25,7 +25,7 @@ from shards.schema import (
 )
 from shards.verify.check import check_shard
 from shards.verify.findings import Findings
-from tests.conftest import write_patches
+from tests.helpers.patches import write_patches
 
 SAMPLES = 4
 

@@ -20,7 +20,7 @@ from pipeline.reader import MAX_OPEN_FILES, Reader
 from shards.pack.__main__ import pack
 from shards.pack.plan import PackOptions
 from shards.schema import METADATA_NAME, dumps_metadata, load_metadata
-from tests.conftest import write_patches
+from tests.helpers.patches import write_patches
 
 CPU = torch.device("cpu")
 STORAGES = sorted(STORES.keys() - {"device"})

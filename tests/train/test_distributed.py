@@ -23,7 +23,7 @@ from pipeline.index import STREAM_BLOCK, Order, open_dataset
 from pipeline.loader import Batch, Loader
 from shards.pack.__main__ import pack
 from shards.pack.plan import PackOptions
-from tests.conftest import write_patches
+from tests.helpers.patches import write_patches
 from tests.helpers.ranks import run_ranks
 from train import main as entry
 from train.launch import start_accelerator

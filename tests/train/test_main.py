@@ -9,7 +9,7 @@ import pytest
 from pipeline.index import open_dataset
 from shards.pack.__main__ import pack
 from shards.pack.plan import PackOptions
-from tests.conftest import write_patches
+from tests.helpers.patches import write_patches
 from train import main as entry
 from train import summary as introduction
 from train.interrupt import Interrupts

@@ -19,7 +19,7 @@ import torch
 
 from shards.pack.__main__ import pack
 from shards.pack.plan import PackOptions
-from tests.conftest import write_patches
+from tests.helpers.patches import write_patches
 from tests.train.test_checkpoint import kill_at
 from tests.train.test_loop import final_state, log_without_clock
 from tests.train.test_resume import refuse, same

@@ -13,7 +13,7 @@ from PIL import Image
 
 from shards.codec import png
 from shards.codec.png import PngError
-from tests.conftest import real_patches
+from tests.helpers.patches import real_patches
 
 Pixels = NDArray[np.uint8]
 RNG = np.random.default_rng(5)

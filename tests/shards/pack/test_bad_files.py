@@ -14,7 +14,7 @@ from common.errors import DataError
 from shards.codec import png
 from shards.pack.__main__ import PackOptions, main, pack
 from shards.pack.shard import Record
-from tests.conftest import write_patches
+from tests.helpers.patches import write_patches
 from tests.shards.pack.test_pack import CLASSES, COUNTS, TOTAL, sidecar_rows
 
 

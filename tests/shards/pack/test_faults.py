@@ -21,7 +21,7 @@ from shards.pack.shard import Job, Record, build
 from shards.pack.workers import Crew
 from shards.schema import load_metadata
 from shards.sources.folder import scan
-from tests.conftest import write_patches
+from tests.helpers.patches import write_patches
 
 OPTIONS = PackOptions(shard_size=5, workers=1)
 SHARDS = 2 * (5 + 2 + 2)  # files of 24, 8 and 8 patches

@@ -19,7 +19,7 @@ from shards.codec import png
 from shards.codec.tar_writer import STORED_STRIDE_LABELLED, STORED_STRIDE_UNLABELLED
 from shards.pack.__main__ import PackOptions, main, pack
 from shards.schema import SIDECAR, load_metadata
-from tests.conftest import REAL, write_patches
+from tests.helpers.patches import real_archive, write_patches
 
 COUNTS = {"train": 12, "val": 4, "test": 5}
 CLASSES = ("ADI", "LYM", "tumor é")
@@ -240,9 +240,7 @@ def test_progress_says_rate_and_time_left(
 
 @pytest.mark.realdata
 def test_real_patches_come_back(tmp_path: Path) -> None:
-    if not (REAL / "colon_7class.tar").is_file():
-        pytest.skip("the real patches (colon_7class.tar) are not on this machine")
-    with tarfile.open(REAL / "colon_7class.tar") as tar:
+    with tarfile.open(real_archive("colon_7class.tar")) as tar:
         tar.extractall(tmp_path, filter="data")
     metadata = pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1))
     assert metadata.classes == ["ADI", "LYM", "MUC", "MUS", "NORM", "STR", "TUM"]

@@ -23,7 +23,7 @@ from shards.pack.plan import Plan
 from shards.pack.resume import PLAN_NAME
 from shards.pack.tasks import Slice, choose_slice, command
 from shards.sources.manifest import Columns
-from tests.conftest import write_patches
+from tests.helpers.patches import write_patches
 from tests.shards.pack.test_faults import content
 
 OPTIONS = PackOptions(shard_size=5, workers=1)

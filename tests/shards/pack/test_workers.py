@@ -12,7 +12,7 @@ from shards.pack.workers import Crew
 from shards.sources.folder import scan
 from shards.sources.layout import PLAIN
 from shards.sources.look import Look, Looked, look
-from tests.conftest import write_patches
+from tests.helpers.patches import write_patches
 
 OPTIONS = PackOptions(shard_size=8)
 

@@ -19,7 +19,7 @@ from shards.sources.folder import split_warnings
 from shards.sources.listed import survey_listed
 from shards.sources.manifest import Columns, read_manifest, suggestions
 from shards.sources.patch import Patch
-from tests.conftest import write_patches
+from tests.helpers.patches import write_patches
 from tests.shards.pack.test_pack import hashes, sidecar_rows
 
 Table = dict[str, list[Any]]

@@ -15,7 +15,7 @@ from shards.schema import load_metadata
 from shards.sites import SiteOptions, leave_one_out, main
 from shards.sources.assign import Group, assign
 from shards.sources.manifest import Columns, read_manifest
-from tests.conftest import write_patches
+from tests.helpers.patches import write_patches
 from tests.shards.pack.test_pack import hashes, sidecar_rows
 
 Members = list[tuple[Group, str | None]]

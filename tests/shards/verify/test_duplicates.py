@@ -17,7 +17,7 @@ from shards.pack.__main__ import pack
 from shards.pack.plan import PackOptions
 from shards.verify.__main__ import main, verify
 from shards.verify.duplicates import LOW_CONTRAST, Duplicates, Prints, find_duplicates, prints
-from tests.conftest import real_patches
+from tests.helpers.patches import real_patches
 
 Pixels = NDArray[np.uint8]
 

@@ -18,7 +18,7 @@ from shards.codec import png
 from shards.pack.__main__ import PackOptions, pack
 from shards.schema import dumps_metadata, load_metadata
 from shards.verify.__main__ import Report, main, verify
-from tests.conftest import write_patches
+from tests.helpers.patches import write_patches
 
 Change = Callable[[Path], None]
 
