@@ -1,9 +1,8 @@
 """The patches to measure on: a packed folder that is named, or a synthetic set made for it."""
 
-import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench.settings import Settings
@@ -30,7 +29,7 @@ def packed(settings: Settings, say: Say) -> Iterator[Path]:
 def _synthetic(folder: Path, patches: int, say: Say) -> Path:
     """Imported here, since it needs more than training does."""
     try:
-        from shards.pack.__main__ import pack
+        from shards.pack.packing import pack
         from shards.pack.plan import PackOptions
         from shards.synthetic.__main__ import SyntheticConfig, generate
     except ImportError as error:
@@ -39,6 +38,5 @@ def _synthetic(folder: Path, patches: int, say: Say) -> Path:
         ) from error
     say(f"making {patches:,} synthetic patches")
     generate(folder / "raw", SyntheticConfig(train=patches, val=0, test=0))
-    with redirect_stdout(sys.stderr):
-        pack(folder / "raw", folder / "shards", PackOptions())
+    pack(folder / "raw", folder / "shards", PackOptions())
     return folder / "shards"

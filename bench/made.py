@@ -1,8 +1,7 @@
 """The same patches in every form that a tool reads or packs: arrays, PNG files, our shards."""
 
-import sys
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr
 from io import StringIO
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image
 from bench.settings import Settings
 from pipeline.index import open_dataset
 from pipeline.reader import Reader
-from shards.pack.__main__ import pack
+from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.schema import CHANNELS, PATCH
 from shards.synthetic.__main__ import SyntheticConfig, sources
@@ -117,5 +116,5 @@ def _drawn(count: int) -> Iterator[tuple[Pixels, str]]:
 
 
 def _quietly(root: Path, out: Path, options: PackOptions) -> None:
-    with redirect_stdout(sys.stderr), redirect_stderr(StringIO()):
+    with redirect_stderr(StringIO()):
         pack(root, out, options)

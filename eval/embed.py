@@ -34,7 +34,7 @@ from eval.features import Format
 from eval.measure.readouts import READ, READOUTS, with_embeddings
 from pipeline.index import Dataset, open_dataset
 from pipeline.reader import Reader
-from shards.pack.__main__ import pack
+from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.remote.cache import local
 from shards.schema import CHANNELS, METADATA_NAME, PATCH

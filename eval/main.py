@@ -28,10 +28,9 @@ from eval.measure.suite import probe_all
 from eval.session import EvalConfig, Job, Say, Session, open_job, subset
 from pipeline import d4
 from pipeline.index import Dataset, Split, groups
-from shards.pack.console import leak_warning
 from shards.remote.cache import local
 from shards.schema import NO_LABEL
-from shards.sources.splits import GROUPS, leaks
+from shards.sources.splits import GROUPS, leak_warning, leaks
 
 VERSION = 2
 READOUT_IMAGES = 256  # of the equivariance of readouts: an orbit encodes each 64 times

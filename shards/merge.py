@@ -13,14 +13,15 @@ from typing import Annotated
 import tyro
 
 from common.command import run_command
+from common.console import log
 from common.errors import DataError
-from shards.pack.console import print_summary
 from shards.pack.locks import packer_lock
 from shards.pack.metadata import conclude, without_skipped
 from shards.pack.recorded import Recorded, read_plan
 from shards.pack.resume import PLAN_NAME, finish, read_record
 from shards.pack.shard import Record
-from shards.pack.tasks import Slice, command
+from shards.pack.summary import log_summary
+from shards.pack.tasks import PackTask, command
 from shards.schema import METADATA_NAME, DatasetMetadata, load_metadata
 
 
@@ -47,7 +48,7 @@ def merge(out: Path, skip_bad: int | None = None) -> DatasetMetadata:
         options = replace(recorded.options, skip_bad=allowed)
         intake = without_skipped(out, recorded.intake, records)
         metadata = conclude(out, intake, recorded.plan, records, options)
-    print_summary(metadata, intake.survey)
+    log_summary(metadata, intake.survey)
     return metadata
 
 
@@ -57,7 +58,7 @@ def _complete(out: Path) -> DatasetMetadata:
         raise DataError(f"{out / PLAN_NAME} does not exist: no task has packed into {out}")
     metadata = load_metadata(out)
     finish(out)
-    print(f"{out} is a complete data set: nothing to merge")
+    log.info(f"{out} is a complete data set: nothing to merge")
     return metadata
 
 
@@ -65,7 +66,7 @@ def _records(out: Path, recorded: Recorded) -> list[Record]:
     found: dict[str, Record] = {}
     incomplete = []
     for index in range(recorded.tasks):
-        part = Slice(index, recorded.tasks)
+        part = PackTask(index, recorded.tasks)
         shards = part.shards(recorded.plan)
         saved = {shard.name: read_record(out, shard.name, recorded.plan.digest) for shard in shards}
         found |= {name: Record(**record) for name, record in saved.items() if record is not None}

@@ -6,7 +6,7 @@ import pytest
 import threadpoolctl
 import torch
 
-from shards.pack.__main__ import pack
+from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from tests.helpers.patches import write_patches
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from common.console import progress
 from common.errors import DataError
-from shards.pack.__main__ import pack
+from shards.pack.packing import pack
 from shards.remote.cache import local
 from shards.schema import METADATA_NAME, refuse_unfinished
 from shards.synthetic.__main__ import SyntheticConfig, generate

@@ -22,7 +22,7 @@ import torch  # noqa: E402
 
 from common import ranks  # noqa: E402
 from common.command import DONE, FAILED, STOPPED, UNUSABLE_ARGUMENTS  # noqa: E402
-from common.console import clock  # noqa: E402
+from common.console import clock, show_messages  # noqa: E402
 from common.errors import DataError  # noqa: E402
 from common.files import read_json  # noqa: E402
 from common.machine import usable_cores  # noqa: E402
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> int:
     try:
         preset, arguments = parse(argv)
         accelerator = launch.start_accelerator()
+        show_messages(quiet=not accelerator.is_main_process)
         if not accelerator.is_main_process:
             say = lambda line: None  # noqa: E731
         run, sentence = prepare(preset, arguments, accelerator, say)

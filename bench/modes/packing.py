@@ -7,7 +7,7 @@ checks each CRC, decodes each patch, sums its channels, hashes what it writes an
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr
 from functools import partial
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -24,7 +24,7 @@ from bench.table import CELL, Record, cell, spread, table
 from bench.timing import Say, rounds
 from shards.codec.png import check
 from shards.codec.tar_writer import ending, kept_members
-from shards.pack.__main__ import pack
+from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 
 SHARD = 1024  # samples: enough shards for several workers
@@ -35,7 +35,7 @@ Packer = Callable[[Path, Path], object]  # class folders of PNG files, new folde
 
 def packed(how: PackOptions, root: Path, out: Path) -> None:
     """By our packer, quietly."""
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+    with redirect_stderr(StringIO()):
         pack(root, out, how)
 
 

@@ -26,7 +26,6 @@ from shards.codec.sidecar import parquet
 from shards.foreign.collect import Found, collect
 from shards.foreign.scan import MAX_LISTED, Scan, ScanOptions, scan_tar
 from shards.foreign.tarlist import Tar, find_tars
-from shards.pack.console import leak_warning
 from shards.schema import (
     CHANNELS,
     FOREIGN,
@@ -40,7 +39,7 @@ from shards.schema import (
     key,
     shard_name,
 )
-from shards.sources.splits import GROUPS, leaks
+from shards.sources.splits import GROUPS, leak_warning, leaks
 
 _FEW = 200 << 20  # bytes scanned in about the time that starting processes takes
 _SHOWN = 20

@@ -21,8 +21,7 @@ from shards.codec.png import MAX_PNG_BYTES
 from shards.codec.tar_reader import Member, Rules, TarError, key_suffix, read_members
 from shards.foreign.fields import NONE, Fields, class_text, json_fields
 from shards.schema import CHANNELS, SIDECAR
-from shards.sources.look import barcode
-from shards.sources.names import group_pattern, position, source_image
+from shards.sources.names import barcode, group_pattern, position, source_image
 
 MAX_SAMPLES = 1 << 20  # of a tar: the scan holds half a kilobyte of each
 MAX_LISTED = 100  # bad samples of a tar that are listed; all are counted

@@ -20,7 +20,7 @@ from shards.pack.resume import PLAN_NAME
 from shards.sources.collect import Intake
 from shards.sources.folder import Survey
 from shards.sources.manifest import Columns
-from shards.sources.patch import Patch, uncollected
+from shards.sources.patch import Patch, gc_paused
 
 _TYPES = {
     "y": pa.int64(),
@@ -82,7 +82,7 @@ def read_plan(out: Path) -> Recorded | None:
     if not path.exists():
         return None
     try:
-        with pq.ParquetFile(path) as file, uncollected():
+        with pq.ParquetFile(path) as file, gc_paused():
             recorded, digest = _parse(file.read())
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); remove {out} and start again") from None

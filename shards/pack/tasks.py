@@ -12,7 +12,7 @@ INDEX, FIRST, STEP = "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY
 
 
 @dataclass(frozen=True)
-class Slice:
+class PackTask:
     """Task `index` of `count`, from 0."""
 
     index: int
@@ -32,9 +32,9 @@ class Slice:
         return plan.shards[self.index :: self.count]
 
 
-def choose_slice(
+def choose_task(
     task_index: int | None, num_tasks: int | None, environment: Mapping[str, str] = os.environ
-) -> Slice | None:
+) -> PackTask | None:
     """The slice that the options ask for; none without `num_tasks`, also in a Slurm array.
 
     In an array `task_index` defaults to the place of the task in it, counted from 0.
@@ -54,10 +54,10 @@ def choose_slice(
             )
         first, step = int(environment.get(FIRST, "0")), int(environment.get(STEP, "1"))
         task_index = (int(environment[INDEX]) - first) // step
-    return Slice(task_index, num_tasks)
+    return PackTask(task_index, num_tasks)
 
 
-def command(source: str, out: str, options: PackOptions, part: Slice) -> str:
+def command(source: str, out: str, options: PackOptions, part: PackTask) -> str:
     """The command line of a task."""
     parts = ["python", "-m", "shards.pack", source, out, *_arguments(options, "--")]
     parts += ["--task-index", str(part.index), "--num-tasks", str(part.count)]

@@ -34,7 +34,7 @@ _FEW = 20_000  # patches packed in about the time that starting processes takes
 _Message = tuple[str, str, list[Any]]  # task, what it is about, arguments
 
 
-class Crew:
+class WorkerPool:
     """This process and, from `start` to the end of the `with` block, its workers.
 
     Args:

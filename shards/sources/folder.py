@@ -9,7 +9,8 @@ from typing import Any
 
 from common.errors import DataError
 from shards.sources.layout import PLAIN, Accepted, Layout, Walk, choose_layout
-from shards.sources.look import LookAll, barcode, in_parts, look_here
+from shards.sources.look import LookAll, in_parts, look_here
+from shards.sources.names import barcode
 from shards.sources.patch import Patch
 from shards.sources.splits import GROUPS, class_warnings
 

@@ -4,18 +4,15 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
 from shards.sources.layout import Accepted, check_link, refusal, refused_name
-from shards.sources.names import group_pattern, position, source_image, tcga
+from shards.sources.names import barcode, group_pattern, position, source_image
 from shards.sources.patch import Patch
 
 CHUNK = 1024  # files a `Look`
-
-barcode = lru_cache(maxsize=1 << 16)(tcga)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import lru_cache
 
 from common.errors import DataError
 
@@ -40,7 +41,8 @@ def only_position(name: str) -> bool:
     return _ONLY_POSITION.fullmatch(name) is not None
 
 
-def tcga(name: str) -> tuple[str, str] | None:
+@lru_cache(maxsize=1 << 16)
+def barcode(name: str) -> tuple[str, str] | None:
     """Patient and site in a name that holds a TCGA barcode (`TCGA-A6-2671-01Z-00-DX1...`): its
     first 12 characters, and the tissue source site code at characters 6 and 7."""
     match = _TCGA.search(name)

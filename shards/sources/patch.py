@@ -57,7 +57,7 @@ def read_source(root: Path | str, patch: Patch) -> bytes:
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """For making millions of patches that all stay: the search for garbage among them takes from a
     fifth to half of the time."""
     collects = gc.isenabled()

@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from common.console import printable
 from common.errors import DataError
 
 GROUPS = ("patient", "slide", "source")  # what no split should cut, the largest first
 SPLITS = ("train", "val", "test")  # also the order in which samples are numbered
 _ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SHOWN = 10
+_SHOWN_GROUPS = 5
 
 
 def split_name(name: str) -> str | None:
@@ -69,6 +71,16 @@ def leaks(members: Iterable[tuple[str, str]]) -> list[str]:
     """The sorted groups that occur in more than one split, from (split, group) pairs."""
     counts = Counter(group for _, group in set(members))
     return sorted(group for group, splits in counts.items() if splits > 1)
+
+
+def leak_warning(what: str, crossing: list[str]) -> str:
+    """`N values of WHAT are in more than one split`, with examples."""
+    shown = ", ".join(printable(group) for group in crossing[:_SHOWN_GROUPS])
+    return (
+        f"{len(crossing)} of the {what} groups are in more than one split "
+        f"({shown}{', ...' if len(crossing) > _SHOWN_GROUPS else ''}): "
+        f"scores on val and test will be too good"
+    )
 
 
 def _sorted(labels: set[str | None]) -> list[str]:

@@ -24,11 +24,10 @@ import tyro
 from common.command import run_command
 from common.console import printable, progress, table
 from shards.foreign.index import IndexOptions, index_tars
-from shards.pack.console import leak_warning
 from shards.pack.plan import MAX_PATCHES
 from shards.pack.resume import shard_files
 from shards.schema import FOREIGN, PATCH, DatasetMetadata, key, load_metadata
-from shards.sources.splits import GROUPS, SPLITS, leaks
+from shards.sources.splits import GROUPS, SPLITS, leak_warning, leaks
 from shards.verify.check import check_shard
 from shards.verify.duplicates import LOW_CONTRAST, Crossing, Duplicates, find_duplicates, join
 from shards.verify.findings import Findings, Problem
@@ -148,7 +147,7 @@ def _key_ranges(metadata: DatasetMetadata) -> dict[str, tuple[int, int]]:
 
 
 def _check_counts(metadata: DatasetMetadata, findings: Findings) -> None:
-    """The class counts and channel means of dataset.json follow from the samples."""
+    """The class counts and channel means of the metadata follow from the samples."""
     if findings.counts:
         return  # samples were lost: the differences say nothing more
     for name, split in metadata.splits.items():
@@ -168,7 +167,7 @@ def _check_counts(metadata: DatasetMetadata, findings: Findings) -> None:
 
 
 def _check_strays(root: Path, metadata: DatasetMetadata, findings: Findings) -> None:
-    """Shards that dataset.json does not list: a reader that takes `*.tar` would mix them in."""
+    """Shards that the metadata does not list: a reader that takes `*.tar` would mix them in."""
     shards = [shard for split in metadata.splits.values() for shard in split.shards]
     listed = {path for shard in shards for path in (shard.tar(root), shard.sidecar(root))}
     for path in sorted(root.iterdir()):

@@ -15,7 +15,7 @@ from eval import embed as command
 from eval.embed import EmbedOptions, embed
 from models import snapshot
 from models.vae import ModelConfig, build
-from shards.pack.__main__ import pack
+from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from tests.eval.test_embed import read
 from tests.eval.test_encoder import ABOUT

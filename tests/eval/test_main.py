@@ -28,7 +28,8 @@ from models import snapshot
 from models.vae import ModelConfig, build
 from pipeline.corruptions.kinds import CorruptionConfig
 from pipeline.index import Split, open_dataset
-from shards.pack.__main__ import PackOptions, pack
+from shards.pack.packing import pack
+from shards.pack.plan import PackOptions
 
 SMALL = ModelConfig(widths=(4, 8, 16))
 HOSTILE = "a|b<script>_*`[x](http://y)"

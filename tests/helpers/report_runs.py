@@ -12,7 +12,8 @@ from eval.measure.readouts import KEPT_COLUMNS, write_embeddings
 from eval.measure.robustness import KINDS
 from eval.measure.scores import SCORES, Condition, ScoreBook
 from pipeline.index import Dataset, groups, open_dataset
-from shards.pack.__main__ import PackOptions, pack
+from shards.pack.packing import pack
+from shards.pack.plan import PackOptions
 
 HOSTILE = "<script>alert(1)<-script>"
 FORMULA = "=cmd()|x"

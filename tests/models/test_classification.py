@@ -22,7 +22,8 @@ from models.vae import ModelConfig, build
 from pipeline.corruptions.kinds import CorruptionConfig
 from pipeline.index import open_dataset
 from pipeline.loader import Loader
-from shards.pack.__main__ import PackOptions, pack
+from shards.pack.packing import pack
+from shards.pack.plan import PackOptions
 from tests.helpers.ranks import run_ranks
 from tests.train.test_loop import config, final_state, log_without_clock, train_until, trainer
 from train import checkpoint as state

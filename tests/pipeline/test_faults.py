@@ -13,7 +13,7 @@ import xxhash
 
 from common.errors import DataError
 from pipeline.index import open_dataset
-from shards.pack.__main__ import pack
+from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.schema import (
     SIDECAR,

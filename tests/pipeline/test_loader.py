@@ -17,7 +17,7 @@ from pipeline import loader as loader_module
 from pipeline.index import Dataset, open_dataset
 from pipeline.loader import STORES, Loader, Streamed, load_pixels
 from pipeline.reader import MAX_OPEN_FILES, Reader
-from shards.pack.__main__ import pack
+from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.schema import METADATA_NAME, dumps_metadata, load_metadata
 from tests.helpers.patches import write_patches

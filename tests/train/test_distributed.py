@@ -21,7 +21,7 @@ from models.vae import ModelConfig, build
 from pipeline.corruptions.kinds import CorruptionConfig, CorruptionDraws
 from pipeline.index import STREAM_BLOCK, Order, open_dataset
 from pipeline.loader import Batch, Loader
-from shards.pack.__main__ import pack
+from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from tests.helpers.patches import write_patches
 from tests.helpers.ranks import run_ranks

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.index import open_dataset
-from shards.pack.__main__ import pack
+from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from tests.helpers.patches import write_patches
 from train import main as entry

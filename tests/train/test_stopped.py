@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 
-from shards.pack.__main__ import pack
+from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from tests.helpers.patches import write_patches
 from tests.train.test_checkpoint import kill_at

@@ -21,7 +21,8 @@ from eval.transfer.__main__ import BETWEEN, TransferConfig, encodings_of, transf
 from eval.transfer.sites import _site, places_of, short_names
 from models.vae import ModelConfig, build
 from pipeline.index import open_dataset
-from shards.pack.__main__ import PackOptions, pack
+from shards.pack.packing import pack
+from shards.pack.plan import PackOptions
 from tests.eval.test_main import make_run, quiet
 
 COUNTS = {"train": 40, "val": 24, "test": 48}  # a class; four patches a source image

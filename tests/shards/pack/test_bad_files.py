@@ -10,9 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from common.console import show_messages
 from common.errors import DataError
 from shards.codec import png
-from shards.pack.__main__ import PackOptions, main, pack
+from shards.pack.__main__ import main
+from shards.pack.packing import pack
+from shards.pack.plan import PackOptions
 from shards.pack.shard import Record
 from tests.helpers.patches import write_patches
 from tests.shards.pack.test_pack import CLASSES, COUNTS, TOTAL, sidecar_rows
@@ -116,6 +119,7 @@ def test_the_summary_accounts_for_every_file(
         (root / "val" / "ADI" / f"bad{i}.png").write_bytes(damaged("empty"))
     (root / "val" / "ADI" / "bad\n4.png").write_bytes(damaged("64x64"))
     (root / "val" / "ADI" / "bad5.jpg").touch()
+    show_messages()
     metadata = pack(root, tmp_path / "out", PackOptions(workers=1, skip_bad=6, shard_size=10))
     printed = capsys.readouterr().out
     assert f"{TOTAL + 6} read, {TOTAL} packed, 6 skipped, 1 repeated" in printed

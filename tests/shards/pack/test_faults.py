@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
-from shards.pack.__main__ import PackOptions, pack
 from shards.pack.locks import packer_lock
-from shards.pack.plan import ShardPlan, make_plan
+from shards.pack.packing import pack
+from shards.pack.plan import PackOptions, ShardPlan, make_plan
 from shards.pack.shard import Job, Record, build
-from shards.pack.workers import Crew
+from shards.pack.workers import WorkerPool
 from shards.schema import load_metadata
 from shards.sources.folder import scan
 from tests.helpers.patches import write_patches
@@ -113,9 +113,9 @@ def test_a_new_shard_does_not_replace_a_file_of_others(source: Path, tmp_path: P
 
 
 def stop_after(count: int) -> object:
-    """`Crew.build` that is interrupted after `count` shards."""
+    """`WorkerPool.build` that is interrupted after `count` shards."""
 
-    def build_some(crew: Crew, job: Job, plans: list[ShardPlan]) -> Iterator[Record]:
+    def build_some(crew: WorkerPool, job: Job, plans: list[ShardPlan]) -> Iterator[Record]:
         for plan in plans[:count]:
             yield build(job, plan)
         raise KeyboardInterrupt
@@ -128,7 +128,7 @@ def test_an_interrupted_pack_continues_where_it_stopped(
 ) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Crew, "build", stop_after(3))
+        patch.setattr(WorkerPool, "build", stop_after(3))
         pack(source, out, OPTIONS)
     with pytest.raises(DataError, match=r"unfinished pack: run the same .* or, if several tasks"):
         load_metadata(out)
@@ -171,7 +171,7 @@ def test_an_interrupted_overwrite_leaves_no_stale_shard(
     pack(source, out, OPTIONS)
     other = PackOptions(shard_size=12, workers=1, overwrite=True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Crew, "build", stop_after(1))
+        patch.setattr(WorkerPool, "build", stop_after(1))
         pack(source, out, other)
     assert not (out / "dataset.json").exists()
     pack(source, out, PackOptions(shard_size=12, workers=1))
@@ -199,7 +199,7 @@ def test_a_source_that_changes_is_detected(
     out.mkdir()
     job = Job(str(source), str(out), "stored", plan.classes, plan.digest)
     reason = "cannot be read: No such file" if change == "removed" else "changed while"
-    with pytest.raises(DataError, match=f"{victim.name} {reason}"), Crew(workers) as crew:
+    with pytest.raises(DataError, match=f"{victim.name} {reason}"), WorkerPool(workers) as crew:
         crew.start(len(plan.shards), len(plan.shards))
         list(crew.build(job, plan.shards))
     assert not list(out.glob("train-000001*")) and not list(out.glob(".train-000001*"))

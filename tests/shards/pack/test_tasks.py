@@ -10,18 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 from PIL import Image
 
 from common.errors import DataError
 from shards import merge as merging
 from shards.merge import merge
-from shards.pack import __main__ as packing
+from shards.pack import __main__ as command_line
+from shards.pack import packing
 from shards.pack import shard as build
-from shards.pack.__main__ import PackOptions, pack, pack_slice
 from shards.pack.locks import packer_lock, task_lock
-from shards.pack.plan import Plan
+from shards.pack.packing import pack, pack_task
+from shards.pack.plan import PackOptions, Plan
 from shards.pack.resume import PLAN_NAME
-from shards.pack.tasks import Slice, choose_slice, command
+from shards.pack.tasks import PackTask, choose_task, command
 from shards.sources.manifest import Columns
 from tests.helpers.patches import write_patches
 from tests.shards.pack.test_faults import content
@@ -52,7 +54,7 @@ def test_any_number_of_tasks_in_any_order_write_what_one_packer_writes(
 ) -> None:
     options = replace(OPTIONS, workers=workers)
     for index in order:
-        pack_slice(source, tmp_path / "out", options, Slice(index, len(order)))
+        pack_task(source, tmp_path / "out", options, PackTask(index, len(order)))
     merge(tmp_path / "out")
     assert content(tmp_path / "out") == whole
 
@@ -72,7 +74,7 @@ def test_tiles_a_manifest_and_drawn_splits_come_through_the_recorded_plan(tmp_pa
     )  # fmt: skip
     pack(root, tmp_path / "whole", options)
     for index in (1, 0):
-        pack_slice(root, tmp_path / "out", options, Slice(index, 2))
+        pack_task(root, tmp_path / "out", options, PackTask(index, 2))
         (tmp_path / "list.csv").unlink(missing_ok=True)  # the second reads the plan alone
     merge(tmp_path / "out")
     assert content(tmp_path / "out") == content(tmp_path / "whole")
@@ -83,10 +85,10 @@ def test_the_source_is_listed_once(
 ) -> None:
     root = tmp_path / "raw"
     subprocess.run(["cp", "-rp", str(source), str(root)], check=True)
-    pack_slice(root, tmp_path / "out", OPTIONS, Slice(0, 2))
+    pack_task(root, tmp_path / "out", OPTIONS, PackTask(0, 2))
     (root / "train" / "a" / "came later.png").write_bytes(b"")
     monkeypatch.setattr(packing, "gather", None)
-    pack_slice(root, tmp_path / "out", OPTIONS, Slice(1, 2))
+    pack_task(root, tmp_path / "out", OPTIONS, PackTask(1, 2))
     merge(tmp_path / "out")
     assert content(tmp_path / "out") == whole
 
@@ -95,24 +97,28 @@ def test_tasks_that_disagree_are_refused_and_the_difference_is_named(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    pack_slice(source, out, OPTIONS, Slice(0, 2))
+    pack_task(source, out, OPTIONS, PackTask(0, 2))
     before = content(out)
-    pack_slice(source, out, replace(OPTIONS, workers=2, skip_bad=3), Slice(0, 2))
+    pack_task(source, out, replace(OPTIONS, workers=2, skip_bad=3), PackTask(0, 2))
     for options, part, reason in (
-        (replace(OPTIONS, shard_size=6, png="keep"), Slice(1, 2), "png is 'keep', in the plan 's"),
-        (replace(OPTIONS, shard_size=6), Slice(1, 2), "shard-size is 6, in the plan 5"),
-        (OPTIONS, Slice(1, 3), "num-tasks is 3, in the plan 2"),
+        (
+            replace(OPTIONS, shard_size=6, png="keep"),
+            PackTask(1, 2),
+            "png is 'keep', in the plan 's",
+        ),
+        (replace(OPTIONS, shard_size=6), PackTask(1, 2), "shard-size is 6, in the plan 5"),
+        (OPTIONS, PackTask(1, 3), "num-tasks is 3, in the plan 2"),
     ):
         with pytest.raises(DataError, match=reason):
-            pack_slice(source, out, options, part)
+            pack_task(source, out, options, part)
     with pytest.raises(DataError, match="source is 'other', in the plan 'raw'"):
-        pack_slice(tmp_path / "other", out, OPTIONS, Slice(1, 2))
+        pack_task(tmp_path / "other", out, OPTIONS, PackTask(1, 2))
     with pytest.raises(DataError, match="--overwrite in a task would erase"):
-        pack_slice(source, out, replace(OPTIONS, overwrite=True), Slice(1, 2))
+        pack_task(source, out, replace(OPTIONS, overwrite=True), PackTask(1, 2))
     with monkeypatch.context() as patched:
         patched.setattr("shards.pack.recorded.make_plan", lambda *_: Plan([], {}, [], "other"))
         with pytest.raises(DataError, match="this task makes other of the same list"):
-            pack_slice(source, out, OPTIONS, Slice(1, 2))
+            pack_task(source, out, OPTIONS, PackTask(1, 2))
     (out / PLAN_NAME).write_bytes(b"PAR1 cut")
     with pytest.raises(DataError, match=r"\.plan\.parquet cannot be read"):
         merge(out)
@@ -126,17 +132,17 @@ def test_a_missing_task_is_named_with_the_command_that_completes_it(
 ) -> None:
     out = tmp_path / "out put"
     for index in (0, 2):
-        pack_slice(source, out, OPTIONS, Slice(index, 3))
+        pack_task(source, out, OPTIONS, PackTask(index, 3))
     with pytest.raises(DataError, match="task 1 of 3: 3 of 3 shards are missing") as error:
         merge(out)
     assert "1 tasks are not complete" in str(error.value)
     (line,) = [s.split("run: ")[1] for s in str(error.value).splitlines() if "run: " in s]
     monkeypatch.setattr("sys.argv", shlex.split(line)[2:])
-    assert packing.main() == 0
+    assert command_line.main() == 0
     (out / "train-000001.tar").write_bytes(b"cut")  # after its task had recorded it
     with pytest.raises(DataError, match=r"task 1 of 3: 1 of 3 shards are missing \(train-000001"):
         merge(out)
-    assert packing.main() == 0
+    assert command_line.main() == 0
     monkeypatch.setattr("sys.argv", ["merge", str(out)])
     assert merging.main() == merging.main() == 0  # a second merge changes nothing
     assert content(out) == whole
@@ -147,9 +153,9 @@ def test_the_command_line_of_a_task_has_all_its_options(tmp_path: Path) -> None:
         png="keep", shard_size=7, seed=2, skip_bad=4, group_regex=r"(a b)", val=0.25,
         manifest=Path("m.csv"), columns=Columns(x="left edge"),
     )  # fmt: skip
-    line = shlex.split(command("in put", "out", options, Slice(1, 4)))
+    line = shlex.split(command("in put", "out", options, PackTask(1, 4)))
     assert line[:5] == ["python", "-m", "shards.pack", "in put", "out"]
-    parsed = packing.tyro.cli(packing._Command, args=line[3:])
+    parsed = tyro.cli(command_line._Command, args=line[3:])
     assert (parsed.packing, parsed.task_index, parsed.num_tasks) == (options, 1, 4)
 
 
@@ -157,13 +163,13 @@ def test_locks_name_who_is_in_the_way(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with task_lock(out, 1):
         with pytest.raises(DataError, match=r"\.task-1\.lock is locked: task 1 runs already"):
-            pack_slice(source, out, OPTIONS, Slice(1, 2))
+            pack_task(source, out, OPTIONS, PackTask(1, 2))
         for whole_folder in (lambda: pack(source, out, OPTIONS), lambda: merge(out)):
             with pytest.raises(DataError, match=r"out/\.lock is locked"):
                 whole_folder()
-        pack_slice(source, out, OPTIONS, Slice(0, 2))  # another task is welcome
+        pack_task(source, out, OPTIONS, PackTask(0, 2))  # another task is welcome
     with packer_lock(out), pytest.raises(DataError, match=r"out/\.lock is locked"):
-        pack_slice(source, out, OPTIONS, Slice(1, 2))
+        pack_task(source, out, OPTIONS, PackTask(1, 2))
     with pytest.raises(DataError, match="is not a folder"):
         merge(tmp_path / "absent")
     with pytest.raises(DataError, match="no task has packed into"):
@@ -173,13 +179,13 @@ def test_locks_name_who_is_in_the_way(source: Path, tmp_path: Path) -> None:
 def test_one_packer_completes_what_tasks_left(
     source: Path, whole: dict[str, str], tmp_path: Path
 ) -> None:
-    pack_slice(source, tmp_path / "out", OPTIONS, Slice(1, 2))
+    pack_task(source, tmp_path / "out", OPTIONS, PackTask(1, 2))
     built = {p.name: p.stat().st_ino for p in (tmp_path / "out").glob("*.tar")}
     pack(source, tmp_path / "out", OPTIONS)
     assert content(tmp_path / "out") == whole
     assert built == {n: (tmp_path / "out" / n).stat().st_ino for n in built} and len(built) == 4
     with pytest.raises(DataError, match="already holds a data set"):
-        pack_slice(source, tmp_path / "out", OPTIONS, Slice(0, 2))
+        pack_task(source, tmp_path / "out", OPTIONS, PackTask(0, 2))
 
 
 def test_bad_patches_are_added_up_over_the_tasks(tmp_path: Path) -> None:
@@ -189,7 +195,7 @@ def test_bad_patches_are_added_up_over_the_tasks(tmp_path: Path) -> None:
         (root / "train" / "a" / f"bad{i}.png").write_bytes(b"")
     options = replace(OPTIONS, skip_bad=3)
     for index in (0, 1):
-        pack_slice(root, out, options, Slice(index, 2))  # no task alone has more than 3
+        pack_task(root, out, options, PackTask(index, 2))  # no task alone has more than 3
     with pytest.raises(DataError, match="4 files cannot be used"):
         merge(out)
     assert merge(out, skip_bad=4).provenance["skipped"]["count"] == 4
@@ -197,7 +203,7 @@ def test_bad_patches_are_added_up_over_the_tasks(tmp_path: Path) -> None:
     assert content(out) == content(tmp_path / "whole")
     with pytest.raises(DataError, match=r"files? cannot be used"):
         for index in (0, 1):
-            pack_slice(root, tmp_path / "strict", OPTIONS, Slice(index, 2))
+            pack_task(root, tmp_path / "strict", OPTIONS, PackTask(index, 2))
 
 
 @pytest.mark.parametrize(
@@ -205,14 +211,14 @@ def test_bad_patches_are_added_up_over_the_tasks(tmp_path: Path) -> None:
     [
         (None, None, {}, None),
         (None, None, {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "4"}, None),
-        (2, 4, {"SLURM_ARRAY_TASK_ID": "1"}, Slice(2, 4)),
-        (None, 4, {"SLURM_ARRAY_TASK_ID": "1"}, Slice(1, 4)),
-        (None, 4, {"SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_MIN": "1"}, Slice(3, 4)),
+        (2, 4, {"SLURM_ARRAY_TASK_ID": "1"}, PackTask(2, 4)),
+        (None, 4, {"SLURM_ARRAY_TASK_ID": "1"}, PackTask(1, 4)),
+        (None, 4, {"SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_MIN": "1"}, PackTask(3, 4)),
         (
             None, 3,
             {"SLURM_ARRAY_TASK_ID": "30", "SLURM_ARRAY_TASK_MIN": "10",
              "SLURM_ARRAY_TASK_STEP": "10"},
-            Slice(2, 3),
+            PackTask(2, 3),
         ),
         (None, 4, {}, "say which of them this is, by --task-index"),
         (1, None, {}, "say of how many, by --num-tasks"),
@@ -226,9 +232,9 @@ def test_which_task_this_is(
 ) -> None:
     if isinstance(expected, str):
         with pytest.raises(ValueError, match=expected):
-            choose_slice(index, count, environment)
+            choose_task(index, count, environment)
     else:
-        assert choose_slice(index, count, environment) == expected
+        assert choose_task(index, count, environment) == expected
 
 
 def start(source: Path, out: Path, index: int, count: int) -> subprocess.Popen[str]:
@@ -260,10 +266,10 @@ def test_a_killed_task_redoes_only_what_it_had_not_finished(
 
     with monkeypatch.context() as patched:
         patched.setattr("shards.pack.workers.build", counted)
-        pack_slice(source, out, OPTIONS, Slice(0, 2))
+        pack_task(source, out, OPTIONS, PackTask(0, 2))
         assert not done & set(built) and not (out / ".train-000004.tar.1.tmp").exists()
         assert (out / ".train-000001.tar.1.tmp").exists()  # its owner may be at work
-        pack_slice(source, out, OPTIONS, Slice(1, 2))
+        pack_task(source, out, OPTIONS, PackTask(1, 2))
     assert len(built) + len(done) == 9
     merge(out)
     assert content(out) == whole

@@ -8,7 +8,7 @@ from common.errors import DataError
 from shards.pack import workers as module
 from shards.pack.plan import PackOptions, make_plan
 from shards.pack.shard import Job
-from shards.pack.workers import Crew
+from shards.pack.workers import WorkerPool
 from shards.sources.folder import scan
 from shards.sources.layout import PLAIN
 from shards.sources.look import Look, Looked, look
@@ -23,7 +23,7 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "raw"
 
 
-def ready(crew: Crew, workers: int) -> Crew:
+def ready(crew: WorkerPool, workers: int) -> WorkerPool:
     """The crew when all its workers have said that they are ready."""
     crew.start(patches=workers, shards=workers)
     for worker in crew._workers:
@@ -59,7 +59,7 @@ def test_workers_look_as_this_process_does(
         return look(part)
 
     monkeypatch.setattr(module, "look", counted)
-    with Crew(2) as crew:
+    with WorkerPool(2) as crew:
         found = ready(crew, 2).look(parts)
     assert found == expected
     assert len(found[-3].refused) + len(found[-2].refused) == 2
@@ -69,7 +69,7 @@ def test_workers_look_as_this_process_does(
 def test_a_dead_worker_is_named(source: Path, tmp_path: Path) -> None:
     plan = make_plan(scan(source), OPTIONS)
     job = Job(str(source), str(tmp_path), "keep", plan.classes, plan.digest)
-    with Crew(2) as crew:
+    with WorkerPool(2) as crew:
         ready(crew, 2)._workers[0].kill()
         with pytest.raises(DataError, match="ended with code -9 while it built train-000000"):
             list(crew.build(job, plan.shards))
@@ -78,7 +78,7 @@ def test_a_dead_worker_is_named(source: Path, tmp_path: Path) -> None:
 def test_a_worker_that_does_not_start_is_named(source: Path, tmp_path: Path) -> None:
     plan = make_plan(scan(source), OPTIONS)
     job = Job(str(source), str(tmp_path), "keep", plan.classes, plan.digest)
-    with Crew(2) as crew:
+    with WorkerPool(2) as crew:
         crew.start(patches=40, shards=5)
         crew._workers[1].kill()
         with pytest.raises(DataError, match="a packing process ended with code -9; if"):
@@ -86,22 +86,25 @@ def test_a_worker_that_does_not_start_is_named(source: Path, tmp_path: Path) -> 
 
 
 def test_few_patches_are_packed_by_this_process() -> None:
-    with Crew(0) as crew:
+    with WorkerPool(0) as crew:
         assert crew.start(patches=100, shards=10) == 1 and not crew._workers
-    with Crew(4) as crew:
+    with WorkerPool(4) as crew:
         assert crew.start(patches=100, shards=1) == 4 and not crew._workers
 
 
 def test_a_worker_that_fails_says_why(source: Path, capfd: pytest.CaptureFixture[str]) -> None:
     part = Look(str(source), PLAIN, None, ["train/a/nothing.png"], {})  # `split` is not given
-    with Crew(2) as crew, pytest.raises(DataError, match="ended with code 1 while it looked at"):
+    with (
+        WorkerPool(2) as crew,
+        pytest.raises(DataError, match="ended with code 1 while it looked at"),
+    ):
         list(ready(crew, 2).look([part, part]))
     said = capfd.readouterr().err
     assert "KeyError: 'split'" in said and "Fatal" not in said
 
 
 def test_workers_end_quietly_when_nobody_listens(capfd: pytest.CaptureFixture[str]) -> None:
-    with Crew(2) as crew:
+    with WorkerPool(2) as crew:
         crew.start(patches=2, shards=2)
         for worker in crew._workers:  # while they import, as when the parent is killed
             worker.stdout.close()

@@ -13,11 +13,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from common.console import show_messages
 from common.errors import DataError
 from shards.codec.png import PngError, decode, unfilter
-from shards.pack.__main__ import pack
+from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
-from shards.pack.workers import Crew
+from shards.pack.workers import WorkerPool
 from shards.sources.convert import Rule, convert, image_size, read_rgb
 from shards.sources.tiles import stage
 from tests.shards.pack.test_pack import hashes, sidecar_rows
@@ -233,6 +234,7 @@ def patches_of(out: Path) -> list[tuple[dict[str, Any], Pixels]]:
 def test_tiles_put_together_are_the_image(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    show_messages()
     metadata = pack(source, tmp_path / "out", PackOptions(convert="tile", workers=1, shard_size=10))
     found = patches_of(tmp_path / "out")
     assert len({(row["path"], row["y"], row["x"]) for row, _ in found}) == len(found) == 34
@@ -283,7 +285,7 @@ def test_an_interrupted_pack_of_tiles_continues(
     options = PackOptions(convert="tile", workers=1, shard_size=10)
     pack(source, tmp_path / "whole", options)
 
-    build = Crew.build
+    build = WorkerPool.build
 
     def stop_after_two(*arguments: Any) -> Any:
         records = build(*arguments)
@@ -292,7 +294,7 @@ def test_an_interrupted_pack_of_tiles_continues(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Crew, "build", stop_after_two)
+        patched.setattr(WorkerPool, "build", stop_after_two)
         with pytest.raises(KeyboardInterrupt):
             pack(source, tmp_path / "out", options)
     assert not list((tmp_path / "out").glob(".tiles*"))
@@ -327,7 +329,7 @@ def test_an_image_that_changes_is_detected(
         (root / "a" / "a0__y1000_x0200.png").write_bytes(png(picture(64, 96, 9)))
         stage(*arguments)
 
-    monkeypatch.setattr("shards.pack.stage", change_first)
+    monkeypatch.setattr("shards.pack.packing.stage", change_first)
     with pytest.raises(DataError, match=r"a0__y1000_x0200.png changed while it was packed"):
         pack(root, tmp_path / "out", PackOptions(convert="tile", workers=1))
     assert not (tmp_path / "out" / "dataset.json").exists()

@@ -11,7 +11,7 @@ from common.errors import DataError
 from shards.codec.png import MAX_SOURCE_BYTES
 from shards.sources.folder import scan, split_warnings, survey
 from shards.sources.layout import Layout
-from shards.sources.names import position, tcga
+from shards.sources.names import barcode, position
 from shards.sources.patch import Patch
 from shards.sources.splits import leaks
 
@@ -229,7 +229,7 @@ def test_slide_folders_give_slide_and_place_and_auto_says_so(tmp_path: Path) -> 
     ],
 )
 def test_tcga_barcodes(name: str, expected: tuple[str, str] | None, tmp_path: Path) -> None:
-    assert tcga(name) == expected
+    assert barcode(name) == expected
     for names in ([f"A/{name}__y1_x2.png"], [f"{name}.png"], [f"{name}/x1_y2.png"]):
         root = touch(tmp_path / str(len(names[0])) / names[0][0], *names)
         found = survey(root)

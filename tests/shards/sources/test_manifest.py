@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import DataError
-from shards.pack.__main__ import main, pack
+from shards.pack.__main__ import main
+from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.schema import load_metadata
 from shards.sources.folder import split_warnings
@@ -289,7 +290,7 @@ def test_another_manifest_does_not_continue_an_unfinished_pack(
         raise DataError("stopped")
 
     with monkeypatch.context() as patched:
-        patched.setattr("shards.pack.conclude", stop)
+        patched.setattr("shards.pack.packing.conclude", stop)
         with pytest.raises(DataError, match="stopped"):
             pack(source, tmp_path / "out", options)
     write_csv(manifest, table | {"label": ["y"] * 12})

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from common.console import show_messages
 from common.errors import DataError
-from shards.pack.__main__ import pack
+from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.schema import load_metadata
 from shards.sites import SiteOptions, leave_one_out, main
@@ -120,6 +121,7 @@ def test_packing_records_what_was_achieved(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = PackOptions(val=0.2, test=0.3, workers=1)
+    show_messages()
     metadata = pack(source, tmp_path / "out", options)
     assert "splits drawn by source: 20 groups, asked for val 0.2, test 0.3" in (
         capsys.readouterr().out

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 from shards.codec.png import store
-from shards.pack.__main__ import pack
+from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.verify.__main__ import main, verify
 from shards.verify.duplicates import LOW_CONTRAST, Duplicates, Prints, find_duplicates, prints

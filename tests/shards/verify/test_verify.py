@@ -15,7 +15,8 @@ import xxhash
 
 from common.errors import DataError
 from shards.codec import png
-from shards.pack.__main__ import PackOptions, pack
+from shards.pack.packing import pack
+from shards.pack.plan import PackOptions
 from shards.schema import dumps_metadata, load_metadata
 from shards.verify.__main__ import Report, main, verify
 from tests.helpers.patches import write_patches
@@ -44,7 +45,7 @@ def places(report: Report) -> list[tuple[str, int | None]]:
 
 
 def trust(root: Path) -> None:
-    """Make dataset.json agree with the files as they are, as an attacker would."""
+    """Write the real sizes and hashes of the files into dataset.json, as an attacker would."""
     metadata = load_metadata(root)
     splits = {}
     for name, split in metadata.splits.items():
@@ -86,7 +87,7 @@ def test_every_flip_anywhere_is_detected(mode: str, packed: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("mode", ["stored", "keep"])
-def test_a_flip_in_a_sample_is_located_although_the_metadata_hides_it(
+def test_a_flip_in_a_sample_is_located_although_the_card_hides_it(
     mode: str, packed: Path, tmp_path: Path
 ) -> None:
     root = Path(shutil.copytree(packed / mode, tmp_path / "out"))
@@ -278,7 +279,7 @@ def test_exit_status(
     assert "val-000000.tar at byte 0: 's0000000" in capsys.readouterr().err or not damage
 
 
-def test_a_folder_without_metadata_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+def test_a_folder_without_a_card_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     with pytest.raises(DataError, match="not a packed data set"):
         verify(tmp_path)

@@ -1,30 +1,29 @@
 """What the pack command prints: what the scan found, and what was packed."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.console import printable, table
+from common.console import log, printable, table
 from shards.pack.plan import Plan
 from shards.pack.shard import Record
-from shards.pack.tasks import Slice
+from shards.pack.tasks import PackTask
 from shards.schema import DatasetMetadata
 from shards.sources.folder import Group, Survey
-from shards.sources.splits import GROUPS, leaks
+from shards.sources.splits import GROUPS, leak_warning, leaks
 
 _SHOWN = 5
 _EXAMPLES = 3  # paths for each reason
 
 
-def print_survey(root: Path, found: Survey) -> None:
+def log_collection(root: Path, found: Survey) -> None:
     """What the scan found and left out, and what it warns of."""
-    print(f"{root}: {len(found.patches):,} patches")
+    log.info(f"{root}: {len(found.patches):,} patches")
     for note in found.notes:
-        print(note)
+        log.info(note)
     if found.hidden or found.ignored:
-        print(f"not looked at: {found.hidden} hidden, {found.ignored} notes or system files")
+        log.info(f"not looked at: {found.hidden} hidden, {found.ignored} notes or system files")
     warnings = list(found.warnings)
     for i, name in enumerate(GROUPS, 2):
         members = ((group[0], value) for group in found.groups if (value := group[i]))
@@ -36,19 +35,10 @@ def print_survey(root: Path, found: Survey) -> None:
             "interval by source image computed; name the source with --group-regex"
         )
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        log.warning(warning)
 
 
-def leak_warning(what: str, crossing: list[str]) -> str:
-    """`N values of WHAT are in more than one split`, with examples."""
-    shown = ", ".join(printable(group) for group in crossing[:_SHOWN])
-    return (
-        f"{len(crossing)} of the {what} groups are in more than one split ({shown}"
-        f"{', ...' if len(crossing) > _SHOWN else ''}): scores on val and test will be too good"
-    )
-
-
-def print_summary(metadata: DatasetMetadata, found: Survey, seconds: float | None = None) -> None:
+def log_summary(metadata: DatasetMetadata, found: Survey, seconds: float | None = None) -> None:
     """Patches and groups by split and class; shards, bytes, and what was skipped; the rate where
     all of them were packed in so many seconds."""
     groups = {name: _count(found.groups, i) for i, name in enumerate(GROUPS, 2)}
@@ -67,35 +57,35 @@ def print_summary(metadata: DatasetMetadata, found: Survey, seconds: float | Non
     shards = [shard for split in metadata.splits.values() for shard in split.shards]
     total = sum(split.count for split in metadata.splits.values())
     size = sum(shard.size + shard.sidecar_size for shard in shards)
-    print(table(rows))
+    log.info(table(rows))
     skipped, repeated = metadata.provenance["skipped"], metadata.provenance["repeated"]
-    print(
+    log.info(
         f"{total:,} patches in {len(shards)} shards, {size / 1e6:,.1f} MB"
         + (f"; {seconds:.1f} s, {total / seconds:,.0f} patches/s" if seconds else "")
     )
-    print(
+    log.info(
         f"{total + skipped['count']:,} read, {total:,} packed, {skipped['count']:,} skipped, "
         f"{repeated['count']:,} repeated"
     )
     _print_skipped(skipped["first"], skipped["count"])
     if repeated["count"]:
         pairs = [f"{printable(a)} = {printable(b)}" for a, b in repeated["first"][:_SHOWN]]
-        print(
+        log.info(
             f"repeated, packed with the same bytes as another: {', '.join(pairs)}{_more(repeated)}"
         )
 
 
-def print_slice(
-    part: Slice, plan: Plan, records: Sequence[Record], out: Path, seconds: float
+def log_task(
+    part: PackTask, plan: Plan, records: Sequence[Record], out: Path, seconds: float
 ) -> None:
     """What one task packed, and what is to be done when all have."""
     packed, bad = sum(r.count for r in records), sum(r.bad for r in records)
-    print(
+    log.info(
         f"{part}: {len(records)} of {len(plan.shards)} shards are finished; {packed + bad:,} read, "
         f"{packed:,} packed, {bad:,} skipped; {seconds:.1f} s"
     )
     _print_skipped([pair for record in records for pair in record.bad_first], bad)
-    print(f"when all tasks have ended: python -m shards.merge {out}")
+    log.info(f"when all tasks have ended: python -m shards.merge {out}")
 
 
 def _print_skipped(listed: Sequence[Sequence[str]], total: int) -> None:
@@ -106,9 +96,9 @@ def _print_skipped(listed: Sequence[Sequence[str]], total: int) -> None:
     shown = sorted(paths.items(), key=lambda item: -len(item[1]))[:_SHOWN]
     for reason, found in shown:
         examples = ", ".join(found[:_EXAMPLES]) + (", ..." if len(found) > _EXAMPLES else "")
-        print(f"skipped: {len(found):,} x {reason} ({examples})")
+        log.info(f"skipped: {len(found):,} x {reason} ({examples})")
     if (rest := total - sum(len(found) for _, found in shown)) > 0:
-        print(f"skipped: {rest:,} more; dataset.json lists the first {len(listed):,}")
+        log.info(f"skipped: {rest:,} more; dataset.json lists the first {len(listed):,}")
 
 
 def _more(found: dict[str, Any]) -> str:
