@@ -14,7 +14,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models.objective import LATENT_SIDE, Objective
 from models.vae import build
-from pipeline.corruptions.kinds import BLUR_KERNEL, KINDS, CorruptionConfig
+from pipeline.corruptions import CorruptionConfig
+from pipeline.corruptions.blur import KERNEL
 from train.config import Config
 
 EMA_DECAY = 0.999
@@ -34,12 +35,12 @@ def corruption_modules(config: CorruptionConfig) -> dict[str, K.IntensityAugment
 
     Its noise has one sigma: the mean of ours. An image may be hit by several kinds or by none.
     """
-    total = sum(getattr(config, kind) for kind in KINDS)
-    p = {kind: getattr(config, kind) / total for kind in KINDS}
+    total = sum(config.shares.values())
+    p = {kind: share / total for kind, share in config.shares.items()}
     sigma = sum(config.noise_sigma) / len(config.noise_sigma)
     modules = {
         "noise": K.RandomGaussianNoise(0.0, sigma, p=p["noise"]),
-        "blur": K.RandomGaussianBlur(BLUR_KERNEL, config.blur_sigma, p=p["blur"]),
+        "blur": K.RandomGaussianBlur((KERNEL, KERNEL), config.blur_sigma, p=p["blur"]),
         "jpeg": K.RandomJPEG(config.jpeg_quality, p=p["jpeg"]),
     }
     return {kind: module for kind, module in modules.items() if p[kind] > 0}

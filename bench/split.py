@@ -23,8 +23,7 @@ from bench.ladder import WARMUP, endless
 from bench.settings import Settings
 from bench.table import Record, spread
 from bench.timing import Say, Spans
-from pipeline import d4
-from pipeline.corruptions import kinds as corrupt
+from pipeline import corruptions, d4
 from pipeline.loader import Loader
 from train.loop import Trainer
 
@@ -91,8 +90,8 @@ def _watched(trainer: Trainer, loader: Loader, spans: Spans) -> Iterator[None]:
             call = spans.around(part, getattr(owner, name))
             stack.enter_context(patch.object(owner, name, call))
         if not trainer.config.compile:
-            corrupted = spans.around("corrupt", corrupt.corrupt)
-            stack.enter_context(patch.object(corrupt, "corrupt", corrupted))
+            corrupted = spans.around("corrupt", corruptions.corrupt)
+            stack.enter_context(patch.object(corruptions, "corrupt", corrupted))
             # the equivariance term acts as well: only the step's own name is watched
             acting = SimpleNamespace(act=spans.around("augment", d4.act))
             stack.enter_context(patch.object(train.step, "d4", acting))

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.files import atomic_path
-from eval.measure.metrics import ELEMENTS, corrupt_as, elements_of, evaluating, psnr, rho, to_float
+from eval.measure.metrics import ELEMENTS, elements_of, evaluating, psnr, rho, to_float
 from models.vae import VAE
 from pipeline import d4
-from pipeline.corruptions import kinds as corrupt
+from pipeline.corruptions import KINDS, CorruptionConfig, corrupt_as
 
 # Okabe and Ito: told apart with every common colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A")
@@ -27,9 +27,6 @@ MARKERS = "osD^vP*X"
 DPI = 150
 PER_KIND = 3  # images of each corruption kind
 MAX_POINTS = 4000  # of the embedding
-KIND_TITLES = {
-    "identity": "uncorrupted", "noise": "Gaussian noise", "blur": "blur", "jpeg": "JPEG",
-}  # fmt: skip
 CURVES = (  # kind of line, field, title with unit
     ("train", "loss", "training loss (nats per value)"),
     ("val", "psnr", "validation PSNR (dB)"),
@@ -53,17 +50,12 @@ def style(index: int) -> dict[str, Any]:
     }
 
 
-def reconstructions(
-    model: VAE, images: Tensor, corruption: corrupt.CorruptionConfig, path: Path
-) -> Path:
+def reconstructions(model: VAE, images: Tensor, corruption: CorruptionConfig, path: Path) -> Path:
     """Rows clean, corrupted, reconstruction; columns up to three images of each corruption kind."""
-    x = to_float(images[: PER_KIND * len(corrupt.KINDS)])
-    parts = [
-        corrupt_as(kind, x[i * PER_KIND : (i + 1) * PER_KIND], corruption)
-        for i, kind in enumerate(corrupt.KINDS)
-        if len(x) > i * PER_KIND
-    ]
-    seen = torch.cat(parts)
+    kinds = list(corruption.shares)
+    x = to_float(images[: PER_KIND * len(kinds)])
+    by_kind = zip(kinds, x.split(PER_KIND), strict=False)
+    seen = torch.cat([corrupt_as(kind, batch, corruption) for kind, batch in by_kind])
     with evaluating(model):
         x_hat = model(seen)
     figure = Figure((0.95 * len(x) + 1.2, 4.0), layout="constrained")
@@ -73,12 +65,12 @@ def reconstructions(
             show(ax, image)
         axes[row][0].set_ylabel(name, fontsize=10)
     for column, (before, after) in enumerate(zip(psnr(seen, x), psnr(x_hat, x), strict=True)):
-        kind = corrupt.KINDS[column // PER_KIND]
+        kind = kinds[column // PER_KIND]
         if kind != "identity":
             axes[1][column].set_xlabel(f"{before:.1f} dB", fontsize=8)
         axes[2][column].set_xlabel(f"{after:.1f} dB", fontsize=8)
         if column % PER_KIND == 0:
-            axes[0][column].set_title(KIND_TITLES[kind], fontsize=10, loc="left")
+            axes[0][column].set_title(KINDS[kind].title, fontsize=10, loc="left")
     figure.suptitle("Reconstruction from the posterior mean; PSNR to the clean patch", fontsize=11)
     return save(figure, path)
 

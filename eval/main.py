@@ -26,7 +26,7 @@ from eval.measure.probe import PROBES
 from eval.measure.readouts import Features
 from eval.measure.suite import probe_all
 from eval.session import EvalConfig, Job, Say, Session, open_job, subset
-from pipeline import d4
+from pipeline import corruptions, d4
 from pipeline.index import Dataset, Split, groups
 from shards.remote.cache import local
 from shards.schema import NO_LABEL
@@ -117,7 +117,7 @@ def _protocol(job: Job, images: int) -> dict[str, Any]:
         "metrics_images": images,
         "equivariance_images": min(images, metrics.EQUIVARIANCE_IMAGES),
         "corruption": asdict(job.corruption),
-        "corruption_seed": metrics.CORRUPTION_SEED,
+        "corruption_seed": corruptions.TEST_SEED,
         "active_units_above_nats": metrics.ACTIVE_NATS,
         "embed_images": job.config.embed_images,
         **probe_protocol(job),

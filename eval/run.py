@@ -19,7 +19,7 @@ from common.errors import DataError
 from common.files import read_json
 from common.records import convert
 from models import snapshot
-from pipeline.corruptions.kinds import CorruptionConfig
+from pipeline.corruptions import CorruptionConfig
 
 CONFIG, STATUS, METRICS, RESULTS = "config.json", "status.json", "metrics.jsonl", "results.json"
 

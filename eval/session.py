@@ -18,7 +18,7 @@ from eval.measure.probe import PROBES
 from eval.measure.readouts import READOUTS, Symmetry
 from models import snapshot
 from models.vae import VAE
-from pipeline.corruptions import kinds as corrupt
+from pipeline.corruptions import CorruptionConfig
 from pipeline.index import Dataset, Split, open_dataset
 
 Say = Callable[[str], None]
@@ -105,7 +105,7 @@ class Job(Session):
     run: Path
     about: runs.About
     model: VAE
-    corruption: corrupt.CorruptionConfig
+    corruption: CorruptionConfig
 
     @property
     def device(self) -> torch.device:

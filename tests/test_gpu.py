@@ -16,9 +16,8 @@ from accelerate import Accelerator
 from eval.encoder import PatchEncoder
 from eval.measure.readouts import Symmetry
 from models.vae import build
-from pipeline import d4
-from pipeline.corruptions import kinds as corrupt
-from pipeline.corruptions.kinds import CorruptionConfig
+from pipeline import corruptions, d4
+from pipeline.corruptions import CorruptionConfig
 from pipeline.index import open_dataset
 from pipeline.loader import Loader
 from tests.train.test_loop import config, final_state, train_until
@@ -109,10 +108,11 @@ def test_augmentation_and_corruption_are_those_of_the_cpu() -> None:
     moved = pixels(64), torch.arange(64) % 8, d4.pixel_index(32)
     assert torch.equal(d4.act(*(t.to(GPU) for t in moved)).cpu(), d4.act(*moved))
     settings, x = CorruptionConfig(), moved[0].float() / 255
-    draws = corrupt.draw(settings, len(x), 32, generator())
-    there = corrupt.CorruptionDraws(*(t.to(GPU) for t in draws))
-    found = corrupt.corrupt(x.to(GPU), settings, there).cpu()
-    torch.testing.assert_close(found, corrupt.corrupt(x, settings, draws), rtol=0, atol=2e-3)
+    draws = corruptions.draw(settings, len(x), 32, generator())
+    copies = {kind: tuple(t.to(GPU) for t in tensors) for kind, tensors in draws.items()}
+    corrupted = corruptions.corrupt(x.to(GPU), settings, copies).cpu()
+    expected = corruptions.corrupt(x, settings, draws)
+    torch.testing.assert_close(corrupted, expected, rtol=0, atol=2e-3)
 
 
 def trained(

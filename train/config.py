@@ -12,8 +12,7 @@ from typing import Any, Literal
 from models.objective import ObjectiveConfig
 from models.vae import ModelConfig
 from pipeline import d4
-from pipeline.corruptions import kinds as corrupt
-from pipeline.corruptions.kinds import CorruptionConfig
+from pipeline.corruptions import NONE, CorruptionConfig
 from pipeline.loader import Storage
 
 
@@ -91,7 +90,7 @@ LAMBDA = 0.3
 
 def vae() -> Config:
     """The plain VAE: the encoder sees the clean image."""
-    return Config(corruption=corrupt.NONE)
+    return Config(corruption=NONE)
 
 
 def ae() -> Config:

@@ -11,7 +11,6 @@ from accelerate.utils import InitProcessGroupKwargs
 from common.errors import DataError
 from common.machine import usable_cores
 from common.ranks import PATIENCE, local_ranks
-from pipeline.corruptions.kinds import KINDS
 from pipeline.index import Split
 from pipeline.loader import choose_storage
 from train.config import Config
@@ -73,8 +72,8 @@ def resolve(config: Config, split: Split, device: torch.device, ranks: int) -> C
     batch = config.batch_size or (GPU_BATCH if cuda else CPU_BATCH)
     if batch % ranks:
         raise DataError(f"--batch-size {batch} is not divisible by {ranks} processes")
-    counts = dict(zip(KINDS, config.corruption.counts(batch // ranks), strict=True))
-    if missing := [k for k, n in counts.items() if not n and getattr(config.corruption, k) > 0]:
+    counts, shares = config.corruption.counts(batch // ranks), config.corruption.shares
+    if missing := [kind for kind, n in counts.items() if not n and shares[kind] > 0]:
         raise DataError(f"a batch of {batch // ranks} a process has no place for {missing}")
     storage = config.storage
     if storage == "device" and not cuda:

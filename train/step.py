@@ -13,8 +13,8 @@ from torch import Generator, Tensor, nn
 from models.classification import Classification
 from models.objective import LATENT_SIDE, Objective
 from models.vae import VAE
-from pipeline import d4
-from pipeline.corruptions import kinds as corrupt
+from pipeline import corruptions, d4
+from pipeline.corruptions import CorruptionConfig
 from shards.schema import PATCH
 
 Precision = Literal["bf16", "fp32"]
@@ -26,7 +26,7 @@ class Draws(NamedTuple):
     augment_B: Tensor  # D4 elements, i.i.d. uniform; all 0 without augmentation
     element_B: Tensor  # elements of the group other than the identity, for L_eq
     latent_noise: Tensor  # (B, 24, 4, 4) standard normal
-    corruption: corrupt.CorruptionDraws
+    corruption: corruptions.Draws
 
 
 def generator_for(seed: int, images_seen: int, rank: int, device: torch.device) -> Generator:
@@ -38,7 +38,7 @@ def generator_for(seed: int, images_seen: int, rank: int, device: torch.device) 
 class TrainStep(nn.Module):
     def __init__(
         self, model: VAE, objective: Objective | Classification,
-        corruption: corrupt.CorruptionConfig, precision: Precision = "fp32", augment: bool = True,
+        corruption: CorruptionConfig, precision: Precision = "fp32", augment: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         self.model, self.objective, self.corruption = model, objective, corruption
@@ -54,7 +54,7 @@ class TrainStep(nn.Module):
             torch.randint(8 if self.augment else 1, (batch,), **on),
             torch.randint(1, order, (batch,), **on),
             torch.randn(cells, **on),
-            corrupt.draw(self.corruption, batch, PATCH, generator),
+            corruptions.draw(self.corruption, batch, PATCH, generator),
         )
 
     def forward(
@@ -63,7 +63,7 @@ class TrainStep(nn.Module):
         """uint8 (B, 3, 32, 32), draws and labels to the objective's losses, float32 scalars."""
         moved = d4.act(images_BCHW, draws.augment_B, self.objective.action.pixels)
         x = moved.float() / 255
-        x_tilde = corrupt.corrupt(x, self.corruption, draws.corruption)
+        x_tilde = corruptions.corrupt(x, self.corruption, draws.corruption)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             losses: dict[str, Tensor] = self.objective(
                 self.model, x, x_tilde, draws.latent_noise, draws.element_B, labels_B

@@ -21,9 +21,8 @@ from bench.ladder import PRESETS_TIMED, endless, make_trainer
 from bench.settings import Settings
 from bench.table import CELL, Record, cell, spread, table
 from bench.timing import Say, rounds, timed
-from pipeline import d4
-from pipeline.corruptions import kinds as corrupt
-from pipeline.corruptions.kinds import KINDS, CorruptionConfig
+from pipeline import corruptions, d4
+from pipeline.corruptions import TRAINABLE, CorruptionConfig
 from pipeline.index import Dataset, open_dataset
 from shards.schema import PATCH
 from train.config import PRESETS
@@ -33,12 +32,6 @@ Call = Callable[[], Any]
 WARMUP = 2
 ALL = "D4 and mixture"
 STEP = "step: "
-
-
-def alone(kind: str) -> CorruptionConfig:
-    """Every image by one kind, in the ranges of training."""
-    shares: dict[str, Any] = {name: float(name == kind) for name in KINDS}
-    return CorruptionConfig(**shares)
 
 
 def ours(images: Tensor, compiled: bool) -> dict[str, Call]:
@@ -53,18 +46,18 @@ def ours(images: Tensor, compiled: bool) -> dict[str, Call]:
     def moved(g_B: Tensor) -> Tensor:
         return d4.act(images, g_B, table_GP).float() / 255
 
-    def both(g_B: Tensor, draws: corrupt.CorruptionDraws) -> Tensor:
-        return corrupt.corrupt(moved(g_B), CorruptionConfig(), draws)
+    def both(g_B: Tensor, draws: corruptions.Draws) -> Tensor:
+        return corruptions.corrupt(moved(g_B), CorruptionConfig(), draws)
 
     def elements() -> Tensor:
         return torch.randint(8, (batch,), generator=generator, device=device)
 
-    def draws(config: CorruptionConfig) -> corrupt.CorruptionDraws:
-        return corrupt.draw(config, batch, PATCH, generator)
+    def draws(config: CorruptionConfig) -> corruptions.Draws:
+        return corruptions.draw(config, batch, PATCH, generator)
 
     def corrupted(config: CorruptionConfig) -> Call:
-        def applied(given: corrupt.CorruptionDraws) -> Tensor:
-            return corrupt.corrupt(x, config, given)
+        def applied(given: corruptions.Draws) -> Tensor:
+            return corruptions.corrupt(x, config, given)
 
         apply = prepare(applied)
         return lambda: apply(draws(config))
@@ -73,7 +66,7 @@ def ours(images: Tensor, compiled: bool) -> dict[str, Call]:
     act = prepare(moved)
     return {
         "D4": lambda: act(elements()),
-        **{kind: corrupted(alone(kind)) for kind in KINDS[1:]},
+        **{kind: corrupted(CorruptionConfig().only(kind)) for kind in TRAINABLE[1:]},
         "mixture": corrupted(CorruptionConfig()),
         ALL: lambda: whole(elements(), draws(CorruptionConfig())),
     }
@@ -89,12 +82,10 @@ def kornias(images: Tensor) -> dict[str, Call]:
 
     x = (images.float() / 255).contiguous()
     config = CorruptionConfig()
-    modules: dict[str, nn.Module] = {
-        "D4": augmentation(),
-        **{kind: corruption_modules(alone(kind))[kind] for kind in KINDS[1:]},
-        "mixture": mixture(config),
-        ALL: nn.Sequential(augmentation(), mixture(config)),
-    }
+    modules: dict[str, nn.Module] = {"D4": augmentation()}
+    for kind in TRAINABLE:
+        modules |= corruption_modules(config.only(kind))
+    modules |= {"mixture": mixture(config), ALL: nn.Sequential(augmentation(), mixture(config))}
     # on the device of the images, where kornia then draws its random numbers too
     return {f"kornia {n}": partial(module.to(x.device), x) for n, module in modules.items()}
 

@@ -6,7 +6,6 @@ latent dimensions. PSNR in dB, KL in nats.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,16 +19,13 @@ from common.machine import keep_freed_memory
 from models.objective import kl_terms
 from models.vae import VAE
 from pipeline import d4
-from pipeline.corruptions import kinds as corrupt
-from shards.schema import PATCH
+from pipeline.corruptions import CHUNK, CorruptionConfig, corrupt_as
 
 Encode = Callable[[Tensor], Tensor]  # float images (B, 3, 32, 32) to codes (B, C, 4, 4)
 
 ACTIVE_NATS = 0.05  # a dimension carries information above this mean KL
 PSNR_CAP = 100.0  # dB, for an image that is reproduced exactly
 EQUIVARIANCE_IMAGES = 2048  # more would only narrow an error that is already below 1 %
-CORRUPTION_SEED = 20_240_501  # of the corruptions of the test images, the same for every model
-CHUNK = 64  # images a draw of corruptions: results depend on it
 # Small passes stay in the cache, and their buffers are reused: 2.5 times faster than 256 on a core
 BATCH = {"cpu": 64}
 GPU_BATCH = 1024
@@ -162,21 +158,8 @@ def mean_error(errors: dict[int, float], group: str = "D4") -> float:
     return float((sum(squares) / len(squares)) ** 0.5)
 
 
-def corrupt_as(kind: str, x: Tensor, config: corrupt.CorruptionConfig, first: int = 0) -> Tensor:
-    """All of a batch corrupted by one kind, in the ranges of `config`.
-
-    Drawn on the host from (kind, `first`), the index of the first image: every model and device
-    sees the same corrupted images.
-    """
-    shares = {name: float(name == kind) for name in corrupt.KINDS}
-    seed = CORRUPTION_SEED + len(corrupt.KINDS) * first + corrupt.KINDS.index(kind)
-    only = replace(config, **shares)  # type: ignore[arg-type]
-    draws = corrupt.draw(only, len(x), PATCH, torch.Generator().manual_seed(seed))
-    return corrupt.corrupt(x, only, corrupt.CorruptionDraws(*(d.to(x.device) for d in draws)))
-
-
 def denoising(
-    model: VAE, images: Tensor, config: corrupt.CorruptionConfig
+    model: VAE, images: Tensor, config: CorruptionConfig
 ) -> dict[str, dict[str, float | None]]:
     """By corruption kind: PSNR and SSIM of the reconstruction from the posterior mean against
     the clean image, and of the corrupted input itself (None for `identity`: it is the image).
@@ -184,11 +167,11 @@ def denoising(
     Args:
         images: uint8 (n, 3, 32, 32) on the model's device.
     """
-    sums = {kind: torch.zeros(4, dtype=torch.float64) for kind in corrupt.KINDS}
+    sums = {kind: torch.zeros(4, dtype=torch.float64) for kind in config.shares}
     with evaluating(model):
         for first in range(0, len(images), CHUNK):
             x = to_float(images[first : first + CHUNK])
-            for kind in corrupt.KINDS:
+            for kind in sums:
                 seen = corrupt_as(kind, x, config, first)
                 x_hat = model(seen)
                 scores = psnr(x_hat, x), ssim(x_hat, x), psnr(seen, x), ssim(seen, x)

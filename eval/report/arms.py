@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from common.errors import DataError
 from eval.measure.probe import PRIMARY_PROBE
 from eval.measure.readouts import PRIMARY
-from eval.measure.robustness import KINDS
 from eval.measure.scores import CLEAN, SCORES, Condition, ScoreBook, Scores, read_scores
 from eval.report.document import shown
 from eval.report.runs import Entry
+from pipeline.corruptions import GRADED
 
 TWO_GROUPS = "k=2"  # the label budget of the verdicts
 CORRUPTED = [
-    f"{name}-{severity}" for name, kind in KINDS.items()
+    f"{name}-{severity}" for name, kind in GRADED.items()
     for severity in range(1, len(kind.levels) + 1)
 ]  # fmt: skip
 Stacked = Scores | list[Scores]  # (S, n, K), (S, D, n, K), or a list of conditions

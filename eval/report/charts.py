@@ -6,7 +6,6 @@ from typing import Any
 from eval import run as runs
 from eval.measure.metrics import ELEMENTS
 from eval.measure.readouts import PRIMARY
-from eval.measure.robustness import KINDS
 from eval.report import arms as of_runs
 from eval.report import svg as charts
 from eval.report.arms import Arm, Compared
@@ -16,6 +15,7 @@ from eval.report.svg import Axis, Point, Series
 from eval.report.verdicts import ALL_LABELS, CURVE, of_arm
 from eval.stats.bootstrap import Interval
 from eval.stats.contrasts import MARGIN, Contrast
+from pipeline.corruptions import GRADED, trained
 
 Headlines = Mapping[str, Mapping[str, Interval]]
 BESIDE = 1.05  # factor between arms of one budget
@@ -101,16 +101,16 @@ def _all_labels(compared: Compared, arm: Arm) -> Iterable[tuple[float, Interval]
 def robustness(arms: Iterable[Arm], slug: str) -> list[Chart]:
     """A chart a corruption: AUROC against its severity, 0 is clean."""
     found, arms = [], list(arms)
-    for kind, about in KINDS.items():
+    for kind, about in GRADED.items():
         series = [
             Series(arm.name, _severities(arm, kind), i) for i, arm in enumerate(arms)
         ]  # fmt: skip
         levels = ", ".join(f"{level:g}" for level in about.levels)
-        trained = "a milder range is trained" if about.trained else "never trained"
+        training = "a milder range is trained" if trained(kind) else "never trained"
         title = f"Robustness to {kind}"
         x = Axis("severity", names=("clean", *(str(i + 1) for i in range(len(about.levels)))))
         svg = charts.plot(series, x, Axis("macro AUROC on test"), title)
-        caption = f"{title} ({about.unit}: {levels}; {trained}): mean over seeds."
+        caption = f"{title} ({about.unit}: {levels}; {training}): mean over seeds."
         found.append(Chart(f"{slug}-robustness-{kind}.svg", title, svg, caption))
     return found
 

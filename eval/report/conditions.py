@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from eval.measure.readouts import PRIMARY
-from eval.measure.robustness import KINDS
 from eval.report.arms import Arm
 from eval.report.document import MISSING, Part, Table, mean_sd, number, shown
 from eval.report.tables import column, mean_of
+from pipeline.corruptions import GRADED, CorruptionConfig, extents
 
 SEVERITY_SCORES = (("auroc", 3), ("psnr", 2))
 
@@ -37,7 +37,7 @@ def robustness(arms: Iterable[Arm]) -> list[Part]:
     """AUROC of every severity, and PSNR of the reconstruction to the clean patch."""
     arms = [arm for arm in arms if any(run.section("robustness") for run in arm.runs.values())]
     rows = []
-    for kind, about in KINDS.items():
+    for kind, about in GRADED.items():
         for i, level in enumerate(about.levels):
             cells = [_severity(arm, kind, i, *score) for arm in arms for score in SEVERITY_SCORES]
             rows.append([f"{kind} {i + 1}", f"{level:g}", *cells])
@@ -48,10 +48,11 @@ def robustness(arms: Iterable[Arm]) -> list[Part]:
         "level",
         *(f"{column(a)} {s}" for a in arms for s in ("AUROC", "PSNR")),
     ]
+    *first, last = extents(CorruptionConfig())
     caption = (
         "The probe was fitted on clean patches. PSNR (dB) of the reconstruction to the clean "
         "patch, on 512 patches. The area is the mean AUROC of all rows. The default corruption "
-        "trains noise up to 0.1, blur up to 1 and JPEG down to 10: milder rows are not beyond it."
+        f"trains {', '.join(first)} and {last}: milder rows are not beyond it."
     )
     return [Table("Robustness by severity", header, rows, caption)] if arms else []
 

@@ -3,14 +3,13 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from eval.figures import KIND_TITLES
 from eval.measure.metrics import ELEMENTS
 from eval.measure.readouts import PRIMARY
 from eval.report.arms import Arm
 from eval.report.document import MISSING, NOT_MEASURED, Part, Table, Text, mean_sd, number, shown
 from eval.report.runs import Entry, baselines
 from eval.stats.bootstrap import Interval
-from pipeline.corruptions.kinds import KINDS
+from pipeline.corruptions import KINDS, TRAINABLE
 
 PROBE_SCORES = ("auroc", "balanced_accuracy", "accuracy")
 SCORES = {  # column, where it stands in results.json, digits
@@ -187,12 +186,12 @@ def denoising(arms: Iterable[Arm]) -> Part:
     scores = (("psnr", 2), ("ssim", 3))
     source = next(run for run in there[0].runs.values() if run.section(*at))
     rows = []
-    for kind in KINDS:
+    for kind in TRAINABLE:
         row = [number(source.at(*at, kind, f"input_{score}"), digits) for score, digits in scores]
         row += [
             mean_of(arm, (*at, kind, score), digits) for arm in there for score, digits in scores
         ]
-        rows.append([KIND_TITLES[kind], *row])
+        rows.append([KINDS[kind].title, *row])
     caption = (
         "Against the clean patch, in dB and SSIM; `input` is the corrupted patch itself, the same "
         "for every run with the same ranges."

@@ -1,0 +1,90 @@
+"""Corruptions of a clean batch: drawn in training, fixed for evaluation, graded for robustness.
+
+A new kind is a module with a `Kind`, an entry in `KINDS` and, where training may draw it, its share
+(default 0) and range in `CorruptionConfig`; figures, tables and benchmarks read the registry.
+
+kind     `Kind`, and `CorruptionConfig` with the shares and ranges of training
+noise, blur, jpeg   the kinds of training
+colour   brightness and staining, which are never trained
+"""
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from pipeline.corruptions.blur import BLUR
+from pipeline.corruptions.colour import BRIGHTNESS, STAIN
+from pipeline.corruptions.jpeg import JPEG
+from pipeline.corruptions.kind import TRAINABLE, CorruptionConfig, Kind, Parameters
+from pipeline.corruptions.noise import NOISE
+
+__all__ = ["GRADED", "KINDS", "NONE", "TRAINABLE", "CorruptionConfig", "Draws", "Kind"]
+
+KINDS: dict[str, Kind] = {
+    "identity": Kind(title="uncorrupted", number=0),
+    "noise": NOISE,
+    "blur": BLUR,
+    "jpeg": JPEG,
+    "brightness": BRIGHTNESS,
+    "stain": STAIN,
+}
+GRADED = {name: kind for name, kind in KINDS.items() if kind.levels}
+NONE = CorruptionConfig().only("identity")
+
+CHUNK = 64  # test images that are corrupted by one generator: results depend on it
+TEST_SEED = 20_240_501  # of test images corrupted as in training
+LEVEL_SEED = 20_240_502  # of test images corrupted at a level
+
+
+def trained(name: str) -> bool:
+    """Whether training draws a kind by default."""
+    return CorruptionConfig().shares.get(name, 0.0) > 0
+
+
+def extents(config: CorruptionConfig) -> list[str]:
+    """How far training goes by each kind that it draws, in words."""
+    words = [KINDS[name].extent(config) for name, share in config.shares.items() if share > 0]
+    return [text for text in words if text]
+
+
+Draws = dict[str, Parameters]  # by kind, in the order of the batch
+
+
+def draw(config: CorruptionConfig, batch: int, size: int, generator: Generator) -> Draws:
+    """Random parameters for images (batch, 3, size, size), on the generator's device."""
+    counts = config.counts(batch)
+    return {name: KINDS[name].draw(config, n, size, generator) for name, n in counts.items()}
+
+
+def corrupt(x_BCHW: Tensor, config: CorruptionConfig, draws: Draws) -> Tensor:
+    """Corrupt a batch, cut into contiguous parts, one for each kind, so that shapes are static.
+
+    Float images in [0, 1] stay there; no image is processed twice.
+    """
+    counts = config.counts(len(x_BCHW))
+    parts = zip(counts, x_BCHW.split(list(counts.values())), strict=True)
+    return torch.cat([KINDS[name].apply(x, *draws[name]) for name, x in parts if counts[name]])
+
+
+def corrupt_as(name: str, x_BCHW: Tensor, config: CorruptionConfig, first: int = 0) -> Tensor:
+    """Corrupt a whole batch of test images by one kind, in the ranges of `config`.
+
+    Drawn on the host from the kind and `first`, the index of the first image: every model and
+    device sees the same corrupted images.
+    """
+    seed = TEST_SEED + 4 * first + KINDS[name].number  # 4 kinds at first; `first` is a whole CHUNK
+    generator = torch.Generator().manual_seed(seed)
+    parameters = KINDS[name].draw(config, len(x_BCHW), x_BCHW.shape[-1], generator)
+    return KINDS[name].apply(x_BCHW, *(tensor.to(x_BCHW.device) for tensor in parameters))
+
+
+def corrupt_at(name: str, x_BCHW: Tensor, severity: int, first: int = 0) -> Tensor:
+    """Corrupt a whole batch of test images on the host by one kind at severity 1 to 5.
+
+    Drawn from the kind, the severity and `first`, the index of the first image.
+    """
+    kind = KINDS[name]
+    entropy = [LEVEL_SEED, kind.number - 1, severity, first]  # noise had number 0 at first
+    state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+    generator = torch.Generator().manual_seed(state)
+    return kind.apply_at(x_BCHW, kind.levels[severity - 1], generator)

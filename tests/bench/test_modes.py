@@ -18,7 +18,7 @@ from eval.measure.readouts import images_of
 from models import snapshot
 from models.vae import ModelConfig, build
 from pipeline import d4
-from pipeline.corruptions import kinds as corrupt
+from pipeline.corruptions import TRAINABLE
 from pipeline.index import open_dataset
 from shards.schema import PATCH
 from tests.bench.test_throughput import is_spread
@@ -46,12 +46,12 @@ def run(
 def test_parts_of_the_augmentation_are_those_of_training() -> None:
     images = torch.randint(256, (8, 3, PATCH, PATCH), dtype=torch.uint8)
     calls = augment.ours(images, compiled=False)
-    assert list(calls) == ["D4", *corrupt.KINDS[1:], "mixture", augment.ALL]
+    assert list(calls) == ["D4", *TRAINABLE[1:], "mixture", augment.ALL]
     x, mixed = images.float() / 255, calls["mixture"]()
     orbit = torch.stack([d4.act_one(x, g) for g in range(8)])
     assert (calls["D4"]() == orbit).flatten(2).all(2).any(0).all()
     assert torch.equal(mixed[:2], x[:2]) and not (mixed[2:] == x[2:]).flatten(1).all(1).any()
-    for kind in corrupt.KINDS[1:]:
+    for kind in TRAINABLE[1:]:
         assert not (calls[kind]() == x).flatten(1).all(1).any(), kind
 
 

@@ -19,8 +19,7 @@ from bench.plain_trainer import PlainTrainer
 from bench.settings import Settings
 from models.objective import Objective
 from models.vae import build
-from pipeline import d4
-from pipeline.corruptions import kinds as corrupt
+from pipeline import corruptions, d4
 from pipeline.index import open_dataset
 from pipeline.loader import load_pixels
 from train.config import PRESETS, OptimConfig
@@ -43,7 +42,7 @@ def trainer(small_dataset: Path) -> Trainer:
 def test_the_parts_of_a_step_are_named_and_the_trainer_is_left_as_it_was(trainer: Trainer) -> None:
     def watched() -> list[Any]:
         names = vars(train.step)["d4"], torch._foreach_lerp_
-        return [trainer.step.draw, trainer.forward, corrupt.corrupt, *names]
+        return [trainer.step.draw, trainer.forward, corruptions.corrupt, *names]
 
     before = watched()
     records = split.measure(trainer, trainer.loader, TINY, quiet)
@@ -110,7 +109,7 @@ def test_needs_grow_with_the_images_and_shares_with_the_rate(trainer: Trainer) -
 
 @pytest.mark.parametrize("preset", ["dvae", "eq-dvae"])
 def test_the_plain_trainer_has_our_objective_and_learns(preset: str) -> None:
-    config = replace(PRESETS[preset](), corruption=corrupt.NONE, optim=OptimConfig(lr=1e-4))
+    config = replace(PRESETS[preset](), corruption=corruptions.NONE, optim=OptimConfig(lr=1e-4))
     plain = PlainTrainer(config, CPU)
     x = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     ours = Objective(config.objective, config.model.latent_channels)

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from eval.measure.readouts import KEPT_COLUMNS, write_embeddings
-from eval.measure.robustness import KINDS
 from eval.measure.scores import SCORES, Condition, ScoreBook
+from pipeline.corruptions import GRADED
 from pipeline.index import Dataset, groups, open_dataset
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
@@ -63,7 +63,7 @@ def made(
         },
         "budgets": {"mean": {"k=2": {"groups_per_class": [2], "auroc": 0.6}}},
         "robustness": {"clean": auroc, "kinds": {
-            kind: {"levels": [{"severity": 1, "auroc": 0.58}]} for kind in KINDS}},
+            kind: {"levels": [{"severity": 1, "auroc": 0.58}]} for kind in GRADED}},
         "notices": ["7 of the source groups are in more than one split"],
     }  # fmt: skip
     folder.mkdir(parents=True)
@@ -95,7 +95,7 @@ def _book(data: Dataset, seed: int, skill: float) -> ScoreBook:
         conditions.append(Condition(features, "logistic"))
         conditions += [Condition(features, "logistic", "k=2", draw) for draw in range(DRAWS)]
         conditions += [
-            Condition(features, "logistic", f"{kind}-{s}") for kind in KINDS for s in range(1, 6)
+            Condition(features, "logistic", f"{kind}-{s}") for kind in GRADED for s in range(1, 6)
         ]
     for condition in conditions:
         of_model = skill if condition.features == "mean" else 0.1

@@ -19,7 +19,7 @@ from eval.session import EvalConfig
 from models.classification import Classification
 from models.objective import ObjectiveConfig
 from models.vae import ModelConfig, build
-from pipeline.corruptions.kinds import CorruptionConfig
+from pipeline.corruptions import NONE, CorruptionConfig
 from pipeline.index import open_dataset
 from pipeline.loader import Loader
 from shards.pack.packing import pack
@@ -169,8 +169,7 @@ def plain_step() -> TrainStep:
     step = new_step()
     assert isinstance(step.objective, Classification)
     torch.nn.init.constant_(step.objective.head.weight[0], 0.1)
-    none = CorruptionConfig(noise=0.0, blur=0.0, jpeg=0.0)
-    return TrainStep(step.model, step.objective, none, augment=False)
+    return TrainStep(step.model, step.objective, NONE, augment=False)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from models.objective import (
 )
 from models.vae import ModelConfig, build
 from pipeline import d4
-from pipeline.corruptions.kinds import CorruptionConfig
+from pipeline.corruptions import CorruptionConfig
 from train.step import TrainStep, generator_for
 
 D = 3 * 32 * 32

@@ -18,7 +18,7 @@ from common import ranks
 from common.errors import DataError
 from models.objective import Objective, ObjectiveConfig
 from models.vae import ModelConfig, build
-from pipeline.corruptions.kinds import CorruptionConfig, CorruptionDraws
+from pipeline.corruptions import CorruptionConfig
 from pipeline.index import STREAM_BLOCK, Order, open_dataset
 from pipeline.loader import Batch, Loader
 from shards.pack.packing import pack
@@ -100,15 +100,18 @@ def new_step() -> TrainStep:
 def by_kind(parts: list[Tensor]) -> Tensor:
     """The samples of all ranks, kind of corruption by kind: a batch of one process."""
     counts = CorruptionConfig().counts(len(parts[0]))
-    pieces = [part.split(counts) for part in parts]
+    pieces = [part.split(list(counts.values())) for part in parts]
     return torch.cat([piece for kind in zip(*pieces, strict=True) for piece in kind])
 
 
 def as_one(draws: list[Draws]) -> Draws:
     """The random tensors of all ranks, for that batch."""
     samples = [by_kind([getattr(d, name) for d in draws]) for name in Draws._fields[:-1]]
-    kinds = [torch.cat(parts) for parts in zip(*(d.corruption for d in draws), strict=True)]
-    return Draws(*samples, CorruptionDraws(*kinds))
+    corruption = {
+        kind: tuple(map(torch.cat, zip(*(d.corruption[kind] for d in draws), strict=True)))
+        for kind in draws[0].corruption
+    }
+    return Draws(*samples, corruption)
 
 
 def gradients(data: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:

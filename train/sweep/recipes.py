@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from models.objective import ObjectiveConfig
 from models.vae import ModelConfig
-from pipeline.corruptions.kinds import CorruptionConfig
+from pipeline.corruptions import TRAINABLE, CorruptionConfig
 from train.config import PRESETS, Config
 
 ENCODER, DECODER = 10_352_640, 21_577_728  # multiply-adds an image of `seed`, in convolutions
@@ -83,9 +83,11 @@ def beta() -> list[Arm]:
 
 def noise() -> list[Arm]:
     """The kinds of corruption one at a time, all, none, and all without clean inputs."""
-    none = {"noise": 0.0, "blur": 0.0, "jpeg": 0.0}
-    alone = [Arm(f"dvae-{kind}", _corruption(**{**none, kind: 1.0})) for kind in none]
-    return [preset("vae"), *alone, preset("dvae"), Arm("dvae-strict", _corruption(identity=0.0))]
+    every = CorruptionConfig()
+    alone = {f"dvae-{kind}": every.only("identity", kind) for kind in TRAINABLE[1:]}
+    arms = [Arm(name, Config(corruption=corruption)) for name, corruption in alone.items()]
+    strict = Arm("dvae-strict", Config(corruption=replace(every, identity=0.0)))
+    return [preset("vae"), *arms, preset("dvae"), strict]
 
 
 def augmentation() -> list[Arm]:
@@ -127,10 +129,6 @@ def _objective(name: str, **changes: Any) -> Config:
     base = PRESETS[name]()
     changed: ObjectiveConfig = replace(base.objective, **changes)
     return replace(base, objective=changed)
-
-
-def _corruption(**shares: float) -> Config:
-    return Config(corruption=CorruptionConfig(**shares))  # type: ignore[arg-type]
 
 
 RECIPES: dict[str, Callable[[], list[Arm]]] = {

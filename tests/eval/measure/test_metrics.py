@@ -16,7 +16,7 @@ from eval.measure import metrics
 from eval.measure.readouts import READOUTS, Symmetry, equivariance_of
 from models.vae import ModelConfig, build
 from pipeline import d4
-from pipeline.corruptions.kinds import KINDS, CorruptionConfig
+from pipeline.corruptions import TRAINABLE, CorruptionConfig
 
 SMALL = ModelConfig(widths=(4, 8, 16), latent_channels=8)
 
@@ -192,7 +192,7 @@ def test_every_model_sees_the_same_corruptions_in_the_ranges_of_the_run() -> Non
     config = CorruptionConfig(noise=0.0, noise_sigma=(0.1,))  # its share does not matter here
     one, two = (metrics.denoising(build(SMALL, seed), grey, config) for seed in (0, 1))
     assert one["noise"]["input_psnr"] == pytest.approx(20, abs=0.1)
-    for kind in KINDS:
+    for kind in TRAINABLE:
         assert one[kind]["input_psnr"] == two[kind]["input_psnr"]
         assert one[kind]["psnr"] != two[kind]["psnr"]
     assert one["identity"]["input_psnr"] is None

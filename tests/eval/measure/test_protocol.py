@@ -15,6 +15,7 @@ from eval.measure.probe import PROBES, Labelled, fit
 from eval.measure.scores import Condition, ScoreBook, read_scores
 from models.vae import ModelConfig, build
 from pipeline import stain
+from pipeline.corruptions import GRADED
 
 
 def labelled_groups(groups: int, each: int, classes: int = 2) -> tuple[np.ndarray, list[str]]:  # type: ignore[type-arg]
@@ -107,7 +108,7 @@ def patches(count: int = 6) -> np.ndarray:  # type: ignore[type-arg]
     return (smooth + rng.integers(-10, 10, size=smooth.shape)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("kind", robustness.KINDS)
+@pytest.mark.parametrize("kind", GRADED)
 def test_severities_grow_and_repeat(kind: str) -> None:
     pixels = patches()
     errors = []
@@ -127,7 +128,7 @@ def test_curves_are_means_of_what_the_probe_says() -> None:
         return severity / 10
 
     found = robustness.curves(build(ModelConfig(), 0), patches(2), score, 0.9)
-    assert asked == [(kind, s) for kind in robustness.KINDS for s in range(1, 6)]
+    assert asked == [(kind, s) for kind in GRADED for s in range(1, 6)]
     assert found["clean"] == 0.9 and found["area"] == pytest.approx(0.3)
     noise = found["kinds"]["noise"]
     assert noise["trained"] and noise["area"] == pytest.approx(0.3)

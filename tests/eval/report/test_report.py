@@ -14,7 +14,6 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from eval import code_figures
-from eval.measure.robustness import KINDS
 from eval.measure.scores import Condition, read_scores
 from eval.report import arms, atlas, latex, ranking, tables, verdicts
 from eval.report import runs as entries
@@ -23,6 +22,7 @@ from eval.report.__main__ import write_report
 from eval.report.document import Table, shown
 from eval.report.svg import Axis, Point, Series
 from eval.stats.contrasts import compare, holm
+from pipeline.corruptions import GRADED
 from pipeline.index import Dataset
 from tests.helpers.report_runs import FORMULA, HOSTILE, changed, made, packed
 
@@ -163,7 +163,7 @@ def test_baselines_stand_beside_every_headline(tmp_path: Path, data: Dataset) ->
     book, test = arm.books[1], compared.test
     assert test is not None
     levels = [book.scores[Condition("random_init", "logistic", f"{kind}-{s}")][:, 1]
-              for kind in KINDS for s in range(1, 6)]  # fmt: skip
+              for kind in GRADED for s in range(1, 6)]  # fmt: skip
     area = np.mean([roc_auc_score(test.labels, scores) for scores in levels])
     measured = cells["baseline untrained"]["area under the robustness curve"]
     assert measured.estimate == pytest.approx(area) and measured.seeds == 1
