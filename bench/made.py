@@ -13,7 +13,7 @@ from PIL import Image
 
 from bench.settings import Settings
 from pipeline.index import open_dataset
-from pipeline.reader import Reader
+from pipeline.reader import read_split
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.schema import CHANNELS, PATCH
@@ -102,7 +102,7 @@ def base(settings: Settings) -> tuple[Pixels, NDArray[np.int64]]:
     if settings.data is not None:
         split = open_dataset(Path(settings.data)).split("train")
         rows = np.arange(min(wanted, len(split)))
-        return Reader(split).read(rows), split.labels[rows]
+        return read_split(split, rows), split.labels[rows]
     drawn = list(islice(_drawn(wanted), wanted))
     pixels = np.stack([patch for patch, _ in drawn])
     names = sorted({name for _, name in drawn})

@@ -13,7 +13,7 @@ from torchvision.transforms import ToTensor
 
 from common.machine import usable_cores
 from pipeline.index import Split
-from pipeline.reader import Reader
+from pipeline.reader import read_split
 
 PATCHES = 4096  # written out at most, or four batches where that is more
 MOST_WORKERS = 8
@@ -32,7 +32,7 @@ def write_out(split: Split, folder: Path, batch: int) -> None:
     """The patches of a split as `folder/png/CLASS/*.png` by PIL and `folder/tar/*.tar` by
     webdataset's ShardWriter, of the same files."""
     count = min(len(split), max(PATCHES, 4 * batch))
-    pixels = Reader(split).read(np.arange(count))
+    pixels = read_split(split, np.arange(count))
     (folder / "tar").mkdir()
     tars = str(folder / "tar" / "train-%06d.tar")
     with wds.ShardWriter(tars, -(-count // (SHARDS_A_WORKER * workers())), verbose=0) as writer:

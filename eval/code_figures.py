@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eval.figures import COLOURS, bare, plain, save, show
-from eval.measure.metrics import evaluating, kl_per_dimension, to_float
-from eval.measure.readouts import Features, Pixels, images_of
+from eval.measure.metrics import evaluating, kl_per_dimension
+from eval.measure.readouts import Features, Pixels
 from eval.session import Job
 from models.vae import VAE
+from pipeline.pixels import to_float
+from pipeline.reader import read_split
 
 DIMENSIONS = 6  # of a traversal
 STEPS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # standard deviations of the code over patches
@@ -35,7 +37,7 @@ def draw(job: Job, images: Tensor, features: Features, folder: Path) -> None:
     names = [*job.data.metadata.classes, "no label"]  # -1 is the last
     labels = [names[label] for label in split.labels[shown]]
     groups = split.table["source"].take(shown).to_pylist()
-    pixels = images_of(split, order)[back]
+    pixels = read_split(split, order)[back]
     neighbours(pixels, found, cosines, labels, groups, folder / "neighbours.png")
 
 

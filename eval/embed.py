@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -31,9 +32,9 @@ from eval import features as formats
 from eval import run as runs
 from eval.encoder import PatchEncoder, load
 from eval.features import Format
-from eval.measure.readouts import READ, READOUTS, with_embeddings
+from eval.measure.readouts import READOUTS, with_embeddings
 from pipeline.index import Dataset, open_dataset
-from pipeline.reader import Reader
+from pipeline.reader import READ_SIZE, Reader
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.remote.cache import local
@@ -119,8 +120,10 @@ def _device() -> str:
 
 def _parts(out: Path, rows: int, part_rows: int | None) -> list[Part]:
     """The same for any number of ranks, so that another number continues an interrupted one."""
-    fair = -(-rows // PARTS // READ) * READ  # whole reads: the parts do not change the numbers
-    size = part_rows or min(max(fair, READ), MOST_ROWS)
+    fair = (
+        -(-rows // PARTS // READ_SIZE) * READ_SIZE
+    )  # whole reads: the parts do not change the numbers
+    size = part_rows or min(max(fair, READ_SIZE), MOST_ROWS)
     return [
         (out / f"part-{i:05d}.parquet", np.arange(first, min(first + size, rows)))
         for i, first in enumerate(range(0, rows, size))
@@ -204,19 +207,17 @@ def _write_part(
 
 
 def _images(rows: Rows, chosen: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-    """The images of some rows, in order, READ at a time."""
-    readers = [Reader(rows.dataset.splits[name]) for name in rows.splits]
-    try:
-        for first in range(0, len(chosen), READ):
-            part = chosen[first : first + READ]
+    """The images of some rows, in order, READ_SIZE at a time."""
+    with ExitStack() as stack:
+        splits = [rows.dataset.splits[name] for name in rows.splits]
+        readers = [stack.enter_context(Reader(split)) for split in splits]
+        for first in range(0, len(chosen), READ_SIZE):
+            part = chosen[first : first + READ_SIZE]
             pixels = np.empty((len(part), PATCH, PATCH, CHANNELS), np.uint8)
             for i, reader in enumerate(readers):
                 mine = rows.split[part] == i
                 pixels[mine] = reader.read(rows.sample[part][mine])
             yield pixels
-    finally:
-        for reader in readers:
-            reader.close()
 
 
 def _finish(out: Path, parts: list[Part], about: dict[str, str], options: EmbedOptions) -> None:

@@ -13,6 +13,7 @@ from eval.measure.metrics import batch_for, evaluating
 from eval.measure.readouts import READOUTS, Features, Symmetry
 from models import snapshot
 from models.vae import VAE
+from pipeline.pixels import to_float
 from shards.schema import CHANNELS, PATCH
 
 CHW, HWC = (CHANNELS, PATCH, PATCH), (PATCH, PATCH, CHANNELS)
@@ -95,4 +96,4 @@ def _checked(images: Tensor) -> Tensor:
 
 
 def _unit_range(part: Tensor) -> Tensor:
-    return part.float() / 255 if part.dtype == torch.uint8 else part.float()
+    return to_float(part) if part.dtype == torch.uint8 else part.float()

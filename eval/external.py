@@ -26,7 +26,7 @@ from common.machine import environment
 from eval import run as runs
 from eval.given import Given, matched, read_given
 from eval.main import VERSION, finite, probe_protocol, summary_of_errors, write_json
-from eval.measure import budgets, metrics, readouts, robustness
+from eval.measure import budgets, metrics, robustness
 from eval.measure.baselines import BASELINES
 from eval.measure.probe import Labelled, fit
 from eval.measure.readouts import PRIMARY, Features, Pixels
@@ -35,6 +35,8 @@ from eval.measure.suite import SPLITS, FeatureSet, Rows, obstacle, probe_sets, r
 from eval.session import EvalConfig, Say, Session
 from models.vae import ModelConfig, build
 from pipeline.index import open_dataset
+from pipeline.pixels import to_pixels, to_tensor
+from pipeline.reader import READ_SIZE
 from shards.remote.cache import local
 
 Embed = Callable[[Pixels], NDArray[np.floating]]  # (n, 32, 32, 3) uint8 to (n, d) or (n, C, N, N)
@@ -124,7 +126,7 @@ def equivariance(
         pixels: at most 2048 are used.
         group: "D4" or "C4"; fibres: "trivial", or "regular" for channels that are permuted.
     """
-    images = readouts.to_device(pixels, torch.device("cpu"))
+    images = to_tensor(pixels)
     errors = metrics.equivariance_errors(lambda x: _grid(embed, x), images, group, fibres)
     return summary_of_errors(errors, group)
 
@@ -187,13 +189,12 @@ def _hash(embedded: dict[str, Features]) -> str:
 
 def _grid(embed: Embed, x_BCHW: Tensor) -> Tensor:
     """Codes (B, C, N, N); of vectors, a grid of one cell, on which the group does nothing."""
-    pixels = (x_BCHW * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-    codes = torch.from_numpy(np.array(embed(pixels), np.float32))
+    codes = torch.from_numpy(np.array(embed(to_pixels(x_BCHW)), np.float32))
     return codes[:, :, None, None] if codes.ndim == 2 else codes
 
 
 def _vectors(embed: Embed, pixels: Pixels) -> Features:
-    parts = [pixels[i : i + readouts.READ] for i in range(0, len(pixels), readouts.READ)]
+    parts = [pixels[i : i + READ_SIZE] for i in range(0, len(pixels), READ_SIZE)]
     return np.concatenate([np.asarray(embed(p), np.float32).reshape(len(p), -1) for p in parts])
 
 

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.files import atomic_path
-from eval.measure.metrics import ELEMENTS, elements_of, evaluating, psnr, rho, to_float
+from eval.measure.metrics import ELEMENTS, elements_of, evaluating, psnr, rho
 from models.vae import VAE
 from pipeline import d4
 from pipeline.corruptions import KINDS, CorruptionConfig, corrupt_as
+from pipeline.pixels import to_float
 
 # Okabe and Ito: told apart with every common colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A")

@@ -28,6 +28,8 @@ from eval.measure.suite import probe_all
 from eval.session import EvalConfig, Job, Say, Session, open_job, subset
 from pipeline import corruptions, d4
 from pipeline.index import Dataset, Split, groups
+from pipeline.pixels import to_tensor
+from pipeline.reader import read_split
 from shards.remote.cache import local
 from shards.schema import NO_LABEL
 from shards.sources.splits import GROUPS, leak_warning, leaks
@@ -55,8 +57,8 @@ def evaluate(
     found = None if data is None else local(data)
     job = open_job(Path(run), found, config, say or _print)
     rows = subset(len(job.metrics_split), config.test_images)
-    pixels = readouts.images_of(job.metrics_split, rows)
-    images = readouts.to_device(pixels, job.device)
+    pixels = read_split(job.metrics_split, rows)
+    images = to_tensor(pixels, job.device)
     results: dict[str, Any] = {
         "version": VERSION,
         "run": asdict(job.about),

@@ -1,8 +1,8 @@
-"""Batches to the device: streamed from shards, resident in host memory, or on the device.
+"""Batches on the device, from a split that is streamed, in host memory or in device memory.
 
 A loader has no state: `batches(start, stop)` depends on positions alone, so resuming needs one
-integer, the images seen. Each rank takes an equal share of each global batch; batches run on
-across epochs, so every batch has one shape and each epoch has each sample exactly once.
+integer, the images seen. Each rank takes an equal share of each global batch. Batches run on
+across epochs: every batch has one shape, and each epoch has each sample exactly once.
 """
 
 from collections import deque
@@ -18,15 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.index import BLOCKS_PER_WINDOW, STREAM_BLOCK, Order, Split
-from pipeline.reader import Reader
+from pipeline.index import Split
+from pipeline.order import BLOCKS_PER_WINDOW, STREAM_BLOCK, Order
+from pipeline.reader import Reader, read_split
 from shards.schema import CHANNELS, PATCH, PATCH_BYTES
 
 Storage = Literal["auto", "stream", "host", "device"]
 PREFETCH = 3  # batches read ahead by one thread
-SLOTS = 2 * BLOCKS_PER_WINDOW  # blocks that a stream keeps: 100 MB
-FILL = 4096  # samples a read when a split is loaded whole
-MEMORY_SHARE = 0.25  # of the free memory that a resident split may take
+SLOTS = 2 * BLOCKS_PER_WINDOW  # blocks that a stream keeps in memory: 100 MB
+MEMORY_SHARE = 0.25  # largest share of the free memory for a resident split
 
 
 class Batch(NamedTuple):
@@ -36,14 +36,19 @@ class Batch(NamedTuple):
 
 
 class Store(Protocol):
+    """Where the patches of a split are read from."""
+
     def gather(self, indices: NDArray[np.int64]) -> Tensor:
-        """(n, 3, 32, 32) uint8 on the store's device."""
+        """Return patches (n, 3, 32, 32), uint8, on the store's device."""
         ...
 
 
 class Streamed:
-    """Reads blocks of consecutive samples from the shards, and keeps those of two windows of the
-    order: memory does not grow with the split, and each block is read about once an epoch."""
+    """Blocks of consecutive samples, read from the shards as they are needed.
+
+    The blocks of two windows of the order are kept: memory does not grow with the split, and each
+    block is read about once per epoch.
+    """
 
     def __init__(self, split: Split, device: torch.device) -> None:
         self.reader, self.pin = Reader(split), device.type == "cuda"
@@ -51,62 +56,60 @@ class Streamed:
         blocks = -(-self.count // STREAM_BLOCK)
         slots = min(SLOTS, blocks)
         self.pixels = np.empty((slots * STREAM_BLOCK, PATCH_BYTES), np.uint8)
-        self.slot = np.full(blocks, -1)  # that holds a block, or -1
-        self.block = np.full(slots, -1)  # that a slot holds, or -1
-        self.filled = np.zeros(slots, np.int64)  # when, as a count of reads
+        self.slot = np.full(blocks, -1)  # by block: the slot that holds it, or -1
+        self.block = np.full(slots, -1)  # by slot: the block in it, or -1
+        self.filled = np.zeros(slots, np.int64)  # by slot: the count of reads when it was filled
 
     def gather(self, indices: NDArray[np.int64]) -> Tensor:
         out = torch.empty(len(indices), PATCH_BYTES, dtype=torch.uint8, pin_memory=self.pin)
         slots = len(self.block)
-        for first in range(0, len(indices), slots):  # so few have their blocks there at once
-            part = indices[first : first + slots]
-            blocks = part // STREAM_BLOCK
+        for first in range(0, len(indices), slots):  # the blocks of so few fit at a time
+            samples = indices[first : first + slots]
+            blocks = samples // STREAM_BLOCK
             if (self.slot[blocks] < 0).any():
                 self._hold(np.unique(blocks))
-            rows = self.slot[blocks] * STREAM_BLOCK + part % STREAM_BLOCK
+            rows = self.slot[blocks] * STREAM_BLOCK + samples % STREAM_BLOCK
             self.pixels.take(rows, axis=0, out=out.numpy()[first : first + slots], mode="clip")
         return _channels_last(out)
 
     def _hold(self, needed: NDArray[np.int64]) -> None:
-        """Read the blocks that are not there, in place of the oldest that are not needed."""
+        """Read the needed blocks that are missing, in place of the oldest that are not needed."""
         missing = needed[self.slot[needed] < 0]
         free = np.flatnonzero(~np.isin(self.block, needed))
         free = free[np.argsort(self.filled[free], kind="stable")]
         for block, slot in zip(missing.tolist(), free[: len(missing)].tolist(), strict=True):
             first = block * STREAM_BLOCK
             rows = np.arange(first, min(first + STREAM_BLOCK, self.count))
-            if (old := self.block[slot]) >= 0:  # gone also if reading fails
+            if (old := self.block[slot]) >= 0:  # also if reading fails
                 self.slot[old], self.block[slot] = -1, -1
             start = slot * STREAM_BLOCK
-            place = self.pixels[start : start + len(rows)]
-            self.reader.read(rows, place.reshape(-1, PATCH, PATCH, CHANNELS))
+            pixels = self.pixels[start : start + len(rows)]
+            self.reader.read(rows, pixels.reshape(-1, PATCH, PATCH, CHANNELS))
             self.block[slot], self.slot[block] = block, slot
             self.filled[slot] = self.filled.max() + 1
 
 
 class HostResident:
-    """The split decoded once into host memory."""
+    """The split, decoded once into host memory."""
 
     def __init__(self, split: Split, device: torch.device) -> None:
-        self.pixels, self.pin = (
-            load_pixels(split).view(len(split), PATCH_BYTES),
-            device.type == "cuda",
-        )
+        self.pixels = read_split(split).reshape(len(split), PATCH_BYTES)
+        self.pin = device.type == "cuda"
 
     def gather(self, indices: NDArray[np.int64]) -> Tensor:
         out = torch.empty(len(indices), PATCH_BYTES, dtype=torch.uint8, pin_memory=self.pin)
-        # not torch's gather: in the reading thread it would start a second pool of OpenMP threads,
-        # which takes the cores from training (bench/LOG.md)
-        # clip: otherwise numpy buffers the output to leave it alone in case of an error
-        np.take(self.pixels.numpy(), indices, axis=0, out=out.numpy(), mode="clip")
+        # torch's gather would start a second pool of OpenMP threads in the reading thread, which
+        # takes the cores from training (bench/LOG.md); without clip, numpy buffers the output
+        np.take(self.pixels, indices, axis=0, out=out.numpy(), mode="clip")
         return _channels_last(out)
 
 
 class DeviceResident:
-    """The split decoded once into device memory: a batch is one gather there."""
+    """The split, decoded once into device memory: a batch is one gather there."""
 
     def __init__(self, split: Split, device: torch.device) -> None:
-        self.pixels = load_pixels(split).view(len(split), PATCH_BYTES).to(device)
+        pixels = read_split(split).reshape(len(split), PATCH_BYTES)
+        self.pixels = torch.from_numpy(pixels).to(device)
 
     def gather(self, indices: NDArray[np.int64]) -> Tensor:
         rows = torch.from_numpy(indices).to(self.pixels.device, non_blocking=True)
@@ -121,7 +124,7 @@ STORES: dict[str, Callable[[Split, torch.device], Store]] = {
 
 
 def choose_storage(split: Split, device: torch.device, local_ranks: int = 1) -> Storage:
-    """Where the split fits: a quarter of the free device memory, of the host's, or streamed."""
+    """Choose the fastest storage in which the split takes at most a quarter of the free memory."""
     need = len(split) * PATCH_BYTES
     if device.type == "cuda" and need < MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
         return "device"
@@ -130,25 +133,25 @@ def choose_storage(split: Split, device: torch.device, local_ranks: int = 1) -> 
     return "stream"
 
 
-def load_pixels(split: Split) -> Tensor:
-    """The whole split: (n, 32, 32, 3) uint8 in host memory, in sample order."""
-    pixels = np.empty((len(split), PATCH, PATCH, CHANNELS), np.uint8)
-    reader = Reader(split)
-    for start in range(0, len(split), FILL):
-        stop = min(start + FILL, len(split))
-        reader.read(np.arange(start, stop), pixels[start:stop])
-    reader.close()
-    return torch.from_numpy(pixels)
-
-
 class Loader:
-    """Training batches of one rank."""
+    """Training batches of one rank.
+
+    Args:
+        batch_size: images of a global batch, divisible by `world`.
+        storage: a key of STORES.
+        rank, world: which share of each global batch to read.
+    """
 
     def __init__(
-        self, split: Split, batch_size: int, seed: int, device: torch.device,
-        storage: str, rank: int = 0, world: int = 1,
-    ) -> None:  # fmt: skip
-        """`batch_size` is global and divisible by `world`; `storage` is a key of STORES."""
+        self,
+        split: Split,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        storage: str,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         if batch_size % world:
             raise ValueError(f"batch size {batch_size} is not divisible by {world} processes")
         self.batch_size, self.device, self.rank, self.world = batch_size, device, rank, world
@@ -157,13 +160,12 @@ class Loader:
         self.labels = torch.from_numpy(split.labels)
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
-        """Batches that begin at images seen `start`, `start` + batch size, ... below `stop`."""
+        """Yield the batches that begin at `start`, `start` + batch size, ... up to `stop`."""
         read = self._read_ahead(start, stop)
         return self._copied_ahead(read) if self.device.type == "cuda" else read
 
     def _read_ahead(self, start: int, stop: int) -> Generator[Batch, None, None]:
-        """On the device of the store; in pinned memory where that is the host's and a copy
-        follows."""
+        """Yield batches on the store's device, in pinned memory where a copy follows."""
         pin = self.device.type == "cuda"
         pending: deque[Future[tuple[Tensor, NDArray[np.int64]]]] = deque()
         positions = iter(range(start, stop, self.batch_size))
@@ -184,14 +186,15 @@ class Loader:
         return self.store.gather(indices), indices
 
     def indices(self, position: int) -> NDArray[np.int64]:
-        """Of the batch that begins at `position`; its order is not that of the reading thread."""
+        """Return the samples of the batch that begins at `position`."""
+        # a new order: the other one belongs to the reading thread
         return self._share(Order(self.order.count, self.order.seed, self.order.block), position)
 
     def _share(self, order: Order, position: int) -> NDArray[np.int64]:
         return order.share(position, position + self.batch_size, self.rank, self.world)
 
     def _copied_ahead(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
-        """Each batch is copied, in a stream of its own, while the one before it is in use."""
+        """Copy each batch in a stream of its own while the one before it is in use."""
         stream = torch.cuda.Stream(self.device)
         ahead: deque[tuple[Batch, torch.cuda.Event]] = deque()
         with closing(batches):
@@ -206,11 +209,11 @@ class Loader:
                 yield self._arrived(*ahead.popleft())
 
     def _arrived(self, batch: Batch, copied: torch.cuda.Event) -> Batch:
-        """The batch for the current stream, which waits for it; the host does not."""
+        """Make the current stream wait for a batch; the host does not wait."""
         current = torch.cuda.current_stream(self.device)
         current.wait_event(copied)
         for tensor in (batch.images, batch.labels):
-            tensor.record_stream(current)  # its memory is free when this stream has used it
+            tensor.record_stream(current)  # its memory is kept until this stream has used it
         return batch
 
 

@@ -1,11 +1,12 @@
-"""Positioned reads of patches from shards: no memory maps, every sample checked by its CRC once.
+"""Read patches from shards by their index, each checked by its CRC when it is first read.
 
-A truncated memory map kills Python with SIGBUS and counts as resident memory; `os.preadv` into a
-buffer raises and does not.
+Reads are `os.preadv` into a buffer: a memory map counts as resident memory, and one that was
+truncated kills Python with SIGBUS, where a read raises.
 """
 
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,15 +17,17 @@ from numpy.typing import NDArray
 from common.errors import DataError
 from pipeline.index import Split
 from shards.codec import images, png
+from shards.codec.png import Pixels
 from shards.schema import CHANNELS, FOREIGN, PATCH
 
 MAX_OPEN_FILES = 64
-RUN = 64  # samples a read, at most
-MAX_STEP = 1 << 16  # bytes from one sample of a run to the next: what lies between is read too
+RUN = 64  # most samples in one system call
+MAX_STEP = 1 << 16  # bytes from one sample of a run to the next; the gap is read as well
+READ_SIZE = 1024  # samples per batch when a split is read from end to end
 
 
 class Files:
-    """Read-only descriptors, the least recently used closed first."""
+    """Read-only descriptors of a list of files; the least recently used is closed first."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
@@ -45,10 +48,9 @@ class Files:
 
 
 class Reader:
-    """Decoded patches of one split by sample index. Not for use by two threads at once.
+    """Decoder of the patches of one split, by sample index; not for two threads at once.
 
-    Every sample is checked by its CRC when it is first read. Neighbours in a shard are read
-    together: a run of them is one system call.
+    Neighbours in a shard are read together: a run of them is one system call.
     """
 
     def __init__(self, split: Split) -> None:
@@ -59,38 +61,41 @@ class Reader:
         self.sizes = split.index["size"].to_numpy()
         self.crcs = split.index["crc32"].to_numpy()
         self.checked = np.zeros(len(split), np.bool_)
-        self.buffer = np.empty(0, np.uint8)  # of the run being read: a new one costs page faults
+        self.buffer = np.empty(0, np.uint8)  # reused: a new one costs page faults
         self.stored = split.png == "stored"
         self.decode = images.decode_trusted if split.png == FOREIGN else png.decode_trusted
         if self.stored and not (self.sizes == png.STORED_PNG_BYTES).all():
             raise DataError(f"{split.root}: a PNG of split {split.name} is not of the stored size")
 
-    def read(
-        self, indices: NDArray[np.int64], out: NDArray[np.uint8] | None = None
-    ) -> NDArray[np.uint8]:
-        """(n, 32, 32, 3) uint8 in the order of `indices`, in `out` where it is given.
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.files.close()
+
+    def read(self, indices: NDArray[np.int64], out: Pixels | None = None) -> Pixels:
+        """Return patches (n, 32, 32, 3) in the order of `indices`, in `out` if it is passed.
 
         Raises:
-            DataError: a sample's bytes are missing or altered; names shard, key and byte offset.
+            DataError: the bytes of a sample are missing or altered; names shard, key and offset.
         """
         if out is None:
             out = np.empty((len(indices), PATCH, PATCH, CHANNELS), np.uint8)
         fill = self._fill_stored if self.stored else self._fill_decoded
-        edges = self._edges(indices)
-        for first, stop in pairwise(edges):
+        for first, stop in pairwise(self._edges(indices)):
             run = indices[first:stop]
-            data, places = self._fetch(run)
-            self._check(run, data, places)
-            fill(run, data, places, out[first:stop])
+            data, starts = self._fetch(run)
+            self._check(run, data, starts)
+            fill(run, data, starts, out[first:stop])
         return out
 
     def _edges(self, indices: NDArray[np.int64]) -> list[int]:
-        """Where a run of samples that lie close together in one shard begins, and the end."""
+        """Return where each run of samples close together in one shard begins, and the end."""
         if not len(indices):
             return [0]
         offsets, shards = self.offsets[indices], self.starts.searchsorted(indices, side="right")
         follow = (indices[1:] - indices[:-1] == 1) & (shards[1:] == shards[:-1])
-        steps = offsets[1:] - offsets[:-1]  # not np.diff, which costs what 20 samples do
+        steps = offsets[1:] - offsets[:-1]  # np.diff would take as long as 20 samples
         least = png.STORED_PNG_BYTES if self.stored else 1  # rows of a sidecar may lie anywhere
         follow &= (steps >= least) & (steps <= MAX_STEP)
         if self.stored:  # one stride, so that a run is one array
@@ -99,46 +104,46 @@ class Reader:
         return [r for first, stop in pairwise(rows) for r in range(first, stop, RUN)] + rows[-1:]
 
     def _fetch(self, run: NDArray[np.int64]) -> tuple[memoryview, list[int]]:
-        """The bytes of a run until the next is read, and where each sample begins in them."""
+        """Return the bytes of a run, valid until the next one, and where its samples begin."""
         offsets = self.offsets[run]
         shard = int(np.searchsorted(self.starts, run[0], side="right")) - 1
-        places: list[int] = (offsets - offsets[0]).tolist()
-        size = places[-1] + int(self.sizes[run[-1]])
+        starts: list[int] = (offsets - offsets[0]).tolist()
+        size = starts[-1] + int(self.sizes[run[-1]])
         if size > len(self.buffer):
             self.buffer = np.empty(size, np.uint8)
         data = self.buffer[:size].data
         got = os.preadv(self.files.descriptor(shard), [data], int(offsets[0]))
         if got != len(data):
-            ends = np.array(places) + self.sizes[run]
+            ends = np.array(starts) + self.sizes[run]
             row = int((ends > got).argmax())
-            there = max(0, got - places[row])
-            raise self._refusal(int(run[row]), f"{there} of {self.sizes[run[row]]} bytes")
-        return data, places
+            present = max(0, got - starts[row])
+            raise self._refusal(int(run[row]), f"{present} of {self.sizes[run[row]]} bytes")
+        return data, starts
 
-    def _check(self, run: NDArray[np.int64], data: memoryview, places: list[int]) -> None:
+    def _check(self, run: NDArray[np.int64], data: memoryview, starts: list[int]) -> None:
         if self.checked[run].all():
             return
-        rows = zip(places, self.sizes[run].tolist(), self.crcs[run].tolist(), strict=True)
-        for row, (place, size, crc) in enumerate(rows):
-            if crc32(data[place : place + size]) != crc:
+        rows = zip(starts, self.sizes[run].tolist(), self.crcs[run].tolist(), strict=True)
+        for row, (start, size, crc) in enumerate(rows):
+            if crc32(data[start : start + size]) != crc:
                 raise self._refusal(int(run[row]), "its checksum differs")
         self.checked[run] = True
 
     def _fill_stored(
-        self, run: NDArray[np.int64], data: memoryview, places: list[int], out: NDArray[np.uint8]
+        self, run: NDArray[np.int64], data: memoryview, starts: list[int], out: Pixels
     ) -> None:
-        stride = places[1] if len(places) > 1 else png.STORED_PNG_BYTES
+        stride = starts[1] if len(starts) > 1 else png.STORED_PNG_BYTES
         shape = (len(run), png.STORED_PNG_BYTES)
         samples = np.ndarray(shape, np.uint8, data, strides=(stride, 1))
         np.ndarray((len(run), PATCH, 1), png.ROW, out.data)[:] = png.stored_rows(samples)
 
     def _fill_decoded(
-        self, run: NDArray[np.int64], data: memoryview, places: list[int], out: NDArray[np.uint8]
+        self, run: NDArray[np.int64], data: memoryview, starts: list[int], out: Pixels
     ) -> None:
-        rows = zip(run.tolist(), places, self.sizes[run].tolist(), strict=True)
-        for row, (i, place, size) in enumerate(rows):
+        rows = zip(run.tolist(), starts, self.sizes[run].tolist(), strict=True)
+        for row, (i, start, size) in enumerate(rows):
             try:
-                out[row] = self.decode(bytes(data[place : place + size]))
+                out[row] = self.decode(bytes(data[start : start + size]))
             except png.PngError as error:
                 raise self._refusal(i, str(error)) from None
 
@@ -154,5 +159,21 @@ class Reader:
             f"python -m shards.verify {self.split.root}"
         )
 
-    def close(self) -> None:
-        self.files.close()
+
+def read_batches(split: Split, rows: NDArray[np.int64] | None = None) -> Iterator[Pixels]:
+    """Yield the patches of a split, or of some of its rows, in order, READ_SIZE at a time."""
+    rows = np.arange(len(split)) if rows is None else rows
+    with Reader(split) as reader:
+        for first in range(0, len(rows), READ_SIZE):
+            yield reader.read(rows[first : first + READ_SIZE])
+
+
+def read_split(split: Split, rows: NDArray[np.int64] | None = None) -> Pixels:
+    """Return the patches (n, 32, 32, 3) of a split, or of some of its rows, in order."""
+    rows = np.arange(len(split)) if rows is None else rows
+    pixels = np.empty((len(rows), PATCH, PATCH, CHANNELS), np.uint8)
+    with Reader(split) as reader:
+        for first in range(0, len(rows), READ_SIZE):
+            batch = slice(first, first + READ_SIZE)
+            reader.read(rows[batch], pixels[batch])
+    return pixels

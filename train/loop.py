@@ -57,9 +57,14 @@ class Trainer:
             self.step.compile(fullgraph=True, dynamic=False)
         self.forward: nn.Module = accelerator.prepare(self.step)
         self.loader = Loader(
-            self.split, self.plan.batch, config.seed, self.device, config.storage,
-            accelerator.process_index, accelerator.num_processes,
-        )  # fmt: skip
+            self.split,
+            batch_size=self.plan.batch,
+            seed=config.seed,
+            device=self.device,
+            storage=config.storage,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
         names = [*objective.terms, "grad_norm", *objective.scalars()]
         self.sums = Sums(names, self.device)
         self.held_out = self._held_out()

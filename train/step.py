@@ -15,6 +15,7 @@ from models.objective import LATENT_SIDE, Objective
 from models.vae import VAE
 from pipeline import corruptions, d4
 from pipeline.corruptions import CorruptionConfig
+from pipeline.pixels import to_float
 from shards.schema import PATCH
 
 Precision = Literal["bf16", "fp32"]
@@ -62,7 +63,7 @@ class TrainStep(nn.Module):
     ) -> dict[str, Tensor]:
         """uint8 (B, 3, 32, 32), draws and labels to the objective's losses, float32 scalars."""
         moved = d4.act(images_BCHW, draws.augment_B, self.objective.action.pixels)
-        x = moved.float() / 255
+        x = to_float(moved)
         x_tilde = corruptions.corrupt(x, self.corruption, draws.corruption)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             losses: dict[str, Tensor] = self.objective(

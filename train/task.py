@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from common.errors import DataError
-from eval.measure.metrics import batch_for, evaluating, to_float
+from eval.measure.metrics import batch_for, evaluating
 from eval.measure.metrics import validate as validate_reconstruction
 from models.classification import Classification, scores
 from models.objective import Objective
 from models.vae import VAE
 from pipeline.index import Dataset, Split
-from pipeline.reader import Reader
+from pipeline.pixels import to_float, to_tensor
+from pipeline.reader import read_split
 from shards.schema import METADATA_NAME
 from train.config import Config
 from train.step import TrainStep
@@ -54,11 +55,8 @@ def require_labels(config: Config, dataset: Dataset) -> None:
 def held_out(split: Split, count: int, device: torch.device) -> HeldOut:
     """The first patches of a split: shards are permuted, so that they are a fair sample."""
     rows = np.arange(min(len(split), count))
-    reader = Reader(split)
-    pixels = reader.read(rows)
-    reader.close()
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    return HeldOut(images.to(device), torch.from_numpy(split.labels[rows]).to(device))
+    images = to_tensor(read_split(split, rows), device)
+    return HeldOut(images, torch.from_numpy(split.labels[rows]).to(device))
 
 
 def validate(step: TrainStep, ema: VAE, held: HeldOut) -> tuple[dict[str, float], str]:

@@ -24,6 +24,7 @@ from bench.timing import Say, rounds, timed
 from pipeline import corruptions, d4
 from pipeline.corruptions import TRAINABLE, CorruptionConfig
 from pipeline.index import Dataset, open_dataset
+from pipeline.pixels import to_float
 from shards.schema import PATCH
 from train.config import PRESETS
 from train.step import generator_for
@@ -38,13 +39,13 @@ def ours(images: Tensor, compiled: bool) -> dict[str, Call]:
     """By name, a call that draws and applies; images uint8 (B, 3, 32, 32)."""
     device, batch = images.device, len(images)
     table_GP, generator = d4.pixel_index(PATCH).to(device), generator_for(0, 0, 0, device)
-    x = images.float() / 255
+    x = to_float(images)
     # the memory layout as in the graph of the step: alone, inductor would choose another
     how = {"fullgraph": True, "dynamic": False, "options": {"layout_optimization": False}}
     prepare: Callable[..., Any] = partial(torch.compile, **how) if compiled else _as_it_is
 
     def moved(g_B: Tensor) -> Tensor:
-        return d4.act(images, g_B, table_GP).float() / 255
+        return to_float(d4.act(images, g_B, table_GP))
 
     def both(g_B: Tensor, draws: corruptions.Draws) -> Tensor:
         return corruptions.corrupt(moved(g_B), CorruptionConfig(), draws)
@@ -80,7 +81,7 @@ def kornias(images: Tensor) -> dict[str, Call]:
     """The same by kornia's random modules."""
     from bench.plain_trainer import augmentation, corruption_modules, mixture
 
-    x = (images.float() / 255).contiguous()
+    x = to_float(images).contiguous()
     config = CorruptionConfig()
     modules: dict[str, nn.Module] = {"D4": augmentation()}
     for kind in TRAINABLE:

@@ -27,11 +27,12 @@ from bench.table import CELL, Record, cell, spread, table
 from bench.timing import Mark, Say, rounds
 from eval.embed import EmbedOptions, embed
 from eval.encoder import load
-from eval.measure.readouts import Features, images_of
+from eval.measure.readouts import Features
 from eval.run import About
 from models import snapshot
 from models.vae import VAE, ModelConfig, build
 from pipeline.index import Dataset, open_dataset
+from pipeline.reader import read_split
 
 TOLERANCE = 1e-5  # on means of order 0.1 to 1
 PLAIN_BATCH = 256
@@ -77,7 +78,7 @@ def _ours(
 ) -> dict[str, Callable[[], float]]:
     """Seconds an image of the whole path, and of encoding images that are in memory."""
     total, fresh = sum(map(len, dataset.splits.values())), count()
-    pixels, encoder = images_of(dataset.split("train")), load(run, device)
+    pixels, encoder = read_split(dataset.split("train")), load(run, device)
 
     def whole() -> None:
         with redirect_stderr(StringIO()):  # its progress

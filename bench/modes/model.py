@@ -16,6 +16,7 @@ from bench.table import CELL, Record, cell, not_measured, spread, table
 from bench.timing import Say, rounds, timed
 from models.objective import Objective
 from models.vae import ModelConfig, build
+from pipeline.pixels import to_float
 from shards.schema import CHANNELS, PATCH
 from train import launch
 from train.config import PRESETS
@@ -50,7 +51,7 @@ class Work(NamedTuple):
 
 
 def _inference(module: nn.Module, images: Tensor, precision: Precision) -> Work:
-    module, x = module.to(images.device), images.float() / 255
+    module, x = module.to(images.device), to_float(images)
 
     def call() -> None:
         enabled = precision == "bf16"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bench.settings import Settings
 from bench.table import CELL, Record, cell, spread, table
 from bench.timing import Say
-from pipeline.index import BLOCKS_PER_WINDOW, STREAM_BLOCK, Order
+from pipeline.order import BLOCKS_PER_WINDOW, STREAM_BLOCK, Order
 
 SIZES = (10_000, 100_000, 1_000_000)
 BATCH, CLASSES = 512, 7

@@ -9,6 +9,7 @@ from sklearn.decomposition import PCA
 
 from eval.measure.readouts import Features, Pixels, embed_pixels
 from models.vae import VAE, build
+from pipeline.pixels import to_float, to_tensor
 from shards.schema import CHANNELS, PATCH, PATCH_BYTES
 
 Transform = Callable[[Pixels], Features]
@@ -77,4 +78,4 @@ BASELINES: dict[str, Callable[[Pixels, VAE], Transform]] = {
 
 
 def _unit(pixels: Pixels) -> Features:
-    return pixels.astype(np.float32) / np.float32(255)
+    return to_float(to_tensor(pixels)).permute(0, 2, 3, 1).numpy()

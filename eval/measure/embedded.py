@@ -9,6 +9,7 @@ from eval import run as runs
 from eval.measure import readouts
 from eval.measure.readouts import PRIMARY, Features
 from eval.session import Job
+from pipeline.reader import read_batches
 
 
 def write_all(job: Job) -> dict[str, Features]:
@@ -25,9 +26,7 @@ def write_all(job: Job) -> dict[str, Features]:
         if len(rows) < len(split):
             job.notice(f"{name}: embeddings of {len(rows):,} random images of {len(split):,}")
         with job.timed(f"embedding {name}, {len(rows):,} images"):
-            found = readouts.embed_batches(
-                job.model, readouts.image_batches(split, rows), [PRIMARY]
-            )
+            found = readouts.embed_batches(job.model, read_batches(split, rows), [PRIMARY])
             chosen = np.isin(rows, job.probe_rows(split))
             held: list[Features] = []
             batches = _holding((batch[PRIMARY] for batch in found), chosen, held)

@@ -20,6 +20,7 @@ from models.objective import kl_terms
 from models.vae import VAE
 from pipeline import d4
 from pipeline.corruptions import CHUNK, CorruptionConfig, corrupt_as
+from pipeline.pixels import to_float
 
 Encode = Callable[[Tensor], Tensor]  # float images (B, 3, 32, 32) to codes (B, C, 4, 4)
 
@@ -230,8 +231,3 @@ def validate(
         "active_units": float(active_units(kl_D)),
         "equivariance_error": mean_error(errors, group),
     }
-
-
-def to_float(images: Tensor) -> Tensor:
-    """uint8 to float32 in [0, 1], in channels-last memory."""
-    return (images.float() / 255).contiguous(memory_format=torch.channels_last)

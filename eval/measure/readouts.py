@@ -15,18 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.files import atomic_path
-from eval.measure.metrics import Encode, batch_for, evaluating, relative_errors, rho, to_float
+from eval.measure.metrics import Encode, batch_for, evaluating, relative_errors, rho
 from models.objective import LATENT_SIDE
 from models.vae import VAE
 from pipeline import d4
 from pipeline.index import Split
-from pipeline.reader import Reader
-from shards.schema import CHANNELS, PATCH
+from pipeline.pixels import to_float, to_tensor
+from pipeline.reader import READ_SIZE, read_batches
 
 Pixels = NDArray[np.uint8]  # (n, 32, 32, 3)
 Features = NDArray[np.float32]  # (n, d)
 
-READ = 1024  # images a read
 ROW_GROUP = 16_384
 KEPT_COLUMNS = ("key", "label", "source", "slide", "patient", "site", "path")
 PRIMARY = "mean"  # the readout of every headline number
@@ -112,28 +111,6 @@ def readouts_of(
     return {name: readout.of(codes, symmetry) for name, readout in chosen.items()}
 
 
-def image_batches(split: Split, rows: NDArray[np.int64] | None = None) -> Iterator[Pixels]:
-    """The images of a split (or of some of its rows) in order, READ at a time."""
-    rows = np.arange(len(split)) if rows is None else rows
-    reader = Reader(split)
-    try:
-        for first in range(0, len(rows), READ):
-            yield reader.read(rows[first : first + READ])
-    finally:
-        reader.close()
-
-
-def images_of(split: Split, rows: NDArray[np.int64] | None = None) -> Pixels:
-    """The same, in memory: (n, 32, 32, 3)."""
-    empty = np.empty((0, PATCH, PATCH, CHANNELS), np.uint8)
-    return np.concatenate([empty, *image_batches(split, rows)])
-
-
-def to_device(pixels: Pixels, device: torch.device) -> Tensor:
-    """(n, 32, 32, 3) to uint8 (n, 3, 32, 32) on the device, in channels-last memory."""
-    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
-
-
 def embed_batches(
     model: VAE, batches: Iterable[Pixels], readouts: Iterable[str], symmetry: Symmetry = Symmetry()
 ) -> Iterator[dict[str, Features]]:
@@ -141,7 +118,7 @@ def embed_batches(
     device = next(model.parameters()).device
     readouts = tuple(readouts)
     for pixels in batches:
-        images = to_device(pixels, device)
+        images = to_tensor(pixels, device)
         with evaluating(model):
             found = [
                 readouts_of(lambda v: model.encoder(v).mean, to_float(part), readouts, symmetry)
@@ -154,14 +131,14 @@ def embed_pixels(
     model: VAE, pixels: Pixels, readouts: Iterable[str], symmetry: Symmetry = Symmetry()
 ) -> dict[str, Features]:
     """Features of images in memory by several readouts."""
-    parts = (pixels[i : i + READ] for i in range(0, len(pixels), READ))
+    parts = (pixels[i : i + READ_SIZE] for i in range(0, len(pixels), READ_SIZE))
     found = list(embed_batches(model, parts, readouts := tuple(readouts), symmetry))
     return {name: np.concatenate([batch[name] for batch in found]) for name in readouts}
 
 
 def embed_orbit(model: VAE, pixels: Pixels, symmetry: Symmetry) -> Features:
     """(|G| n, d) posterior means of every moved image: all of one group element, then the next."""
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    images = to_tensor(pixels)
     moved = (
         d4.act_one(images, g).permute(0, 2, 3, 1).contiguous().numpy()
         for g in range(d4.ORDER[symmetry.group])
@@ -173,7 +150,7 @@ def embed_split(
     model: VAE, split: Split, readout: str = "mean", symmetry: Symmetry = Symmetry()
 ) -> Features:
     """(n, d) features of a whole split in sample order; `readout` is a key of READOUTS."""
-    batches = embed_batches(model, image_batches(split), [readout], symmetry)
+    batches = embed_batches(model, read_batches(split), [readout], symmetry)
     return np.concatenate([batch[readout] for batch in batches])
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.measure.metrics import evaluating, psnr, to_float
-from eval.measure.readouts import Pixels, to_device
+from eval.measure.metrics import evaluating, psnr
+from eval.measure.readouts import Pixels
 from models.vae import VAE
 from pipeline.corruptions import CHUNK, GRADED, corrupt_at, trained
+from pipeline.pixels import to_float, to_pixels, to_tensor
 
 PSNR_IMAGES = 512  # of the reconstruction metric: decoding every patch 25 times says no more
 
@@ -23,9 +24,8 @@ def corrupted(pixels: Pixels, name: str, severity: int) -> Pixels:
     """(n, 32, 32, 3) corrupted; `severity` in 1..5."""
     batches = []
     for first in range(0, len(pixels), CHUNK):
-        x = to_float(to_device(pixels[first : first + CHUNK], torch.device("cpu")))
-        seen = corrupt_at(name, x, severity, first)
-        batches.append((seen * 255).round().byte().permute(0, 2, 3, 1).numpy())
+        x = to_float(to_tensor(pixels[first : first + CHUNK]))
+        batches.append(to_pixels(corrupt_at(name, x, severity, first)))
     return np.concatenate(batches)
 
 
@@ -62,7 +62,7 @@ def _psnr(model: VAE, clean: Pixels, seen: Pixels) -> dict[str, float]:
     with evaluating(model):
         for first in range(0, len(clean), CHUNK):
             x, x_tilde = (
-                to_float(to_device(part[first : first + CHUNK], device)) for part in (clean, seen)
+                to_float(to_tensor(part[first : first + CHUNK], device)) for part in (clean, seen)
             )
             output.append(psnr(model(x_tilde), x).double())
             given.append(psnr(x_tilde, x).double())

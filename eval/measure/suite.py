@@ -18,6 +18,7 @@ from eval.measure.readouts import PRIMARY, Features, Pixels
 from eval.measure.scores import SCORES, Condition, ScoreBook
 from eval.session import Job, Session
 from pipeline.index import groups
+from pipeline.reader import read_split
 
 SPLITS = ("train", "val", "test")
 HEADLINES = (PRIMARY, *BASELINES)  # also with few labels, and of corrupted patches
@@ -107,7 +108,7 @@ def rows_of(job: Session) -> Rows:
     return Rows(
         {name: split.labels[chosen[name]] for name, split in splits.items()},
         tables,
-        {name: readouts.images_of(split, chosen[name]) for name, split in splits.items()},
+        {name: read_split(split, chosen[name]) for name, split in splits.items()},
         ScoreBook(tables["test"], len(job.data.metadata.classes)),
     )
 

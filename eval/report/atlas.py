@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common.errors import DataError
-from eval.measure.readouts import images_of, read_embeddings
+from eval.measure.readouts import read_embeddings
 from eval.report.document import Atlas, shown
 from eval.report.runs import Entry
 from pipeline.index import open_dataset
+from pipeline.reader import read_split
 from shards.schema import NO_LABEL, PATCH
 
 POINTS = 3000
@@ -119,7 +120,7 @@ def _sheet(entry: Entry, rows: pa.Table) -> str | None:
     wanted = [place[key] for key in rows["key"].to_pylist() if key in place]
     if len(wanted) < len(rows):
         return None
-    pixels = images_of(split, np.array(wanted))
+    pixels = read_split(split, np.array(wanted))
     return _data_url(_tiled(pixels))
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.measure.metrics import to_float
-from eval.measure.readouts import Pixels, to_device
+from eval.measure.readouts import Pixels
 from eval.measure.suite import SPLITS
 from eval.transfer.sites import Names, Site
 from pipeline import stain
+from pipeline.pixels import to_float, to_pixels, to_tensor
 
 Stain = Literal["none", "site", "source"]
 Statistics = tuple[Tensor, Tensor]  # mean and standard deviation (3,) in CIELAB
@@ -109,9 +109,9 @@ def normalised(
         for first in range(0, len(rows), PIECE):
             part = rows[first : first + PIECE]
             moved = stain.normalise(_unit(pixels[part]), by_unit[unit], target)
-            found[part] = (moved * 255).round().byte().permute(0, 2, 3, 1).numpy()
+            found[part] = to_pixels(moved)
     return found
 
 
 def _unit(pixels: Pixels) -> Tensor:
-    return to_float(to_device(pixels, torch.device("cpu")))
+    return to_float(to_tensor(pixels))

@@ -14,12 +14,12 @@ from bench.ladder import PEERS
 from bench.modes import augment, embedding, scaling, side_by_side
 from bench.modes.model import VARIANTS
 from eval.encoder import load
-from eval.measure.readouts import images_of
 from models import snapshot
 from models.vae import ModelConfig, build
 from pipeline import d4
 from pipeline.corruptions import TRAINABLE
 from pipeline.index import open_dataset
+from pipeline.reader import read_split
 from shards.schema import PATCH
 from tests.bench.test_throughput import is_spread
 from train import launch
@@ -61,7 +61,7 @@ def test_our_embeddings_are_those_of_the_plain_loop(
 ) -> None:
     about = asdict(embedding.ABOUT)
     snapshot.save(build(ModelConfig(architecture), 0), tmp_path / "snapshot", about)
-    pixels = images_of(open_dataset(small_dataset).split("train"))
+    pixels = read_split(open_dataset(small_dataset).split("train"))
     plain = embedding.nchw(load(tmp_path, "cpu").model)
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 255
     expected = embedding.plain_embeddings(plain, iter(x.split(20)))

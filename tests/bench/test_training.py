@@ -21,7 +21,7 @@ from models.objective import Objective
 from models.vae import build
 from pipeline import corruptions, d4
 from pipeline.index import open_dataset
-from pipeline.loader import load_pixels
+from pipeline.reader import read_split
 from train.config import PRESETS, OptimConfig
 from train.loop import Trainer
 
@@ -143,7 +143,7 @@ def test_the_plain_modules_move_and_corrupt_as_ours_do() -> None:
 def test_the_plain_loaders_give_the_patches(small_dataset: Path, tmp_path: Path) -> None:
     train = open_dataset(small_dataset).split("train")
     write_out(train, tmp_path, 4)
-    packed = {p.numpy().tobytes() for p in load_pixels(train)}
+    packed = {p.tobytes() for p in read_split(train)}
 
     def known(images: Tensor) -> list[bool]:
         assert images.dtype == torch.float32 and images.shape[1:] == (3, 32, 32)

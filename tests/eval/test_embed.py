@@ -13,6 +13,7 @@ from eval.encoder import load
 from eval.measure.readouts import read_embeddings
 from models import snapshot
 from models.vae import ModelConfig, build
+from pipeline.reader import READ_SIZE
 from shards.pack.plan import PackOptions
 from tests.eval.test_encoder import ABOUT
 from tests.helpers.patches import write_patches
@@ -94,8 +95,8 @@ def test_parts_hold_each_row_once_and_are_enough_to_share(rows: int) -> None:
     sizes = [len(chosen) for _, chosen in command._parts(Path(), rows, None)]
     firsts = [int(chosen[0]) for _, chosen in command._parts(Path(), rows, None)]
     assert sum(sizes) == rows and firsts == [sum(sizes[:i]) for i in range(len(sizes))]
-    assert all(size % command.READ == 0 and size <= command.MOST_ROWS for size in sizes[:-1])
-    reads = -(-rows // command.READ)
+    assert all(size % READ_SIZE == 0 and size <= command.MOST_ROWS for size in sizes[:-1])
+    reads = -(-rows // READ_SIZE)
     assert len(sizes) >= min(reads, 33)  # more than half of 64 parts, or one a read
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from common.errors import DataError
 from eval import external as command
@@ -25,6 +24,8 @@ from eval.report import __main__ as report
 from eval.session import EvalConfig
 from models import snapshot
 from pipeline.index import Dataset, open_dataset
+from pipeline.pixels import to_float, to_tensor
+from pipeline.reader import read_split
 from tests.eval.test_main import make_run, quiet
 
 PROBES = ("logistic", "knn")
@@ -274,11 +275,11 @@ def test_equivariance_and_robustness_are_those_of_the_evaluation(run: Path, data
     model = snapshot.load(run / "snapshot")
 
     def codes(pixels: Any) -> Any:
-        images = metrics.to_float(readouts.to_device(pixels, torch.device("cpu")))
+        images = to_float(to_tensor(pixels))
         with metrics.evaluating(model):
             return model.encoder(images).mean.numpy()
 
-    pixels = readouts.images_of(data.split("test"))
+    pixels = read_split(data.split("test"))
     found = json.loads((run / "results.json").read_text())
     mine = equivariance(codes, pixels)
     assert mine["error"] == pytest.approx(found["equivariance"]["error"], rel=1e-4)

@@ -28,6 +28,7 @@ from models import snapshot
 from models.vae import ModelConfig, build
 from pipeline.corruptions import GRADED, CorruptionConfig
 from pipeline.index import Split, open_dataset
+from pipeline.reader import read_split
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 
@@ -114,8 +115,8 @@ def test_baselines_meet_the_same_corrupted_patches(evaluated: Path, data: Path) 
         return Labelled(features, split.labels)
 
     train, val, test = (open_dataset(data).split(name) for name in ("train", "val", "test"))
-    probe = fit(*(colours(readouts.images_of(split), split) for split in (train, val)), "logistic")
-    pixels = readouts.images_of(test)
+    probe = fit(*(colours(read_split(split), split) for split in (train, val)), "logistic")
+    pixels = read_split(test)
     found = results_of(evaluated)["robustness"]["baselines"]
     assert set(found) == set(baselines.BASELINES)
     for kind in GRADED:
@@ -137,7 +138,7 @@ def test_one_probe_is_fitted_on_the_orbit_of_every_train_patch(evaluated: Path, 
     def codes(pixels: Any) -> Any:
         return readouts.embed_pixels(model, pixels, ["mean"])["mean"]
 
-    pixels = {name: readouts.images_of(split) for name, split in splits.items()}
+    pixels = {name: read_split(split) for name, split in splits.items()}
     turned = [np.rot90(pixels["train"], k, (1, 2)) for k in range(4)]
     orbit = [view for image in turned for view in (image, image[:, :, ::-1])]
     features = np.concatenate([codes(np.ascontiguousarray(view)) for view in orbit])
@@ -192,7 +193,7 @@ def test_embeddings_read_back_in_sample_order(evaluated: Path, data: Path) -> No
         assert schema.field("embedding").type.list_size == 384
         assert schema.metadata[b"dataset_hash"].decode() == dataset.hash
         assert schema.metadata[b"snapshot_xxh3"].decode() == run.snapshot_hash(evaluated)
-    pixels = readouts.images_of(dataset.split("val"))[:5]
+    pixels = read_split(dataset.split("val"))[:5]
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     direct = model.encoder(x).mean.flatten(1).numpy()
     np.testing.assert_allclose(
@@ -225,7 +226,7 @@ def test_orbit_readouts_are_what_they_promise() -> None:
 
 
 def test_baselines_agree_with_their_definitions(data: Path) -> None:
-    pixels, model = readouts.images_of(open_dataset(data).split("train")), build(SMALL, 5)
+    pixels, model = read_split(open_dataset(data).split("train")), build(SMALL, 5)
     features = {
         name: fit(pixels[:40], model)(pixels[40:]) for name, fit in baselines.BASELINES.items()
     }

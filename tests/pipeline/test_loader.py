@@ -15,8 +15,8 @@ from PIL import Image
 from common.errors import DataError
 from pipeline import loader as loader_module
 from pipeline.index import Dataset, open_dataset
-from pipeline.loader import STORES, Loader, Streamed, load_pixels
-from pipeline.reader import MAX_OPEN_FILES, Reader
+from pipeline.loader import STORES, Loader, Streamed
+from pipeline.reader import MAX_OPEN_FILES, Reader, read_split
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.schema import METADATA_NAME, dumps_metadata, load_metadata
@@ -37,7 +37,7 @@ def test_pixels_and_labels_are_those_of_the_files(mode: str, tmp_path: Path) -> 
     pack(tmp_path / "raw", tmp_path / "out", PackOptions(png=mode, shard_size=17, workers=1))  # type: ignore[arg-type]
     opened = open_dataset(tmp_path / "out")
     for split in opened.splits.values():
-        pixels = load_pixels(split)
+        pixels = read_split(split)
         paths = split.table["path"].to_pylist()
         for i, path in enumerate(paths):
             assert np.array_equal(pixels[i], np.asarray(Image.open(tmp_path / "raw" / path)))
@@ -109,9 +109,11 @@ def test_open_files_are_bounded(tmp_path: Path) -> None:
     write_patches(tmp_path / "raw", {"train": 40}, ("a", "b"), seed=4)
     pack(tmp_path / "raw", tmp_path / "out", PackOptions(shard_size=1, workers=1))
     split, before = open_dataset(tmp_path / "out").split("train"), psutil.Process().num_fds()
-    Reader(split).read(np.arange(len(split)))
-    assert len(split.metadata.shards) == 80 > MAX_OPEN_FILES
-    assert psutil.Process().num_fds() - before <= MAX_OPEN_FILES
+    with Reader(split) as reader:
+        reader.read(np.arange(len(split)))
+        assert len(split.metadata.shards) == 80 > MAX_OPEN_FILES
+        assert 0 < psutil.Process().num_fds() - before <= MAX_OPEN_FILES
+    assert psutil.Process().num_fds() == before
 
 
 def damaged(root: Path, how: str) -> None:
@@ -191,7 +193,7 @@ def test_rows_of_a_sidecar_may_lie_in_any_order(mode: str, tmp_path: Path) -> No
     write_patches(tmp_path / "raw", {"train": 20}, ("a", "b"), seed=4)
     pack(tmp_path / "raw", tmp_path / "out", PackOptions(png=mode, workers=1))  # type: ignore[arg-type]
     split = open_dataset(tmp_path / "out").split("train")
-    pixels, every = load_pixels(split).numpy(), np.arange(len(split))
+    pixels, every = read_split(split), np.arange(len(split))
     backwards = replace(split, index=split.index.take(every[::-1].copy()))
     assert np.array_equal(Reader(backwards).read(every), pixels[::-1])
     first = replace(split, index=split.index.take(np.zeros(len(split), np.int64)))

@@ -19,8 +19,9 @@ from common.errors import DataError
 from models.objective import Objective, ObjectiveConfig
 from models.vae import ModelConfig, build
 from pipeline.corruptions import CorruptionConfig
-from pipeline.index import STREAM_BLOCK, Order, open_dataset
+from pipeline.index import open_dataset
 from pipeline.loader import Batch, Loader
+from pipeline.order import STREAM_BLOCK, Order
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from tests.helpers.patches import write_patches

@@ -10,12 +10,12 @@ import torch
 from common.errors import DataError
 from eval.measure import budgets, robustness
 from eval.measure.budgets import Budget
-from eval.measure.metrics import to_float
 from eval.measure.probe import PROBES, Labelled, fit
 from eval.measure.scores import Condition, ScoreBook, read_scores
 from models.vae import ModelConfig, build
 from pipeline import stain
 from pipeline.corruptions import GRADED
+from pipeline.pixels import to_float
 
 
 def labelled_groups(groups: int, each: int, classes: int = 2) -> tuple[np.ndarray, list[str]]:  # type: ignore[type-arg]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval.measure.metrics import to_float
 from eval.transfer import staining
 from pipeline import stain
+from pipeline.pixels import to_float
 from tests.eval.transfer.test_transfer import as_is, pale, patches
 
 

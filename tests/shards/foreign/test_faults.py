@@ -11,8 +11,7 @@ from PIL import Image
 
 from common.errors import DataError
 from pipeline.index import open_dataset
-from pipeline.loader import load_pixels
-from pipeline.reader import Reader
+from pipeline.reader import Reader, read_split
 from shards.foreign.index import IndexOptions, index_tars
 from shards.schema import METADATA_NAME
 from shards.verify.__main__ import verify
@@ -145,7 +144,7 @@ def test_a_bad_sample_is_named_and_left_out_only_when_asked(name: str, tmp_path:
     assert not (tmp_path / "out").exists()
     metadata = index_tars(str(tmp_path / "train.tar"), tmp_path / "out", IndexOptions(skip_bad=1))
     assert metadata.splits["train"].count == 4 and metadata.provenance["skipped"]["count"] == 1
-    pixels = load_pixels(open_dataset(tmp_path / "out").split("train")).double()
+    pixels = read_split(open_dataset(tmp_path / "out").split("train"))
     assert np.allclose(pixels.mean((0, 1, 2)) / 255, metadata.channel_mean, rtol=0, atol=1e-12)
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from common.errors import DataError
 from pipeline.index import Split, open_dataset
-from pipeline.loader import Loader, load_pixels
+from pipeline.loader import Loader
+from pipeline.reader import read_split
 from shards.foreign.index import IndexOptions, index_tars
 from shards.foreign.scan import ScanOptions, scan_tar
 from shards.foreign.tarlist import find_tars
@@ -46,7 +47,7 @@ def test_pixels_labels_and_rows_are_those_of_the_tar(writer: str, tmp_path: Path
     before = tar.read_bytes()
     metadata = index_tars(str(tar), tmp_path / "out", options(writer))
     split = open_dataset(tmp_path / "out").split("train")
-    pixels, paths, found = load_pixels(split), split.table["path"].to_pylist(), members_of(tar)
+    pixels, paths, found = read_split(split), split.table["path"].to_pylist(), members_of(tar)
     sources = split.table["source"].to_pylist()
     assert len(split) == len(set(paths)) == 70
     for i, path in enumerate(paths):
@@ -57,9 +58,7 @@ def test_pixels_labels_and_rows_are_those_of_the_tar(writer: str, tmp_path: Path
         assert split.labels[i] == int(stem.rpartition("_")[2]) % 3
         assert sources[i] == stem.split("__")[0]
     assert metadata.classes == (list(CLASSES) if writer.endswith("json") else ["0", "1", "2"])
-    assert np.allclose(
-        metadata.channel_mean, pixels.double().mean((0, 1, 2)) / 255, rtol=0, atol=1e-12
-    )
+    assert np.allclose(metadata.channel_mean, pixels.mean((0, 1, 2)) / 255, rtol=0, atol=1e-12)
     assert tar.read_bytes() == before
     assert verify(tmp_path / "out").problem_count == 0
 

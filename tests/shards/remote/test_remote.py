@@ -12,7 +12,7 @@ import pytest
 
 from common.errors import DataError
 from pipeline.index import open_dataset
-from pipeline.loader import load_pixels
+from pipeline.reader import read_split
 from shards.fetch import main
 from shards.foreign.index import index_tars
 from shards.remote import cache as remote
@@ -244,7 +244,7 @@ def test_foreign_tars_come_beside_their_index(tmp_path: Path) -> None:
         folder = fetch(site.url)
     here, there = (open_dataset(root) for root in (folder, tmp_path / "site"))
     assert here.hash == there.hash and names(folder) >= {TAR}
-    pixels = [load_pixels(opened.split("train")).numpy() for opened in (here, there)]
+    pixels = [read_split(opened.split("train")) for opened in (here, there)]
     assert np.array_equal(*pixels)
 
 
