@@ -15,22 +15,19 @@ import tyro
 from common.command import run_command
 from common.console import log
 from common.errors import DataError
-from shards.pack.locks import packer_lock
-from shards.pack.metadata import conclude, without_skipped
-from shards.pack.recorded import Recorded, read_plan
-from shards.pack.resume import PLAN_NAME, finish, read_record
-from shards.pack.shard import Record
+from shards.pack.metadata import without_skipped, write_metadata
+from shards.pack.resume import PLAN_NAME, ShardRecord, finish, packer_lock, read_record
 from shards.pack.summary import log_summary
-from shards.pack.tasks import PackTask, command
+from shards.pack.tasks import PackTask, SharedPlan, command_line, read_plan
 from shards.schema import METADATA_NAME, DatasetMetadata, load_metadata
 
 
 def merge(out: Path, skip_bad: int | None = None) -> DatasetMetadata:
-    """Write the metadata of `out`, and return it; a complete data set is left as it is.
+    """Write the metadata of `out` and return it; a complete data set is left as it is.
 
     Args:
-        skip_bad: go on without up to this many bad patches in all tasks together; default: what
-            the task that made the plan was given.
+        skip_bad: skip up to this many bad patches in all tasks together; default: as the task
+            that made the plan was asked.
 
     Raises:
         DataError: no plan in `out`, a task or a packer that still runs, an incomplete task (each
@@ -40,20 +37,20 @@ def merge(out: Path, skip_bad: int | None = None) -> DatasetMetadata:
     if not out.is_dir():
         raise DataError(f"{out} is not a folder: name the OUT of the tasks")
     with packer_lock(out):
-        recorded = read_plan(out)
-        if recorded is None:
+        shared = read_plan(out)
+        if shared is None:
             return _complete(out)
-        records = _records(out, recorded)
-        allowed = recorded.options.skip_bad if skip_bad is None else skip_bad
-        options = replace(recorded.options, skip_bad=allowed)
-        intake = without_skipped(out, recorded.intake, records)
-        metadata = conclude(out, intake, recorded.plan, records, options)
-    log_summary(metadata, intake.survey)
+        records = _records(out, shared)
+        allowed = shared.options.skip_bad if skip_bad is None else skip_bad
+        options = replace(shared.options, skip_bad=allowed)
+        collection = without_skipped(out, shared.collection, records)
+        metadata = write_metadata(out, collection, shared.plan, records, options)
+    log_summary(metadata, collection.groups)
     return metadata
 
 
 def _complete(out: Path) -> DatasetMetadata:
-    """The metadata of a merge that was done, perhaps by one killed while it cleaned up."""
+    """Return the metadata of a merge that was done, perhaps by one killed while it cleaned up."""
     if not (out / METADATA_NAME).exists():
         raise DataError(f"{out / PLAN_NAME} does not exist: no task has packed into {out}")
     metadata = load_metadata(out)
@@ -62,25 +59,25 @@ def _complete(out: Path) -> DatasetMetadata:
     return metadata
 
 
-def _records(out: Path, recorded: Recorded) -> list[Record]:
-    found: dict[str, Record] = {}
+def _records(out: Path, shared: SharedPlan) -> list[ShardRecord]:
+    """Read the records of all shards, in the order of the plan."""
+    plan = shared.plan
+    records = {shard.name: read_record(out, shard.name, plan.digest) for shard in plan.shards}
     incomplete = []
-    for index in range(recorded.tasks):
-        part = PackTask(index, recorded.tasks)
-        shards = part.shards(recorded.plan)
-        saved = {shard.name: read_record(out, shard.name, recorded.plan.digest) for shard in shards}
-        found |= {name: Record(**record) for name, record in saved.items() if record is not None}
-        if missing := [name for name, record in saved.items() if record is None]:
-            line = command(recorded.intake.source, str(out), recorded.options, part)
+    for index in range(shared.tasks):
+        task = PackTask(index, shared.tasks)
+        names = [shard.name for shard in task.shards(plan)]
+        if missing := [name for name in names if records[name] is None]:
+            line = command_line(shared.collection.root, str(out), shared.options, task)
             incomplete.append(
-                f"  {part}: {len(missing)} of {len(shards)} shards are missing "
+                f"  {task}: {len(missing)} of {len(names)} shards are missing "
                 f"({missing[0]}, ...); run: {line}"
             )
     if incomplete:
         raise DataError(
             f"{out}: {len(incomplete)} tasks are not complete\n" + "\n".join(incomplete)
         )
-    return [found[shard.name] for shard in recorded.plan.shards]
+    return [record for record in records.values() if record is not None]
 
 
 _Out = Annotated[Path, tyro.conf.arg(metavar="OUT", help="the output folder of the tasks")]
@@ -92,7 +89,7 @@ class _Command:
 
     out: tyro.conf.Positional[_Out]
     skip_bad: int | None = None
-    """Go on without up to this many bad patches in all tasks together. Default: as the tasks."""
+    """Skip up to this many bad patches in all tasks together. Default: as the tasks."""
 
     def __call__(self) -> None:
         merge(self.out, self.skip_bad)

@@ -23,10 +23,9 @@ from common.errors import DataError
 from common.files import atomic_file
 from shards.pack.resume import shard_files
 from shards.schema import NO_LABEL, load_metadata
-from shards.sources.assign import Group, assign
 from shards.sources.manifest import FIELDS, Columns, read_manifest
 from shards.sources.names import source_image
-from shards.sources.splits import SPLITS, class_warnings
+from shards.sources.splits import SPLITS, Group, class_warnings, draw_splits
 
 Values = dict[str, list[Any]]  # field of a manifest to a value a row
 
@@ -142,7 +141,7 @@ def _splits(values: Values, groups: list[Group], test: str, options: SiteOptions
     labels = values.get("label") or [None] * len(groups)
     rows = zip(groups, labels, values["site"], strict=True)
     others = [(group, label) for group, label, site in rows if site != test]
-    split, warnings = assign(others, options.val, 0, options.seed)
+    split, warnings = draw_splits(others, options.val, 0, options.seed)
     for warning in warnings:
         print(f"warning: without {printable(test)}: {warning}", file=sys.stderr)
     return [split.get(group, "test") for group in groups]

@@ -28,9 +28,10 @@ class _Command:
     out: tyro.conf.Positional[_Out]
     packing: Annotated[PackOptions, tyro.conf.arg(name="")] = field(default_factory=PackOptions)
     task_index: int | None = None
-    """Which of --num-tasks this is, from 0. Default: the place in a Slurm array."""
+    """Index of this task, from 0 to --num-tasks less 1. Default: its place in a Slurm array."""
     num_tasks: int | None = None
-    """Build only the shards of one of so many tasks; python -m shards.merge OUT completes them."""
+    """Number of tasks that share the work. Each builds its own shards, then python -m shards.merge
+    OUT writes dataset.json."""
 
     def __post_init__(self) -> None:
         choose_task(self.task_index, self.num_tasks)

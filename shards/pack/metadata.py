@@ -1,16 +1,22 @@
 """The end of a pack: from the records of all shards to `dataset.json`."""
 
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import xxhash
 
 from common.errors import DataError
 from common.files import atomic_file, sync_folder
 from shards.codec.sidecar import columns
 from shards.pack.plan import PackOptions, Plan
-from shards.pack.repeats import repeated
-from shards.pack.resume import finish, shard_files
-from shards.pack.shard import MAX_LISTED, Record
+from shards.pack.resume import ShardRecord, finish, shard_files
+from shards.pack.shard import MAX_LISTED
 from shards.schema import (
     CHANNELS,
     METADATA_NAME,
@@ -20,22 +26,71 @@ from shards.schema import (
     SplitMetadata,
     dumps_metadata,
 )
-from shards.sources.assign import achieved
-from shards.sources.collect import Intake
-from shards.sources.folder import listing
+from shards.sources.source import Collection, Origin, Patch, SplitDraw, list_refused
+from shards.sources.splits import SPLITS
 
 _SHOWN_BAD = 20
 
 
-def conclude(
-    out: Path, intake: Intake, plan: Plan, records: list[Record], options: PackOptions
+class ClassCount(msgspec.Struct, frozen=True, kw_only=True):
+    """Patches and groups of a class in a split."""
+
+    patches: int
+    groups: int
+
+
+class DrawnSplits(SplitDraw, frozen=True, kw_only=True):
+    """Splits that were drawn, and what came out by split and class; unlabelled: the class ''."""
+
+    achieved: dict[str, dict[str, ClassCount]]
+
+
+class Skipped(msgspec.Struct, frozen=True, kw_only=True):
+    """Files that are not usable patches: how many, and path and reason of the first."""
+
+    count: int
+    first: list[list[str]]
+
+
+class Duplicates(msgspec.Struct, frozen=True, kw_only=True):
+    """Patches with the bytes of an earlier one: how many, and the first (later, earlier) paths."""
+
+    count: int
+    first: list[list[str]]
+
+
+class Provenance(Origin, frozen=True, kw_only=True):
+    """Where the patches of a data set come from and what was done to them."""
+
+    source: str  # name of the folder
+    patches: int  # of the plan, skipped ones included
+    seed: int
+    shard_size: int
+    group_regex: str | None
+    order: str = "within each split by the stable argsort of the raw PCG64 stream of the seed"
+    key_ranges: dict[str, list[int]]  # by split: first key, one past the last
+    splits: DrawnSplits | msgspec.UnsetType = msgspec.UNSET
+    skipped: Skipped
+    repeated: Duplicates
+
+
+def write_metadata(
+    out: Path,
+    collection: Collection,
+    plan: Plan,
+    records: list[ShardRecord],
+    options: PackOptions,
 ) -> DatasetMetadata:
-    """Write the metadata of a finished pack, and remove what only an unfinished one needs.
+    """Write `dataset.json` of a finished pack, and remove what only an unfinished one needs.
+
+    Args:
+        collection: of the packed patches; see `without_skipped`.
+        records: in the order of the plan.
 
     Raises:
         DataError: too many bad patches, or a shard without any usable one.
     """
-    metadata = make_metadata(out, intake, plan, records, options)
+    metadata = make_metadata(out, collection, plan, records, options)
     with atomic_file(out / METADATA_NAME) as file:
         file.write(dumps_metadata(metadata))
     sync_folder(out)
@@ -43,73 +98,143 @@ def conclude(
     return metadata
 
 
-def without_skipped(out: Path, intake: Intake, records: list[Record]) -> Intake:
-    """What was packed of what was found: a group of patches that were left out is none."""
+def without_skipped(out: Path, collection: Collection, records: list[ShardRecord]) -> Collection:
+    """Return the collection without skipped patches, so that counts of groups cover packed patches
+    only."""
     if not any(record.bad for record in records):
-        return intake
+        return collection
     packed: set[str] = set()
     for record in records:
         if record.count:
             packed.update(columns(shard_files(out, record.name)[1], ["path"])["path"].to_pylist())
-    patches = [patch for patch in intake.survey.patches if patch.path in packed]
-    said = dict(intake.said)
-    if "splits" in said:
-        counts = achieved((patch.split, patch.group, patch.label) for patch in patches)
-        said["splits"] = said["splits"] | {"achieved": counts}
-    return replace(intake, survey=replace(intake.survey, patches=patches), said=said)
+    patches = [patch for patch in collection.patches if patch.path in packed]
+    return replace(collection, patches=patches)
 
 
 def make_metadata(
-    out: Path, intake: Intake, plan: Plan, records: list[Record], options: PackOptions
+    out: Path,
+    collection: Collection,
+    plan: Plan,
+    records: list[ShardRecord],
+    options: PackOptions,
 ) -> DatasetMetadata:
-    """The metadata, if the bad patches are few enough; `records` in the order of the plan."""
-    refused = intake.survey.refused
-    bad = [*refused, *((path, why) for record in records for path, why in record.bad_first)]
-    total_bad = len(refused) + sum(record.bad for record in records)
-    if total_bad > options.skip_bad:
-        refuse_bad(intake.source, bad, total_bad)
+    """Make the metadata, if the bad patches are few enough; arguments as of `write_metadata`."""
+    bad = [*collection.refused, *(pair for record in records for pair in record.bad_first)]
+    bad_count = len(collection.refused) + sum(record.bad for record in records)
+    if bad_count > options.skip_bad:
+        raise too_many_bad(collection.root, bad, bad_count)
     for record in records:
         if not record.count:
-            raise DataError(f"{intake.source}: no usable patch is left for {record.name}")
-    splits = {split: _split_metadata(plan, split, records) for split in plan.key_ranges}
-    twice, pairs = repeated(out, records)
-    provenance: dict[str, Any] = {
-        "source": intake.name,
-        "patches": sum(len(shard.patches) for shard in plan.shards),
-        "seed": options.seed,
-        "shard_size": options.shard_size,
-        "group_regex": options.group_regex,
-        "order": "within each split by the stable argsort of the raw PCG64 stream of the seed",
-        "key_ranges": {split: list(keys) for split, keys in plan.key_ranges.items()},
-        **intake.said,
-        "skipped": {"count": total_bad, "first": [list(pair) for pair in bad[:MAX_LISTED]]},
-        "repeated": {"count": twice, "first": pairs},
-    }
-    mean = _channel_mean(records)
-    return DatasetMetadata(options.png, plan.classes, splits, mean, provenance)
+            raise DataError(f"{collection.root}: no usable patch is left for {record.name}")
+    draw = collection.splits_drawn
+    provenance = Provenance(
+        **msgspec.structs.asdict(collection.origin),
+        source=collection.name,
+        patches=sum(len(shard.patches) for shard in plan.shards),
+        seed=options.seed,
+        shard_size=options.shard_size,
+        group_regex=options.group_regex,
+        key_ranges={split: list(keys) for split, keys in plan.key_ranges.items()},
+        splits=msgspec.UNSET
+        if draw is None
+        else DrawnSplits(
+            by=draw.by, val=draw.val, test=draw.test, achieved=_achieved(collection.patches)
+        ),
+        skipped=Skipped(count=bad_count, first=[list(pair) for pair in bad[:MAX_LISTED]]),
+        repeated=exact_duplicates(out, records),
+    )
+    return DatasetMetadata(
+        options.png,
+        plan.classes,
+        {split: _split_metadata(plan, split, records) for split in plan.key_ranges},
+        _channel_mean(records),
+        msgspec.to_builtins(provenance),
+    )
 
 
-def refuse_bad(source: str, bad: list[tuple[str, str]], total: int) -> None:
-    """Raises:
-    DataError: always; the paths and reasons, and what to do.
-    """
-    raise DataError(
-        f"{source}: {listing(bad, total, _SHOWN_BAD)}\n"
+def too_many_bad(source: str, bad: Sequence[tuple[str, str]], total: int) -> DataError:
+    """Make the error that lists the paths and reasons, and says what to do."""
+    return DataError(
+        f"{source}: {list_refused(bad, total, _SHOWN_BAD)}\n"
         f"Mend or remove them (if shards were already written, pack again with --overwrite), "
         f"or go on without them: --skip-bad {total}; images of other sizes and kinds can be "
         f"taken by --convert"
     )
 
 
-def _split_metadata(plan: Plan, split: str, records: list[Record]) -> SplitMetadata:
-    mine = [record for record in records if record.split == split]
-    shards = [Shard(r.name, r.count, r.size, r.xxh3, r.sidecar_size, r.sidecar_xxh3) for r in mine]
-    counts = [sum(record.class_counts[i] for record in mine) for i in range(len(plan.classes))]
-    return SplitMetadata(sum(record.count for record in mine), counts, shards)
+def _achieved(patches: list[Patch]) -> dict[str, dict[str, ClassCount]]:
+    members = Counter((patch.split, patch.label or "", patch.group) for patch in patches)
+    table: dict[str, dict[str, ClassCount]] = {}
+    for split in SPLITS:
+        counts: dict[str, list[int]] = {}
+        for (name, label, _), count in members.items():
+            if name == split:
+                counts.setdefault(label, []).append(count)
+        if counts:
+            table[split] = {
+                label: ClassCount(patches=sum(sizes), groups=len(sizes))
+                for label, sizes in counts.items()
+            }
+    return table
 
 
-def _channel_mean(records: list[Record]) -> list[float]:
+def _split_metadata(plan: Plan, split: str, records: list[ShardRecord]) -> SplitMetadata:
+    of_split = [record for record in records if record.split == split]
+    shards = [
+        Shard(
+            name=record.name,
+            count=record.count,
+            size=record.size,
+            xxh3=record.xxh3,
+            sidecar_size=record.sidecar_size,
+            sidecar_xxh3=record.sidecar_xxh3,
+        )
+        for record in of_split
+    ]
+    counts = [sum(record.class_counts[i] for record in of_split) for i in range(len(plan.classes))]
+    return SplitMetadata(sum(record.count for record in of_split), counts, shards)
+
+
+def _channel_mean(records: list[ShardRecord]) -> list[float]:
     """RGB in [0, 1] over the train split, or over everything when there is none."""
     used = [record for record in records if record.split == "train"] or records
     values = 255 * PATCH * PATCH * sum(record.count for record in used)
     return [sum(record.channel_sums[c] for record in used) / values for c in range(CHANNELS)]
+
+
+def exact_duplicates(out: Path, records: list[ShardRecord]) -> Duplicates:
+    """Count the patches that have the bytes of an earlier one.
+
+    Exact: the fingerprints only choose which patches are read and compared. With `--png stored`
+    equal bytes are equal pixels; with `keep` one image saved by two programs is not recognised.
+    """
+    fingerprints = np.concatenate([record.fingerprint_array for record in records])
+    order = np.argsort(fingerprints, kind="stable")
+    same = fingerprints[order[1:]] == fingerprints[order[:-1]]
+    suspected = np.zeros(len(fingerprints), bool)
+    suspected[order[1:][same]] = suspected[order[:-1][same]] = True
+    ends = np.cumsum([record.count for record in records])
+    seen: dict[bytes, str] = {}
+    count = 0
+    pairs: list[list[str]] = []
+    for record, rows in zip(records, np.split(suspected, ends[:-1]), strict=True):
+        for path, digest in _digests(out, record.name, np.flatnonzero(rows)):
+            if digest not in seen:
+                seen[digest] = path
+                continue
+            count += 1
+            if len(pairs) < MAX_LISTED:
+                pairs.append([path, seen[digest]])
+    return Duplicates(count=count, first=pairs)
+
+
+def _digests(out: Path, name: str, rows: npt.NDArray[np.int64]) -> Iterator[tuple[str, bytes]]:
+    """Path and hash of the PNGs at `rows` of a shard, read again from the tar."""
+    if not len(rows):
+        return
+    tar, sidecar = shard_files(out, name)
+    table = columns(sidecar, ["path", "offset", "size"]).take(rows)
+    with open(tar, "rb") as file:
+        for row in table.to_pylist():
+            data = os.pread(file.fileno(), row["size"], row["offset"])
+            yield row["path"], xxhash.xxh3_128_digest(data)

@@ -1,55 +1,64 @@
-"""Packs a folder of patches into shards: collect, plan, build, write `dataset.json`."""
+"""Packs a folder of patches into shards: collect, plan, build, write the metadata."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from common.console import log, progress
 from common.errors import DataError
-from shards.pack.locks import packer_lock, plan_lock, task_lock
-from shards.pack.metadata import conclude, refuse_bad, without_skipped
+from shards.pack.metadata import too_many_bad, without_skipped, write_metadata
 from shards.pack.plan import PackOptions, Plan, ShardPlan, make_plan
-from shards.pack.recorded import Recorded, read_plan, record_plan, refuse_difference
-from shards.pack.resume import prepare, read_record, refuse_occupied, sweep, tiles_file, tiles_name
-from shards.pack.shard import Job, Record
+from shards.pack.resume import (
+    ShardRecord,
+    packer_lock,
+    plan_lock,
+    prepare,
+    read_record,
+    refuse_occupied,
+    scratch_file,
+    scratch_name,
+    sweep,
+    task_lock,
+)
+from shards.pack.shard import Job
 from shards.pack.summary import log_collection, log_summary, log_task
-from shards.pack.tasks import PackTask
+from shards.pack.tasks import PackTask, SharedPlan, read_plan, record_plan, refuse_difference
 from shards.pack.workers import WorkerPool
 from shards.schema import DatasetMetadata
-from shards.sources.collect import Intake, gather
-from shards.sources.look import Look, Looked
+from shards.sources.collect import AnySource, choose_source, collect
 from shards.sources.names import require_utf8
-from shards.sources.patch import gc_paused
-from shards.sources.tiles import stage
+from shards.sources.source import Collection, gc_paused
 
 
 def pack(source: Path, out: Path, options: PackOptions | None = None) -> DatasetMetadata:
-    """Pack `source` into `out` and return the metadata written there.
+    """Pack the patches in `source` into `out` and return the metadata written there.
 
     Raises:
         DataError: the source or the output folder cannot be used, more bad patches than
             `options.skip_bad`, a source file that changed, a full disk. `out` then holds no
             `dataset.json`; after an interruption or a full disk the same call continues.
     """
-    source, out, options = Path(source), Path(out), options or PackOptions()
-    _refuse_paths(source, out)
+    root, out, options = Path(source), Path(out), options or PackOptions()
+    _refuse_paths(root, out)
     start = time.monotonic()
+    files = _source(root, options)
     with packer_lock(out):
         refuse_occupied(out, options.overwrite)
         try:
-            with WorkerPool(options.workers) as pool:
-                intake, plan = _plan(source, options, pool)
+            with WorkerPool(options.workers, options.shard_size) as pool:
+                collection, plan = _plan(files, options, pool)
                 prepare(out, plan, options.overwrite)
-                records = _build(source, out, plan, plan.shards, options, pool)
+                records = _build(files, out, plan, plan.shards, options, pool)
         finally:
             sweep(out)
-        intake = without_skipped(out, intake, records)
-        metadata = conclude(out, intake, plan, records, options)
-    log_summary(metadata, intake.survey, time.monotonic() - start)
+        collection = without_skipped(out, collection, records)
+        metadata = write_metadata(out, collection, plan, records, options)
+    log_summary(metadata, collection.groups, time.monotonic() - start)
     return metadata
 
 
-def pack_task(source: Path, out: Path, options: PackOptions, task: PackTask) -> list[Record]:
+def pack_task(source: Path, out: Path, options: PackOptions, task: PackTask) -> list[ShardRecord]:
     """Build one task's share of the shards of `out`; `shards.merge` completes the data set.
 
     The tasks may run at once, on any machines that share `out`, each as often as it takes. The
@@ -59,104 +68,109 @@ def pack_task(source: Path, out: Path, options: PackOptions, task: PackTask) -> 
         DataError: as `pack`, and a task that runs already, or was asked for something else than
             the recorded plan says.
     """
-    source, out = Path(source), Path(out)
-    _refuse_paths(source, out)
+    root, out = Path(source), Path(out)
+    _refuse_paths(root, out)
     if options.overwrite:
         raise DataError(
             f"--overwrite in a task would erase what the others have built: remove {out}, or "
             f"choose another OUT"
         )
     start = time.monotonic()
+    files = _source(root, options)
     with task_lock(out, task.index):
-        own = {tiles_name(task.index)}
+        own = {scratch_name(task.index)}
         try:
-            with WorkerPool(options.workers) as pool:
-                recorded = _shared_plan(source, out, options, task.count, pool)
-                shards = task.shards(recorded.plan)
+            with WorkerPool(options.workers, options.shard_size) as pool:
+                shared = _shared_plan(files, out, options, task.count, pool)
+                refuse_difference(out, shared, root.resolve().name, options, task.count)
+                shards = task.shards(shared.plan)
                 own |= {shard.name for shard in shards}
                 sweep(out, own)
-                records = _build(source, out, recorded.plan, shards, options, pool, task.index)
+                records = _build(files, out, shared.plan, shards, options, pool, task.index)
         finally:
             sweep(out, own)
-    log_task(task, recorded.plan, records, out, time.monotonic() - start)
-    _refuse_many(str(source), records, options.skip_bad)
+    log_task(task, shared.plan, records, out, time.monotonic() - start)
+    bad = [pair for record in records for pair in record.bad_first]
+    if (total := sum(record.bad for record in records)) > options.skip_bad:
+        raise too_many_bad(str(root), bad, total)  # the shards stay, for a merge that allows more
     return records
 
 
-def _refuse_paths(source: Path, out: Path) -> None:
-    for path in (source.resolve(), out.resolve()):
+def _refuse_paths(root: Path, out: Path) -> None:
+    for path in (root.resolve(), out.resolve()):
         require_utf8(str(path))
-    if out.resolve().is_relative_to(source.resolve()):
-        raise DataError(f"{out} lies inside {source}: its shards would be scanned as patches")
+    if out.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"{out} lies inside {root}: its shards would be scanned as patches")
 
 
-def _plan(source: Path, options: PackOptions, pool: WorkerPool) -> tuple[Intake, Plan]:
-    def look_all(parts: Sequence[Look]) -> list[Looked]:
-        files = sum(map(len, parts))
-        pool.start(files, -(-files // options.shard_size))
-        return pool.look(parts)
+def _source(root: Path, options: PackOptions) -> AnySource:
+    return choose_source(
+        root,
+        convert=options.convert,
+        manifest=options.manifest,
+        columns=options.columns,
+        layout=options.layout,
+        group_regex=options.group_regex,
+    )
 
+
+def _plan(source: AnySource, options: PackOptions, pool: WorkerPool) -> tuple[Collection, Plan]:
     with gc_paused():
-        intake = gather(source, options, look_all)
-        log_collection(source, intake.survey)
-        refused = intake.survey.refused
+        collection = collect(source, options.val, options.test, options.seed, pool.look_up)
+        log_collection(collection)
+        refused = collection.refused
         if len(refused) > options.skip_bad:
-            refuse_bad(str(source), refused, len(refused))
-        if not intake.survey.patches:
-            raise DataError(f"{source}: no usable patch is left")
-        return intake, make_plan(intake.survey.patches, options)
+            raise too_many_bad(collection.root, refused, len(refused))
+        if not collection.patches:
+            raise DataError(f"{collection.root}: no usable patch is left")
+        return collection, make_plan(collection.patches, options)
 
 
 def _shared_plan(
-    source: Path, out: Path, options: PackOptions, tasks: int, pool: WorkerPool
-) -> Recorded:
-    """The plan that the first task recorded: this one, if there is none."""
+    source: AnySource, out: Path, options: PackOptions, tasks: int, pool: WorkerPool
+) -> SharedPlan:
+    """Return the plan that the first task recorded; record it, if there is none."""
     with plan_lock(out):
-        recorded = read_plan(out)
-        if recorded is None:
+        shared = read_plan(out)
+        if shared is None:
             refuse_occupied(out, overwrite=False)
-            intake, plan = _plan(source, options, pool)
+            collection, plan = _plan(source, options, pool)
             prepare(out, plan, overwrite=False)
-            recorded = Recorded(intake, options, tasks, plan)
-            record_plan(out, recorded)
-    refuse_difference(out, recorded, source.resolve().name, options, tasks)
-    return recorded
-
-
-def _refuse_many(source: str, records: Iterable[Record], allowed: int) -> None:
-    """A task ends as a whole pack would: its shards stay, for a merge that allows more."""
-    bad = [(path, why) for record in records for path, why in record.bad_first]
-    if (total := sum(record.bad for record in records)) > allowed:
-        refuse_bad(source, bad, total)
+            shared = SharedPlan(collection=collection, options=options, tasks=tasks, plan=plan)
+            record_plan(out, shared)
+    return shared
 
 
 def _build(
-    source: Path,
+    source: AnySource,
     out: Path,
     plan: Plan,
-    shards: list[ShardPlan],
+    shards: Sequence[ShardPlan],
     options: PackOptions,
     pool: WorkerPool,
     task: int | None = None,
-) -> list[Record]:
-    """The records of `shards` in their order; finished ones are not built again."""
-    records: dict[str, Record] = {}
+) -> list[ShardRecord]:
+    """Return the records of `shards` in their order; finished ones are not built again."""
+    records: dict[str, ShardRecord] = {}
     missing: list[ShardPlan] = []
     for shard in shards:
-        saved = read_record(out, shard.name, plan.digest)
-        if saved is None:
+        record = read_record(out, shard.name, plan.digest)
+        if record is None:
             missing.append(shard)
         else:
-            records[shard.name] = Record(**saved)
+            records[shard.name] = record
     if records:
         log.info(f"continuing: {len(records)} of {len(shards)} shards are finished")
     total = sum(len(shard.patches) for shard in missing)
     workers = pool.start(total, len(missing))
-    tiles = None
-    if options.convert == "tile":
-        tiles = str(tiles_file(out, task))
-        stage(source, missing, Path(tiles), workers)
-    job = Job(str(source), str(out), options.png, plan.classes, plan.digest, options.convert, tiles)
+    patches = chain.from_iterable(enumerate(shard.patches, shard.first_key) for shard in missing)
+    job = Job(
+        source=source.stage(patches, scratch_file(out, task), workers),
+        out=out,
+        png=options.png,
+        classes=plan.classes,
+        digest=plan.digest,
+    )
     with progress("packing", total, "patches") as advance:
         for record in pool.build(job, missing):
             records[record.name] = record

@@ -1,4 +1,4 @@
-"""What will be packed where: the order of the patches, their keys, and the shards they fill."""
+"""The plan of a pack: options, the order of the patches, their keys and the shards they fill."""
 
 import json
 from dataclasses import dataclass, field
@@ -11,16 +11,16 @@ import xxhash
 from common.errors import DataError
 from shards.schema import VERSION, shard_name
 from shards.sources.convert import Rule
-from shards.sources.layout import Layout
+from shards.sources.folder import Layout
 from shards.sources.manifest import Columns
 from shards.sources.names import group_pattern
-from shards.sources.patch import Patch
+from shards.sources.source import Patch
 from shards.sources.splits import SPLITS
 
 MAX_PATCHES = 10**9  # nine digits of the key
 MAX_SHARD_SIZE = 1 << 20
 
-_CHUNK = 4096  # patches at once
+_CHUNK = 4096  # patches per update of the digest
 
 
 @dataclass(frozen=True)
@@ -28,32 +28,32 @@ class PackOptions:
     """What to pack, and how. All but `workers`, `skip_bad` and `overwrite` decide the bytes."""
 
     png: Literal["stored", "keep"] = "stored"
-    """stored: uncompressed PNGs of one fixed layout, the fastest to read (5120 bytes a labelled
-    sample). keep: the source bytes."""
+    """stored: write uncompressed PNGs of one fixed layout, the fastest to read (5120 bytes per
+    labelled sample). keep: copy the source bytes."""
     shard_size: int = 16384
-    """Samples in a shard."""
+    """Samples per shard."""
     workers: int = 0
-    """Processes; 0: one a usable core, or none beside this one when there is little to do."""
+    """Worker processes; 0: one per usable core, or none for small sources."""
     seed: int = 0
-    """Of the permutation within each split, and of --val and --test."""
+    """Seed of the shuffle within each split and of the --val/--test draw."""
     skip_bad: int = 0
-    """Go on without up to this many files that are not usable patches; they are listed."""
+    """Skip up to this many files that are not usable patches; they are listed in dataset.json."""
     overwrite: bool = False
     """Replace the data set in OUT; files that are not part of it stay."""
     group_regex: str | None = None
-    """Searched in each relative path; its first group is the source image. Default: the slide,
-    or the file name before __"""
+    """Regular expression searched in each relative path; its first group is the source image.
+    Default: the slide, or the file name before __"""
     layout: Layout = "auto"
-    """What the folders in SOURCE are; auto says what it took them for."""
+    """What the folders in SOURCE are; auto decides by the names of the files, and says how."""
     manifest: Path | None = None
-    """A .csv or .parquet that lists the patches in SOURCE, in place of its folders."""
+    """CSV or Parquet table that lists the patches in SOURCE, used instead of its folders."""
     columns: Columns = field(default_factory=Columns)
     val: float = 0.0
-    """Fraction of the patches for val, drawn by patient, or slide, or source (from --seed)."""
+    """Fraction of the patches to draw for val, by patient, slide or source."""
     test: float = 0.0
-    """The same for test."""
+    """Fraction of the patches to draw for test."""
     convert: Rule = "none"
-    """Take images of other sizes and kinds: crop (centre), resize (centre square), tile."""
+    """Convert images of other sizes and kinds: crop (centre), resize (centre square) or tile."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.shard_size <= MAX_SHARD_SIZE:
@@ -77,16 +77,20 @@ class PackOptions:
             raise ValueError(str(error)) from None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ShardPlan:
+    """The patches of one shard, in their order."""
+
     name: str
     split: str
     first_key: int  # patch i has the key first_key + i, also when one before it is skipped
     patches: list[Patch]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
+    """The shards of a data set."""
+
     classes: list[str]  # sorted; empty when unlabelled
     key_ranges: dict[str, tuple[int, int]]  # by split: first key, one past the last
     shards: list[ShardPlan]
@@ -94,7 +98,7 @@ class Plan:
 
 
 def make_plan(patches: list[Patch], options: PackOptions) -> Plan:
-    """The plan for a sorted list of patches: the same list and options give the same plan.
+    """Plan a sorted list of patches: the same list and options give the same plan.
 
     Raises:
         DataError: more patches than keys.
@@ -110,23 +114,29 @@ def make_plan(patches: list[Patch], options: PackOptions) -> Plan:
             continue
         ordered = [members[i] for i in _permutation(len(members), options.seed, split)]
         for number, start in enumerate(range(0, len(ordered), options.shard_size)):
-            part = ordered[start : start + options.shard_size]
-            shards.append(ShardPlan(shard_name(split, number), split, key + start, part))
+            shard = ShardPlan(
+                name=shard_name(split, number),
+                split=split,
+                first_key=key + start,
+                patches=ordered[start : start + options.shard_size],
+            )
+            shards.append(shard)
         ranges[split] = (key, key + len(ordered))
         key += len(ordered)
     classes = sorted({patch.label for patch in patches if patch.label is not None})
-    return Plan(classes, ranges, shards, _digest(patches, options))
+    digest = _digest(patches, options)
+    return Plan(classes=classes, key_ranges=ranges, shards=shards, digest=digest)
 
 
 def _permutation(count: int, seed: int, split: str) -> list[int]:
-    """A permutation from the raw stream of PCG64, which NumPy keeps fixed across versions."""
+    """Draw from the raw stream of PCG64, which NumPy keeps fixed across versions."""
     bits = np.random.PCG64(np.random.SeedSequence([seed, *split.encode()])).random_raw(count)
     order: list[int] = np.argsort(bits, kind="stable").tolist()
     return order
 
 
 def _digest(patches: list[Patch], options: PackOptions) -> str:
-    """Covers what the bytes of the shards follow from."""
+    """Hash all that the bytes of the shards follow from."""
     deciding = [VERSION, options.png, options.shard_size, options.seed, options.convert]
     digest = xxhash.xxh3_64(json.dumps(deciding).encode())
     for start in range(0, len(patches), _CHUNK):

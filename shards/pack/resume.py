@@ -1,31 +1,127 @@
-"""The output folder: whole files only, and packing resumed after a kill.
+"""The output folder: locks, whole files only, and packing resumed after a kill.
 
 While a data set is packed its folder holds `.packing.json` (the plan's digest and the names of all
-shards, of this plan and of the data set it replaces), one hidden record a finished shard and, where
-several tasks share the work, `.plan.parquet`. `dataset.json` is written last; then the others go.
+shards, of this plan and of the data set it replaces), one hidden record per finished shard and,
+where several tasks share the work, `.plan.parquet`. `dataset.json` is written last; then the
+others go.
+
+`.lock` is held exclusively by a packer or a merge, and shared by the tasks of one pack. A task also
+holds `.task-I.lock`, so that it runs once, and `.plan.lock` while the plan is made or read.
 """
 
-import json
 import os
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from common.errors import DataError
 from common.files import atomic_file, sync_folder
+from common.locks import locked
 from shards.pack.plan import Plan
 from shards.schema import METADATA_NAME, PACKING_NAME, load_metadata
 
+T = TypeVar("T")
+
+LOCK_NAME = ".lock"
+PLAN_LOCK_NAME = ".plan.lock"
 PLAN_NAME = ".plan.parquet"
+
+_SCRATCH = "tiles"  # what only tiles need, but the names of files outlive a version
 _SHARD = r"[a-z][a-z0-9_]{0,31}-\d{6}"
 _NAME = re.compile(_SHARD)
 _RECORD = re.compile(rf"\.{_SHARD}\.json")
 _LOCK = re.compile(r"\.(plan|task-\d+)\.lock")
 _TEMP = re.compile(
-    rf"\.((?P<shard>{_SHARD})\.(tar|parquet)|\.(?P<record>{_SHARD})\.json|(?P<tiles>tiles(-\d+)?)"
-    rf"|\.packing\.json|\.plan\.parquet|dataset\.json)\.\d+\.tmp"
+    rf"\.((?P<shard>{_SHARD})\.(tar|parquet)|\.(?P<record>{_SHARD})\.json"
+    rf"|(?P<scratch>{_SCRATCH}(-\d+)?)|\.packing\.json|\.plan\.parquet|dataset\.json)\.\d+\.tmp"
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """A finished shard; one without any usable patch has no files."""
+
+    name: str
+    split: str
+    count: int = 0
+    size: int = 0
+    xxh3: str = ""
+    sidecar_size: int = 0
+    sidecar_xxh3: str = ""
+    class_counts: list[int] = field(default_factory=list)
+    channel_sums: list[int] = field(default_factory=list)  # of the values 0-255, RGB
+    bad: int
+    bad_first: list[tuple[str, str]]  # path and reason of the first
+    fingerprints: str = ""  # 16 hexadecimal digits per sample: the xxh3 of its PNG
+
+    @property
+    def fingerprint_array(self) -> npt.NDArray[np.uint64]:
+        """(count,) `fingerprints` as numbers. The CRC-32 of a PNG would not do: its chunks end in
+        their own, which leaves 16 bits that depend on the pixels."""
+        return np.frombuffer(bytes.fromhex(self.fingerprints), np.uint64)
+
+
+class _Packing(msgspec.Struct):
+    """The content of `.packing.json`."""
+
+    plan: str  # digest
+    shards: list[str]
+
+
+class _SavedRecord(msgspec.Struct):
+    """The content of a hidden record."""
+
+    plan: str
+    record: ShardRecord
+
+
+@contextmanager
+def packer_lock(out: Path) -> Iterator[None]:
+    """Hold `OUT/.lock` exclusively; create OUT, and remove it again if it is left empty.
+
+    Raises:
+        DataError: another packer holds the lock, or OUT cannot be made.
+    """
+    is_new = not out.exists()
+    with locked(out / LOCK_NAME, _busy(out), remove=True):
+        try:
+            yield
+        finally:
+            if is_new and [entry.name for entry in out.iterdir()] == [LOCK_NAME]:
+                (out / LOCK_NAME).unlink()
+                out.rmdir()
+
+
+@contextmanager
+def task_lock(out: Path, index: int) -> Iterator[None]:
+    """Share `OUT/.lock` with other tasks, and hold `OUT/.task-INDEX.lock` exclusively.
+
+    Raises:
+        DataError: a packer that does everything runs, or this task does already.
+    """
+    own = out / f".task-{index}.lock"
+    running = f"{own} is locked: task {index} runs already. Wait for it, or stop it"
+    with locked(out / LOCK_NAME, _busy(out), shared=True), locked(own, running, remove=True):
+        yield
+
+
+@contextmanager
+def plan_lock(out: Path) -> Iterator[None]:
+    """Hold `OUT/.plan.lock` exclusively; wait while another task makes the plan."""
+    with locked(out / PLAN_LOCK_NAME, "waiting for the task that makes the plan", wait=True):
+        yield
+
+
+def _busy(out: Path) -> str:
+    path = out / LOCK_NAME
+    return f"{path} is locked: another packer writes to {out}. Wait for it, or stop it"
 
 
 def refuse_occupied(out: Path, overwrite: bool) -> None:
@@ -48,19 +144,19 @@ def refuse_occupied(out: Path, overwrite: bool) -> None:
 
 
 def prepare(out: Path, plan: Plan, overwrite: bool) -> None:
-    """Make OUT ready for `plan`: what is left holds finished shards of this plan and nothing old.
+    """Make OUT ready for `plan`: it then holds finished shards of this plan and nothing old.
 
     Raises:
         DataError: an unfinished pack of another plan is there and `overwrite` is not set, or a
             shard of this plan would replace a file that is not ours.
     """
-    unfinished = _read_json(out / PACKING_NAME)
-    if unfinished and unfinished.get("plan") != plan.digest and not overwrite:
+    unfinished = _read(out / PACKING_NAME, _Packing)
+    if unfinished and unfinished.plan != plan.digest and not overwrite:
         raise DataError(
             f"{out} holds an unfinished pack of another source, of other options or by another "
             f"version of this program, or files have changed since; start again with --overwrite"
         )
-    old = {name for name in unfinished.get("shards", []) if _NAME.fullmatch(str(name))}
+    old = {name for name in unfinished.shards if _NAME.fullmatch(name)} if unfinished else set()
     if (out / METADATA_NAME).exists():
         splits = load_metadata(out).splits.values()
         old |= {shard.name for split in splits for shard in split.shards}
@@ -69,9 +165,9 @@ def prepare(out: Path, plan: Plan, overwrite: bool) -> None:
         for path in shard_files(out, name):
             if path.exists():
                 raise DataError(f"{path} is not part of a data set: move it, or choose another OUT")
-    packing = {"plan": plan.digest, "shards": sorted(old.union(new))}
+    packing = _Packing(plan=plan.digest, shards=sorted(old.union(new)))
     with atomic_file(out / PACKING_NAME) as file:
-        file.write(json.dumps(packing).encode())
+        file.write(msgspec.json.encode(packing))
     for name in (METADATA_NAME, PLAN_NAME):
         (out / name).unlink(missing_ok=True)
     sync_folder(out)
@@ -96,47 +192,47 @@ def sweep(out: Path, owners: Container[str] | None = None) -> None:
     """Remove the temporary files of packers that were killed.
 
     Args:
-        owners: names of shards, and of `tiles_name`: other tasks write beside this one, and only
+        owners: names of shards, and of `scratch_name`: other tasks write beside this one, and only
             what belongs to these is removed. None: everything.
     """
     for entry in list(out.iterdir()):
-        found = _TEMP.fullmatch(entry.name)
-        if found is None:
+        match = _TEMP.fullmatch(entry.name)
+        if match is None:
             continue
-        owner = found["shard"] or found["record"] or found["tiles"]
+        owner = match["shard"] or match["record"] or match["scratch"]
         if owners is None or owner in owners:
             entry.unlink(missing_ok=True)
 
 
 def shard_files(out: Path, name: str) -> tuple[Path, Path]:
-    """The tar and the sidecar of a shard."""
+    """Return the paths of the tar and the sidecar of a shard."""
     return out / f"{name}.tar", out / f"{name}.parquet"
 
 
-def tiles_name(task: int | None) -> str:
-    """What the file of tiles is called, of a task or of a packer that does everything."""
-    return "tiles" if task is None else f"tiles-{task}"
+def scratch_name(task: int | None) -> str:
+    """Name the scratch file of a task, or of a packer that does everything."""
+    return _SCRATCH if task is None else f"{_SCRATCH}-{task}"
 
 
-def tiles_file(out: Path, task: int | None = None) -> Path:
-    """Where tiles wait; `sweep` removes it. Processes of two machines may have one number."""
-    return out / f".{tiles_name(task)}.{os.getpid()}.tmp"
+def scratch_file(out: Path, task: int | None = None) -> Path:
+    """Return the path of a scratch file, which `sweep` removes. The task is in its name because
+    processes of two machines may have one number."""
+    return out / f".{scratch_name(task)}.{os.getpid()}.tmp"
 
 
-def write_record(out: Path, digest: str, record: dict[str, Any]) -> None:
-    """Say that the shard `record["name"]` of the plan `digest` is finished."""
-    with atomic_file(out / f".{record['name']}.json") as file:
-        file.write(json.dumps({"plan": digest, "record": record}).encode())
+def write_record(out: Path, digest: str, record: ShardRecord) -> None:
+    """Record that a shard of the plan `digest` is finished."""
+    with atomic_file(out / f".{record.name}.json") as file:
+        file.write(msgspec.json.encode(_SavedRecord(plan=digest, record=record)))
 
 
-def read_record(out: Path, name: str, digest: str) -> dict[str, Any] | None:
-    """The record of a finished shard of this plan, if both its files have the recorded sizes."""
-    saved = _read_json(out / f".{name}.json")
-    if saved.get("plan") != digest:
+def read_record(out: Path, name: str, digest: str) -> ShardRecord | None:
+    """Read the record of a finished shard of this plan, if both its files have their sizes."""
+    saved = _read(out / f".{name}.json", _SavedRecord)
+    if saved is None or saved.plan != digest:
         return None
-    record: dict[str, Any] = saved["record"]
     sizes = [path.stat().st_size if path.exists() else 0 for path in shard_files(out, name)]
-    return record if sizes == [record["size"], record["sidecar_size"]] else None
+    return saved.record if sizes == [saved.record.size, saved.record.sidecar_size] else None
 
 
 def _remove_shard(out: Path, name: str) -> None:
@@ -144,10 +240,9 @@ def _remove_shard(out: Path, name: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file of ours; empty when it is missing or was cut by a crash."""
+def _read(path: Path, kind: type[T]) -> T | None:
+    """Read a file of ours; None when it is missing or was cut by a crash."""
     try:
-        found = json.loads(path.read_bytes())
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None

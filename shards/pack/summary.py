@@ -1,35 +1,37 @@
-"""What the pack command prints: what the scan found, and what was packed."""
+"""What packing logs: what was collected from the source, and what was packed."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from common.console import log, printable, table
 from shards.pack.plan import Plan
-from shards.pack.shard import Record
+from shards.pack.resume import ShardRecord
 from shards.pack.tasks import PackTask
 from shards.schema import DatasetMetadata
-from shards.sources.folder import Group, Survey
+from shards.sources.source import Collection, Group
 from shards.sources.splits import GROUPS, leak_warning, leaks
 
 _SHOWN = 5
-_EXAMPLES = 3  # paths for each reason
+_EXAMPLES = 3  # paths per reason
 
 
-def log_collection(root: Path, found: Survey) -> None:
-    """What the scan found and left out, and what it warns of."""
-    log.info(f"{root}: {len(found.patches):,} patches")
-    for note in found.notes:
+def log_collection(collection: Collection) -> None:
+    """Log what was collected and left out, and warn of what makes the data set less useful."""
+    groups, count = collection.groups, len(collection.patches)
+    log.info(f"{collection.root}: {count:,} patches")
+    for note in collection.notes:
         log.info(note)
-    if found.hidden or found.ignored:
-        log.info(f"not looked at: {found.hidden} hidden, {found.ignored} notes or system files")
-    warnings = list(found.warnings)
+    if collection.hidden or collection.ignored:
+        log.info(
+            f"not looked at: {collection.hidden} hidden, {collection.ignored} notes or system files"
+        )
+    warnings = list(collection.warnings)
     for i, name in enumerate(GROUPS, 2):
-        members = ((group[0], value) for group in found.groups if (value := group[i]))
+        members = ((group[0], value) for group in groups if (value := group[i]))
         if crossing := leaks(members):
             warnings.append(leak_warning(name, crossing))
-    if len({group[-1] for group in found.groups}) == len(found.patches) > 1:
+    if len({group[-1] for group in groups}) == count > 1:
         warnings.append(
             "every patch is its own source image: no leakage between splits can be seen and no "
             "interval by source image computed; name the source with --group-regex"
@@ -38,26 +40,19 @@ def log_collection(root: Path, found: Survey) -> None:
         log.warning(warning)
 
 
-def log_summary(metadata: DatasetMetadata, found: Survey, seconds: float | None = None) -> None:
-    """Patches and groups by split and class; shards, bytes, and what was skipped; the rate where
-    all of them were packed in so many seconds."""
-    groups = {name: _count(found.groups, i) for i, name in enumerate(GROUPS, 2)}
-    kinds = [name for name, counts in groups.items() if counts]
-    if all(slide == source for _, _, _, slide, source in found.groups):
-        kinds.remove("source")
-    rows = [("split", "class", "patches", "share", *(f"{kind}s" for kind in kinds))]
-    for name, part in metadata.splits.items():
-        labels: list[str | None] = [*metadata.classes] or [None]
-        counts = part.class_counts or [part.count]
-        for label, count in zip(labels, counts, strict=True):
-            share = count / max(1, _total(metadata, label))
-            cells = [f"{groups[kind][name, label]:,}" for kind in kinds]
-            shown = "-" if label is None else printable(label)
-            rows.append((name, shown, f"{count:,}", f"{share:.1%}", *cells))
+def log_summary(
+    metadata: DatasetMetadata, groups: set[Group], seconds: float | None = None
+) -> None:
+    """Log patches and groups by split and class; shards, bytes, and what was skipped.
+
+    Args:
+        groups: of the packed patches.
+        seconds: in which all of them were packed, for the rate.
+    """
     shards = [shard for split in metadata.splits.values() for shard in split.shards]
     total = sum(split.count for split in metadata.splits.values())
     size = sum(shard.size + shard.sidecar_size for shard in shards)
-    log.info(table(rows))
+    log.info(table(_rows(metadata, groups)))
     skipped, repeated = metadata.provenance["skipped"], metadata.provenance["repeated"]
     log.info(
         f"{total:,} patches in {len(shards)} shards, {size / 1e6:,.1f} MB"
@@ -67,54 +62,60 @@ def log_summary(metadata: DatasetMetadata, found: Survey, seconds: float | None 
         f"{total + skipped['count']:,} read, {total:,} packed, {skipped['count']:,} skipped, "
         f"{repeated['count']:,} repeated"
     )
-    _print_skipped(skipped["first"], skipped["count"])
+    _log_skipped(skipped["first"], skipped["count"])
     if repeated["count"]:
         pairs = [f"{printable(a)} = {printable(b)}" for a, b in repeated["first"][:_SHOWN]]
-        log.info(
-            f"repeated, packed with the same bytes as another: {', '.join(pairs)}{_more(repeated)}"
-        )
+        more = ", ..." if repeated["count"] > _SHOWN else ""
+        log.info(f"repeated, packed with the same bytes as another: {', '.join(pairs)}{more}")
+
+
+def _rows(metadata: DatasetMetadata, groups: set[Group]) -> list[Sequence[str]]:
+    """The table of patches, with a column per kind of group that occurs."""
+    counts = {name: _count(groups, i) for i, name in enumerate(GROUPS, 2)}
+    kinds = [name for name, members in counts.items() if members]
+    if all(slide == source for _, _, _, slide, source in groups):
+        kinds.remove("source")
+    rows: list[Sequence[str]] = [
+        ("split", "class", "patches", "share", *(f"{kind}s" for kind in kinds))
+    ]
+    labels: list[str | None] = [*metadata.classes] or [None]
+    by_split = {name: s.class_counts or [s.count] for name, s in metadata.splits.items()}
+    totals = [sum(patches) for patches in zip(*by_split.values(), strict=True)]
+    for split, patches in by_split.items():
+        for label, count, total in zip(labels, patches, totals, strict=True):
+            name = "-" if label is None else printable(label)
+            of_groups = [f"{counts[kind][split, label]:,}" for kind in kinds]
+            rows.append((split, name, f"{count:,}", f"{count / max(1, total):.1%}", *of_groups))
+    return rows
+
+
+def _count(groups: Iterable[Group], index: int) -> Counter[tuple[str, str | None]]:
+    """Count the names at `index` of the groups, by split and class."""
+    names = {(group[0], group[1], group[index]) for group in groups}
+    return Counter((split, label) for split, label, name in names if name is not None)
 
 
 def log_task(
-    part: PackTask, plan: Plan, records: Sequence[Record], out: Path, seconds: float
+    task: PackTask, plan: Plan, records: Sequence[ShardRecord], out: Path, seconds: float
 ) -> None:
-    """What one task packed, and what is to be done when all have."""
+    """Log what one task packed, and what is to be done when all have."""
     packed, bad = sum(r.count for r in records), sum(r.bad for r in records)
     log.info(
-        f"{part}: {len(records)} of {len(plan.shards)} shards are finished; {packed + bad:,} read, "
+        f"{task}: {len(records)} of {len(plan.shards)} shards are finished; {packed + bad:,} read, "
         f"{packed:,} packed, {bad:,} skipped; {seconds:.1f} s"
     )
-    _print_skipped([pair for record in records for pair in record.bad_first], bad)
+    _log_skipped([pair for record in records for pair in record.bad_first], bad)
     log.info(f"when all tasks have ended: python -m shards.merge {out}")
 
 
-def _print_skipped(listed: Sequence[Sequence[str]], total: int) -> None:
-    """Each reason with how often and where it was met; a shard lists its first 100."""
-    paths: dict[str, list[str]] = {}
+def _log_skipped(listed: Sequence[Sequence[str]], total: int) -> None:
+    """Log each reason with how often and where it was met; a shard lists its first 100."""
+    by_reason: dict[str, list[str]] = {}
     for path, reason in listed:
-        paths.setdefault(reason, []).append(printable(path))
-    shown = sorted(paths.items(), key=lambda item: -len(item[1]))[:_SHOWN]
-    for reason, found in shown:
-        examples = ", ".join(found[:_EXAMPLES]) + (", ..." if len(found) > _EXAMPLES else "")
-        log.info(f"skipped: {len(found):,} x {reason} ({examples})")
-    if (rest := total - sum(len(found) for _, found in shown)) > 0:
-        log.info(f"skipped: {rest:,} more; dataset.json lists the first {len(listed):,}")
-
-
-def _more(found: dict[str, Any]) -> str:
-    return ", ..." if found["count"] > _SHOWN else ""
-
-
-def _count(groups: Iterable[Group], place: int) -> Counter[tuple[str, str | None]]:
-    """How many names are at `place`, by split and class."""
-    found = {(group[0], group[1], group[place]) for group in groups}
-    return Counter((split, label) for split, label, name in found if name is not None)
-
-
-def _total(metadata: DatasetMetadata, label: str | None) -> int:
-    """Patches of a class in all splits; of everything without one."""
-    if label is None:
-        return sum(split.count for split in metadata.splits.values())
-    return sum(
-        split.class_counts[metadata.classes.index(label)] for split in metadata.splits.values()
-    )
+        by_reason.setdefault(reason, []).append(printable(path))
+    shown = sorted(by_reason.items(), key=lambda item: -len(item[1]))[:_SHOWN]
+    for reason, paths in shown:
+        examples = ", ".join(paths[:_EXAMPLES]) + (", ..." if len(paths) > _EXAMPLES else "")
+        log.info(f"skipped: {len(paths):,} x {reason} ({examples})")
+    if (others := total - sum(len(paths) for _, paths in shown)) > 0:
+        log.info(f"skipped: {others:,} more; dataset.json lists the first {len(listed):,}")

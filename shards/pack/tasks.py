@@ -1,14 +1,41 @@
-"""One task's share of a pack: every N-th shard of the plan that all tasks have in common."""
+"""Packing by several tasks: which of them this is, and the plan that all share.
+
+`OUT/.plan.parquet` is made once by the first task and read by all the others: a row per patch, in
+the order in which they were collected, and in its metadata as JSON what else was collected, the
+options and the number of tasks. A source folder that changes later, or that another machine lists
+otherwise, cannot make tasks disagree.
+"""
 
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from shards.pack.plan import PackOptions, Plan, ShardPlan
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.errors import DataError
+from common.files import atomic_file
+from shards.pack.plan import PackOptions, Plan, ShardPlan, make_plan
+from shards.pack.resume import PLAN_NAME
+from shards.sources.source import Collection, Patch, gc_paused
 
 INDEX, FIRST, STEP = "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP"
+
+_TYPES = {
+    "y": pa.int64(),
+    "x": pa.int64(),
+    "size": pa.int64(),
+    "mtime_ns": pa.int64(),
+    "mpp": pa.float64(),
+    "tile": pa.list_(pa.int64(), 2),
+}
+_SCHEMA = pa.schema([pa.field(name, _TYPES.get(name, pa.string())) for name in Patch._fields])
+_OF_THE_MACHINE = ("workers", "skip_bad", "overwrite")  # tasks may differ in these
+_HEADER = b"plan"
 
 
 @dataclass(frozen=True)
@@ -28,14 +55,15 @@ class PackTask:
         return f"task {self.index} of {self.count}"
 
     def shards(self, plan: Plan) -> list[ShardPlan]:
-        """Whole shards, dealt out in turn: a plan of few shards leaves some tasks without any."""
+        """Return the whole shards of this task, dealt out in turn: with few shards some tasks have
+        none."""
         return plan.shards[self.index :: self.count]
 
 
 def choose_task(
     task_index: int | None, num_tasks: int | None, environment: Mapping[str, str] = os.environ
 ) -> PackTask | None:
-    """The slice that the options ask for; none without `num_tasks`, also in a Slurm array.
+    """Return the task that the options ask for; None without `num_tasks`, also in a Slurm array.
 
     In an array `task_index` defaults to the place of the task in it, counted from 0.
 
@@ -57,21 +85,129 @@ def choose_task(
     return PackTask(task_index, num_tasks)
 
 
-def command(source: str, out: str, options: PackOptions, part: PackTask) -> str:
-    """The command line of a task."""
-    parts = ["python", "-m", "shards.pack", source, out, *_arguments(options, "--")]
-    parts += ["--task-index", str(part.index), "--num-tasks", str(part.count)]
-    return shlex.join(parts)
+def command_line(source: str, out: str, options: PackOptions, task: PackTask) -> str:
+    """Write the command line of a task."""
+    words = ["python", "-m", "shards.pack", source, out, *_arguments(options, "--")]
+    words += ["--task-index", str(task.index), "--num-tasks", str(task.count)]
+    return shlex.join(words)
 
 
 def _arguments(options: Any, prefix: str) -> list[str]:
     """The options that differ from their defaults, as the command line takes them."""
-    found: list[str] = []
+    words: list[str] = []
     default = type(options)()
     for entry in fields(options):
         value, name = getattr(options, entry.name), prefix + entry.name.replace("_", "-")
         if is_dataclass(value):
-            found += _arguments(value, f"{name}.")
+            words += _arguments(value, f"{name}.")
         elif value != getattr(default, entry.name):
-            found += [name, str(value)]
-    return found
+            words += [name, str(value)]
+    return words
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedPlan:
+    """What the tasks of a pack have in common."""
+
+    collection: Collection
+    options: PackOptions  # of the task that made the plan
+    tasks: int
+    plan: Plan
+
+
+class _Header(msgspec.Struct, frozen=True, kw_only=True):
+    """What the recorded plan holds beside the patches."""
+
+    collection: Collection  # without its patches
+    options: PackOptions
+    tasks: int
+    digest: str  # of the plan
+
+
+def record_plan(out: Path, shared: SharedPlan) -> None:
+    """Write the plan, whole or not at all.
+
+    Raises:
+        DataError: the disk is full.
+    """
+    header = _Header(
+        collection=replace(shared.collection, patches=[]),
+        options=shared.options,
+        tasks=shared.tasks,
+        digest=shared.plan.digest,
+    )
+    patches = shared.collection.patches
+    columns = {name: [patch[i] for patch in patches] for i, name in enumerate(Patch._fields)}
+    schema = _SCHEMA.with_metadata({_HEADER: msgspec.json.encode(header, enc_hook=str)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns, schema=schema), sink, compression="zstd")
+    with atomic_file(out / PLAN_NAME) as file:
+        file.write(memoryview(sink.getvalue()))
+
+
+def read_plan(out: Path) -> SharedPlan | None:
+    """Read the recorded plan; None where there is no file of it.
+
+    Raises:
+        DataError: the file cannot be read, or this version of the program makes another plan of
+            the same list.
+    """
+    path = out / PLAN_NAME
+    if not path.exists():
+        return None
+    try:
+        with pq.ParquetFile(path) as file, gc_paused():
+            shared, digest = _parse(file.read())
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); remove {out} and start again") from None
+    if shared.plan.digest != digest:
+        raise DataError(
+            f"{path} has the plan {digest}, and this task makes {shared.plan.digest} of the same "
+            f"list: run one version of this program in all tasks, or remove {out} and start again"
+        )
+    return shared
+
+
+def _parse(table: pa.Table) -> tuple[SharedPlan, str]:
+    header = msgspec.json.decode(
+        table.schema.metadata[_HEADER], type=_Header, dec_hook=lambda kind, value: kind(value)
+    )
+    columns = {name: table[name].to_pylist() for name in Patch._fields}
+    columns["tile"] = [None if tile is None else tuple(tile) for tile in columns["tile"]]
+    patches = list(map(Patch._make, zip(*columns.values(), strict=True)))
+    shared = SharedPlan(
+        collection=replace(header.collection, patches=patches),
+        options=header.options,
+        tasks=header.tasks,
+        plan=make_plan(patches, header.options),
+    )
+    return shared, header.digest
+
+
+def refuse_difference(
+    out: Path, shared: SharedPlan, name: str, options: PackOptions, tasks: int
+) -> None:
+    """Refuse a task that was asked for something else than the plan says.
+
+    Args:
+        name: of the source folder.
+
+    Raises:
+        DataError: another source, number of tasks or option; each difference is named.
+    """
+    planned = {
+        "source": shared.collection.name,
+        "num_tasks": shared.tasks,
+        **msgspec.to_builtins(shared.options, enc_hook=str),
+    }
+    asked = {"source": name, "num_tasks": tasks, **msgspec.to_builtins(options, enc_hook=str)}
+    differences = [
+        f"{key.replace('_', '-')} is {asked[key]!r}, in the plan {planned[key]!r}"
+        for key in asked
+        if key not in _OF_THE_MACHINE and asked[key] != planned[key]
+    ]
+    if differences:
+        raise DataError(
+            f"{out / PLAN_NAME} was made by a task with other options ({'; '.join(differences)}): "
+            f"give all tasks the same, or remove {out} and start again"
+        )

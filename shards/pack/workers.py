@@ -1,12 +1,11 @@
-"""Looks at files and builds shards, in several processes where there is enough to do.
+"""Worker processes: they look up files and build shards, where there is enough to do.
 
-A worker is `python -m shards.pack.workers`: one JSON line in, one JSON line out. It starts in the
-time of importing this package whatever the program that packs has imported, needs no guard in that
+A worker is `python -m shards.pack.workers`: one line of JSON in, one out. It starts in the time of
+importing this package whatever the program that packs has imported, needs no guard in that
 program, and ends when its standard input closes, so that no worker outlives its parent.
 """
 
 import gc
-import json
 import os
 import queue
 import selectors
@@ -18,31 +17,56 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, astuple
-from typing import Any, Self
+from typing import Self
+
+from msgspec import Struct, json
 
 from common.console import progress
 from common.errors import DataError
 from common.machine import usable_cores
 from shards.pack.plan import ShardPlan
-from shards.pack.shard import Job, Record, build
-from shards.sources.layout import Accepted
-from shards.sources.look import Look, Looked, look
-from shards.sources.patch import Patch
+from shards.pack.resume import ShardRecord
+from shards.pack.shard import Job, build
+from shards.sources.files import look_up
+from shards.sources.source import BatchPatches, FileBatch
 
 _FEW = 20_000  # patches packed in about the time that starting processes takes
-_Message = tuple[str, str, list[Any]]  # task, what it is about, arguments
+
+
+class ShardTask(Struct, frozen=True, kw_only=True, tag=True):
+    """A shard to be built."""
+
+    job: Job
+    plan: ShardPlan
+
+
+Task = FileBatch | ShardTask
+
+
+class Reply(Struct, frozen=True, kw_only=True):
+    """The result of a task, one of these; none of them when a worker is ready."""
+
+    files: BatchPatches | None = None
+    shard: ShardRecord | None = None
+    error: str | None = None
+
+
+_ENCODER = json.Encoder(enc_hook=str)  # paths
+_TASKS: json.Decoder[Task] = json.Decoder(Task, dec_hook=lambda kind, value: kind(value))
+_REPLIES = json.Decoder(Reply)
 
 
 class WorkerPool:
     """This process and, from `start` to the end of the `with` block, its workers.
 
     Args:
-        workers: processes; 0: one a usable core, or this one alone when there is little to do.
+        workers: processes; 0: one per usable core, or this one alone when there is little to do.
+        shard_size: patches per shard: more workers than shards are of no use.
     """
 
-    def __init__(self, workers: int) -> None:
-        self._wanted = workers
+    def __init__(self, workers: int, shard_size: int) -> None:
+        self._asked = workers
+        self._shard_size = shard_size
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
 
@@ -59,39 +83,27 @@ class WorkerPool:
     def start(self, patches: int, shards: int) -> int:
         """Start as many workers as are of use, if that has not been done; they get ready while
         this process goes on. Returns how many were asked for."""
-        wanted = self._wanted or (1 if patches <= _FEW else usable_cores())
-        useful = min(wanted, shards)
+        asked = self._asked or (1 if patches <= _FEW else usable_cores())
+        useful = min(asked, shards)
         while useful > 1 and len(self._workers) < useful:
             worker = _Worker()
             self._workers.append(worker)
             self._selector.register(worker.stdout, selectors.EVENT_READ, worker)
-        return wanted
+        return asked
 
-    def look(self, parts: Sequence[Look]) -> list[Looked]:
-        """`look` at every part, in their order. This process takes part."""
+    def look_up(self, batches: Sequence[FileBatch]) -> list[BatchPatches]:
+        """`files.look_up` for every batch, in their order. This process takes part."""
+        count = sum(len(batch.paths) for batch in batches)
+        self.start(count, -(-count // self._shard_size))
+        results: dict[int, BatchPatches] = {}
+        with progress("listing", count, "files") as advance:
+            for i, reply in self._spread(batches, here=lambda i: Reply(files=look_up(batches[i]))):
+                assert reply.files is not None
+                results[i] = reply.files
+                advance(len(batches[i].paths))
+        return [results[i] for i in range(len(batches))]
 
-        def message(i: int) -> _Message:
-            part = parts[i]
-            limits = astuple(part.accepted)
-            arguments = [part.root, limits, part.regex, part.paths, part.given]
-            return "look", f"looked at {part.paths[0]}", arguments
-
-        found: dict[int, Looked] = {}
-        with progress("listing", sum(map(len, parts)), "files") as advance:
-            for i, answer in self._spread(len(parts), message, lambda i: look(parts[i])):
-                if not isinstance(answer, Looked):
-                    rows, refused, missing, error = answer
-                    answer = Looked(
-                        list(map(Patch._make, rows)),
-                        list(map(tuple, refused)),
-                        list(map(tuple, missing)),
-                        error and tuple(error),
-                    )
-                found[i] = answer
-                advance(len(parts[i]))
-        return [found[i] for i in range(len(parts))]
-
-    def build(self, job: Job, plans: Sequence[ShardPlan]) -> Iterator[Record]:
+    def build(self, job: Job, plans: Sequence[ShardPlan]) -> Iterator[ShardRecord]:
         """Build every shard; records as they are finished.
 
         Raises:
@@ -100,36 +112,35 @@ class WorkerPool:
         if not self._workers:
             yield from (build(job, plan) for plan in plans)
             return
-
-        def message(i: int) -> _Message:
-            plan = plans[i]
-            shard = [plan.name, plan.split, plan.first_key, plan.patches]
-            return "build", f"built {plan.name}", [astuple(job), shard]
-
-        for _, record in self._spread(len(plans), message):
-            yield Record(**record)
+        for _, reply in self._spread([ShardTask(job=job, plan=plan) for plan in plans]):
+            assert reply.shard is not None
+            yield reply.shard
 
     def _spread(
-        self, count: int, message: Callable[[int], _Message],
-        here: Callable[[int], Any] | None = None,
-    ) -> Iterator[tuple[int, Any]]:  # fmt: skip
-        """The answers to `count` messages, as they come; `here` gives those of this process.
+        self, tasks: Sequence[Task], here: Callable[[int], Reply] | None = None
+    ) -> Iterator[tuple[int, Reply]]:
+        """Yield the number of each task and its reply, as they come; `here` does one in this
+        process.
 
         Raises:
             DataError: one that a worker met, or a worker that died.
         """
-        left, crew = deque(range(count)), self._workers
-        while left or any(worker.asked for worker in crew):
-            for worker in crew:
-                # one task waits in a worker that is at another, unless others could begin it
-                while left and worker.ready and len(worker.asked) < 1 + (len(left) > len(crew)):
-                    worker.ask(left[0], message(left.popleft()))
-            alone = here is not None and bool(left)
-            for key, _ in self._selector.select(0 if alone else None):
-                yield from key.data.hear()
+        left = deque(range(len(tasks)))
+        while left or any(worker.asked for worker in self._workers):
+            for worker in self._workers:
+                while left and worker.ready and self._takes_more(worker, len(left)):
+                    i = left.popleft()
+                    worker.ask(i, tasks[i])
+            busy_here = here is not None and bool(left)
+            for key, _ in self._selector.select(0 if busy_here else None):
+                yield from key.data.replies()
             if here is not None and left:
                 i = left.popleft()
                 yield i, here(i)
+
+    def _takes_more(self, worker: "_Worker", left: int) -> bool:
+        """Whether the worker is idle, or a second task can wait in it that no other would begin."""
+        return len(worker.asked) < (2 if left > len(self._workers) else 1)
 
 
 class _Worker:
@@ -150,38 +161,41 @@ class _Worker:
         assert self._process.stdout is not None
         self.stdout = self._process.stdout
         self.ready = False
-        self.asked: deque[tuple[int, str]] = deque()  # number of the task and what it is about
+        self.asked: deque[tuple[int, Task]] = deque()  # numbered, not yet answered
 
-    def ask(self, number: int, message: _Message) -> None:
+    def ask(self, number: int, task: Task) -> None:
         assert self._process.stdin is not None
-        self.asked.append((number, message[1]))
+        self.asked.append((number, task))
         try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.write(_ENCODER.encode(task) + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # the worker died: reading its answer says so
+            pass  # the worker died: reading its reply says so
 
-    def hear(self) -> list[tuple[int, Any]]:
-        """Numbers of tasks and their answers: the lines that the worker has begun to say.
+    def replies(self) -> list[tuple[int, Reply]]:
+        """Read the lines that the worker has begun to write: numbers of tasks and their replies.
 
         Raises:
             DataError: one that the worker met, or it died.
         """
-        said = bytearray()
-        while not said.endswith(b"\n"):
-            part = os.read(self.stdout.fileno(), 1 << 20)
-            if not part:
+        data = bytearray()
+        while not data.endswith(b"\n"):
+            block = os.read(self.stdout.fileno(), 1 << 20)
+            if not block:
                 raise self._died()
-            said += part
-        lines = said.splitlines()
+            data += block
+        replies = [_REPLIES.decode(line) for line in data.splitlines()]
         if not self.ready:
             self.ready = True
-            del lines[0]
-        return [(self.asked.popleft()[0], _answer(line)) for line in lines]
+            del replies[0]
+        for reply in replies:
+            if reply.error is not None:
+                raise DataError(reply.error)
+        return [(self.asked.popleft()[0], reply) for reply in replies]
 
     def _died(self) -> DataError:
         code = self._process.wait()
-        doing = f" while it {self.asked[0][1]}" if self.asked else ""
+        doing = f" while it {_activity(self.asked[0][1])}" if self.asked else ""
         return DataError(
             f"a packing process ended with code {code}{doing}; if it did not say why, the memory "
             f"may have run out: use fewer --workers. Finished shards are kept"
@@ -197,48 +211,35 @@ class _Worker:
             pass
 
 
-def _answer(line: bytearray) -> Any:
-    answer = json.loads(line)
-    if isinstance(answer, str):
-        raise DataError(answer)
-    return answer
+def _activity(task: Task) -> str:
+    if isinstance(task, ShardTask):
+        return f"built {task.plan.name}"
+    return f"looked at {task.paths[0]}"
 
 
 def _work() -> None:
     """The loop of a worker process."""
-    gc.disable()  # nothing here makes cycles, and a search takes a fifth of the time of `look`
+    gc.disable()  # nothing here makes cycles, and a search takes a fifth of the time of `look_up`
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(lines,), daemon=True).start()
-    said = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
-    answer: Any = None  # ready
+    stdout = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no reply
+    reply = Reply()  # ready
     while True:
-        said.write(json.dumps(answer) + "\n")
-        said.flush()
-        task, _, arguments = json.loads(lines.get())
+        stdout.write(_ENCODER.encode(reply) + b"\n")
+        stdout.flush()
+        task = _TASKS.decode(lines.get())
         try:
-            answer = _TASKS[task](*arguments)
+            if isinstance(task, ShardTask):
+                reply = Reply(shard=build(task.job, task.plan))
+            else:
+                reply = Reply(files=look_up(task))
         except DataError as error:
-            answer = str(error)
-
-
-def _look(root: str, limits: list[Any], *rest: Any) -> list[Any]:
-    suffixes, max_bytes = limits
-    found = look(Look(root, Accepted(tuple(suffixes), max_bytes), *rest))
-    return [found.patches, found.refused, found.missing, found.error]
-
-
-def _build(job: list[Any], shard: list[Any]) -> dict[str, Any]:
-    name, split, first_key, rows = shard
-    plan = ShardPlan(name, split, first_key, list(map(Patch._make, rows)))
-    return asdict(build(Job(*job), plan))
-
-
-_TASKS: dict[str, Callable[..., Any]] = {"look": _look, "build": _build}
+            reply = Reply(error=str(error))
 
 
 def _listen(lines: queue.SimpleQueue[bytes]) -> None:
-    """Pass on what the parent says; without a parent there is nothing to finish."""
+    """Pass on what the parent writes; without a parent there is nothing to finish."""
     for line in sys.stdin.buffer:
         lines.put(line)
     os._exit(0)

@@ -1,0 +1,16 @@
+"""Where patches come from, and what their folders, names and tables say of each.
+
+`collect.collect` lists the patches of a source and gives each its split; packing then reads them
+one by one. A new kind of source is a class that follows `source.Source` and one entry in
+`collect.AnySource`.
+
+    source    a patch, the list of all patches, and the protocol of a source
+    names     source image, position, patient and site from a file's name
+    files     which files may be patches: by name, size and link; many at once
+    folder    patches under a folder: walk, layout, classes and slides
+    columns   the columns of a manifest, checked cell by cell
+    manifest  patches that a CSV or Parquet table lists
+    convert   images of other sizes and kinds: cropped, resized or cut into tiles
+    splits    train, val and test: as the source has them, or drawn by group
+    collect   the source that the options name, and its patches with their splits
+"""

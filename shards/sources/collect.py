@@ -1,100 +1,99 @@
-"""From SOURCE and the options to the list of patches: found or listed, cut into tiles, split."""
+"""From the options to the list of patches: the source that they name, collected, with splits."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from common.errors import DataError
-from shards.pack.plan import PackOptions
-from shards.sources.assign import achieved, assign
-from shards.sources.convert import CONVERTIBLE
-from shards.sources.folder import Survey, split_warnings, survey
-from shards.sources.layout import PLAIN
-from shards.sources.listed import manifest_provenance, survey_listed
-from shards.sources.look import LookAll, look_here
-from shards.sources.manifest import read_manifest
-from shards.sources.tiles import tile
+from shards.sources.convert import CONVERTIBLE, ConvertedSource, Rule, TileSource
+from shards.sources.files import PLAIN, look_up_here
+from shards.sources.folder import FolderSource, Layout
+from shards.sources.manifest import Columns, ManifestSource
+from shards.sources.source import Collection, LookUp, Patch, Source, SplitDraw
+from shards.sources.splits import class_warnings, draw_splits
+
+AnySource = FolderSource | ManifestSource | ConvertedSource | TileSource  # what workers can be sent
 
 
-@dataclass(frozen=True)
-class Intake:
-    """What to pack, and where it comes from."""
+def choose_source(
+    root: Path,
+    *,
+    convert: Rule,
+    manifest: Path | None,
+    columns: Columns,
+    layout: Layout,
+    group_regex: str | None,
+) -> AnySource:
+    """Return the source that the options of packing name."""
+    accepted = PLAIN if convert == "none" else CONVERTIBLE
+    files: FolderSource | ManifestSource
+    if manifest is None:
+        files = FolderSource(root=root, group_regex=group_regex, accepted=accepted, layout=layout)
+    else:
+        files = ManifestSource(
+            root=root,
+            group_regex=group_regex,
+            accepted=accepted,
+            manifest=manifest,
+            columns=columns,
+        )
+    if convert == "none":
+        return files
+    if convert == "tile":
+        return TileSource(files=files)
+    return ConvertedSource(files=files, rule=convert)
 
-    source: str  # as it was named on the command line
-    name: str  # of the folder
-    survey: Survey
-    said: dict[str, Any]  # for the provenance in dataset.json
 
+def collect(
+    source: Source, val: float = 0, test: float = 0, seed: int = 0, look_up: LookUp = look_up_here
+) -> Collection:
+    """List the patches of a source, with their splits and all that is to be said of them.
 
-def gather(source: Path, options: PackOptions, look_all: LookAll = look_here) -> Intake:
-    """What to pack, and what dataset.json says of where it comes from.
+    Args:
+        val, test: fractions of the patches to draw for these splits, by group.
+        look_up: see `Source.collect`.
 
     Raises:
-        DataError: as `survey`, `read_manifest`, `survey_listed` and `assign`; fractions asked of
-            a source that has splits; a class that train lacks.
+        DataError: as `Source.collect` and `draw_splits`; fractions asked of a source that has
+            splits; a class that train lacks, or patches with and without a class.
     """
-    accepted = PLAIN if options.convert == "none" else CONVERTIBLE
-    if options.manifest is None:
-        found = survey(source, options.group_regex, options.layout, accepted, look_all)
-        said: dict[str, Any] = {"layout": found.layout}
-    else:
-        rows = read_manifest(options.manifest, options.columns)
-        found = survey_listed(source, rows, options.group_regex, accepted, look_all)
-        said = {"manifest": manifest_provenance(rows)}
-    if options.convert != "none":
-        said["convert"] = {"rule": options.convert}
-    if options.convert == "tile":
-        found = _tiled(source, found, said["convert"])
-    if (options.val or options.test) and found.patches:
-        found, said["splits"] = _split(source, found, options)
-    warnings = found.warnings + split_warnings(source, found.patches)
-    found = replace(found, warnings=warnings)
-    return Intake(str(source), source.resolve().name, found, said)
+    collection = source.collect(look_up)
+    if (val or test) and collection.patches:
+        collection = _with_drawn_splits(collection, val, test, seed)
+    collection.warnings.extend(split_warnings(Path(collection.root), collection.patches))
+    return collection
 
 
-def _tiled(source: Path, found: Survey, said: dict[str, Any]) -> Survey:
-    done = tile(source, found.patches)
-    said |= {
-        "images": done.images,
-        "images_with_remainder": done.cut,
-        "pixels": done.pixels,
-        "pixels_left": done.pixels_left,
-    }
-    note = (
-        f"tile: {done.images:,} images cut into {len(done.patches):,} tiles; {done.cut:,} images "
-        f"had a remainder, {done.pixels_left / max(done.pixels, 1):.1%} of all pixels, left out"
-    )
-    refused = sorted([*found.refused, *done.refused])
-    return replace(found, patches=done.patches, refused=refused, notes=[*found.notes, note])
+def split_warnings(root: Path, patches: list[Patch]) -> list[str]:
+    """Say what an evaluation on these splits will lack.
+
+    Raises:
+        DataError: a class that train lacks, or patches with and without a class.
+    """
+    labels: dict[str, set[str | None]] = {}
+    for split, label in {(patch.split, patch.label) for patch in patches}:
+        labels.setdefault(split, set()).add(label)
+    return class_warnings(root, labels)
 
 
-def _split(source: Path, found: Survey, options: PackOptions) -> tuple[Survey, dict[str, Any]]:
-    if found.has_splits:
-        folders = options.manifest is None
-        where = "folders" if folders else f"column in {options.manifest}"
-        one = " (one split folder can be SOURCE by itself)" if folders else ""
+def _with_drawn_splits(collection: Collection, val: float, test: float, seed: int) -> Collection:
+    if collection.splits_from:
+        hint = " (one split folder can be SOURCE by itself)"
         raise DataError(
-            f"{source} has splits already (split {where}), and --val and --test draw new ones: "
-            f"leave out the options, or the splits{one}"
+            f"{collection.root} has splits already (split {collection.splits_from}), and --val and "
+            f"--test draw new ones: leave out the options, or the splits"
+            f"{hint if collection.splits_from == 'folders' else ''}"
         )
-    members = [(patch.group, patch.label) for patch in found.patches]
-    split, warnings = assign(members, options.val, options.test, options.seed)
-    patches = [patch._replace(split=split[patch.group]) for patch in found.patches]
-    kinds = sorted({kind for kind, _ in split})
+    members = [(patch.group, patch.label) for patch in collection.patches]
+    splits, warnings = draw_splits(members, val, test, seed)
+    kinds = sorted({kind for kind, _ in splits})
     note = (
-        f"splits drawn by {' or '.join(kinds)}: {len(split):,} groups, asked for "
-        f"val {options.val:g}, test {options.test:g}"
+        f"splits drawn by {' or '.join(kinds)}: {len(splits):,} groups, asked for "
+        f"val {val:g}, test {test:g}"
     )
-    said = {
-        "by": kinds,
-        "val": options.val,
-        "test": options.test,
-        "achieved": achieved((p.split, p.group, p.label) for p in patches),
-    }
-    drawn = replace(
-        found,
-        patches=patches,
-        notes=[*found.notes, note],
-        warnings=[*found.warnings, *warnings],
+    return replace(
+        collection,
+        patches=[patch._replace(split=splits[patch.group]) for patch in collection.patches],
+        splits_drawn=SplitDraw(by=kinds, val=val, test=test),
+        notes=[*collection.notes, note],
+        warnings=[*collection.warnings, *warnings],
     )
-    return drawn, said

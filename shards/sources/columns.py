@@ -1,4 +1,4 @@
-"""Checks the columns of a manifest, and says which row and cell is wrong."""
+"""The columns of a manifest, checked; an error names the row and cell that is wrong."""
 
 import posixpath
 from collections.abc import Callable
@@ -21,7 +21,7 @@ _ABOVE = r"(^|/)\.\.(/|$)"
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table, and where it is."""
+    """A column of a table, and its place in a file."""
 
     file: Path
     name: str
@@ -29,10 +29,10 @@ class Column:
     data: pa.ChunkedArray
 
     def text(self) -> pa.Array:
-        """As strings, null where a cell is empty or not a number.
+        """Return the cells as strings, null where one is empty or not a number.
 
         Raises:
-            DataError: a type that has no text, as lists and structs.
+            DataError: a type that has no text, such as lists and structs.
         """
         data = self.data
         if pa.types.is_floating(data.type):
@@ -46,7 +46,7 @@ class Column:
         return pc.if_else(pc.equal(text, ""), None, text)
 
     def numbers(self) -> tuple[pa.Array, pa.Array]:
-        """As float64, null where a cell is empty, and as it is written.
+        """Return the cells as float64, null where one is empty, and as text.
 
         Raises:
             DataError: a cell that is not a number.
@@ -71,13 +71,13 @@ class Column:
         raise DataError(f"{self.file} row {row}, column {self.name!r}: {value}{what}{more}")
 
 
-def names(column: Column) -> list[Any]:
-    """Texts, None where empty."""
+def read_names(column: Column) -> list[Any]:
+    """Return texts, None where a cell is empty."""
     return column.text().to_pylist()
 
 
-def labels(column: Column) -> list[Any]:
-    """Texts, in every row or in none."""
+def read_labels(column: Column) -> list[Any]:
+    """Return texts, which must be in every row or in none."""
     text = column.text()
     if text.null_count < len(text):
         having = len(text) - text.null_count
@@ -86,8 +86,8 @@ def labels(column: Column) -> list[Any]:
     return text.to_pylist()
 
 
-def paths(column: Column) -> list[Any]:
-    """Distinct paths below the root, without ./ and //."""
+def read_paths(column: Column) -> list[Any]:
+    """Return distinct paths below the root, without ./ and //."""
     text = column.text()
     column.refuse(pc.is_null(text), "is empty")
     above = pc.or_(pc.starts_with(text, "/"), pc.match_substring_regex(text, _ABOVE))
@@ -99,26 +99,26 @@ def paths(column: Column) -> list[Any]:
     if len(codes.dictionary) < len(text):
         index = np.asarray(codes.indices)
         first = np.unique(index, return_index=True)[1]
-        again = np.ones(len(index), bool)
-        again[first] = False
-        row = int(first[index[again.argmax()]]) + column.first
-        column.refuse(pa.array(again), f"is also in row {row}: list each file once", text)
+        repeated = np.ones(len(index), bool)
+        repeated[first] = False
+        row = int(first[index[repeated.argmax()]]) + column.first
+        column.refuse(pa.array(repeated), f"is also in row {row}: list each file once", text)
     return text.to_pylist()
 
 
-def splits(column: Column) -> list[Any]:
-    """train, val or test."""
+def read_splits(column: Column) -> list[Any]:
+    """Return train, val or test for each row."""
     text = column.text()
     column.refuse(pc.is_null(text), "is empty: expected train, val or test in every row")
-    known = {name: split_name(name) for name in pc.unique(text).to_pylist()}
-    unknown = [name for name, split in known.items() if split is None]
+    by_name = {name: split_name(name) for name in pc.unique(text).to_pylist()}
+    unknown = [name for name, split in by_name.items() if split is None]
     bad = pc.is_in(text, value_set=pa.array(unknown, pa.string()))
     column.refuse(bad, "is not a split: expected train, val or test", text)
-    return [known[name] for name in text.to_pylist()]
+    return [by_name[name] for name in text.to_pylist()]
 
 
-def pixels(column: Column) -> list[Any]:
-    """Whole numbers from 0, None where empty."""
+def read_pixels(column: Column) -> list[Any]:
+    """Return whole numbers from 0, None where a cell is empty."""
     numbers, shown = column.numbers()
     column.refuse(pc.not_equal(numbers, pc.floor(numbers)), "is not whole", shown)
     column.refuse(pc.less(numbers, 0), "is negative", shown)
@@ -126,22 +126,22 @@ def pixels(column: Column) -> list[Any]:
     return pc.cast(numbers, pa.int64()).to_pylist()
 
 
-def resolutions(column: Column) -> list[Any]:
-    """Numbers above 0, None where empty."""
+def read_resolutions(column: Column) -> list[Any]:
+    """Return numbers above 0, None where a cell is empty."""
     numbers, shown = column.numbers()
     bad = pc.or_(pc.less_equal(numbers, 0), pc.invert(pc.is_finite(numbers)))
-    column.refuse(bad, "is not above 0, as microns a pixel are", shown)
+    column.refuse(bad, "is not above 0, as microns per pixel are", shown)
     return numbers.to_pylist()
 
 
 READERS: dict[str, Callable[[Column], list[Any]]] = {
-    "path": paths,
-    "label": labels,
-    "split": splits,
-    "patient": names,
-    "slide": names,
-    "site": names,
-    "x": pixels,
-    "y": pixels,
-    "mpp": resolutions,
+    "path": read_paths,
+    "label": read_labels,
+    "split": read_splits,
+    "patient": read_names,
+    "slide": read_names,
+    "site": read_names,
+    "x": read_pixels,
+    "y": read_pixels,
+    "mpp": read_resolutions,
 }

@@ -6,19 +6,43 @@
 
 Alpha is composited on white; palette and grey become RGB. Colour profiles and EXIF rotation are
 not applied. 16-bit, CMYK, animated and multi-page images stay refused.
+
+Packing shuffles: the tiles of an image go to shards far apart. Each image is therefore decoded
+once, and its tiles wait in a scratch file, 3104 bytes each at the offset that their key gives,
+until their shard is written. Images of finished shards are not decoded again.
 """
 
 import io
-from dataclasses import dataclass
-from typing import BinaryIO, Literal
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Literal, Self
 
 import numpy as np
 from deflate import crc32
+from msgspec import Struct, structs
 from PIL import Image
 
+from common.console import progress
+from common.errors import DataError
 from shards.codec.png import RAW_BYTES, SIGNATURE, STORED_ROW, Pixels, PngError
 from shards.schema import PATCH
-from shards.sources.layout import Accepted
+from shards.sources.folder import FolderSource
+from shards.sources.manifest import ManifestSource
+from shards.sources.source import (
+    Accepted,
+    Collection,
+    Conversion,
+    LookUp,
+    Patch,
+    ReadPatch,
+    read_file,
+)
 
 Rule = Literal["none", "crop", "resize", "tile"]
 
@@ -27,18 +51,176 @@ CONVERTIBLE = Accepted(("png", "jpg", "jpeg", "tif", "tiff"), 256 << 20)
 _FORMATS = ("PNG", "JPEG", "TIFF")  # pinned: PIL opens by content, not by name
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _BITS_PER_SAMPLE = 258  # tag of TIFF
+_BAD = b"\xff"  # in place of the first row's filter byte: the reason follows
 
 
-@dataclass(frozen=True)
+class ConvertedSource(Struct, frozen=True, kw_only=True, tag=True):
+    """Files that become one patch each, by `crop` or `resize`."""
+
+    files: FolderSource | ManifestSource
+    rule: Literal["crop", "resize"]
+
+    def collect(self, look_up: LookUp) -> Collection:
+        """List the patches: one per file, whatever its size."""
+        collection = self.files.collect(look_up)
+        return _with_conversion(collection, Conversion(rule=self.rule))
+
+    def stage(self, patches: Iterable[tuple[int, Patch]], scratch: Path, workers: int) -> Self:
+        return self
+
+    @contextmanager
+    def open(self) -> Iterator[ReadPatch]:
+        root = str(self.files.root)
+
+        def read(key: int, patch: Patch) -> tuple[Patch, bytes, bytes]:
+            converted = convert(read_file(root, patch), self.rule)
+            moved = patch._replace(
+                y=None if patch.y is None else patch.y + converted.y,
+                x=None if patch.x is None else patch.x + converted.x,
+                mpp=None if patch.mpp is None else patch.mpp * converted.scale,
+            )
+            return moved, b"", converted.raw
+
+        yield read
+
+
+class TileSource(Struct, frozen=True, kw_only=True, tag=True):
+    """Files that hold many patches each: every whole tile."""
+
+    files: FolderSource | ManifestSource
+    staged: Path | None = None  # file that holds the tiles
+
+    def collect(self, look_up: LookUp) -> Collection:
+        """List a patch per whole tile, from the headers of the images: image after image, row by
+        row. The position of a tile in its image is added to the image's own, where that is known.
+        """
+        collection = self.files.collect(look_up)
+        tiles: list[Patch] = []
+        refused = list(collection.refused)
+        images = cut = pixels = left = 0
+        for image in collection.patches:
+            try:
+                height, width = _tiled_size(self.files.root, image)
+            except PngError as error:
+                refused.append((image.path, str(error)))
+                continue
+            before = len(tiles)
+            tiles += _tiles(image, height, width)
+            remainder = height * width - (len(tiles) - before) * PATCH * PATCH
+            images, pixels = images + 1, pixels + height * width
+            cut, left = cut + bool(remainder), left + remainder
+        conversion = Conversion(
+            rule="tile",
+            images=images,
+            images_with_remainder=cut,
+            pixels=pixels,
+            pixels_left=left,
+        )
+        note = (
+            f"tile: {images:,} images cut into {len(tiles):,} tiles; {cut:,} images "
+            f"had a remainder, {left / max(pixels, 1):.1%} of all pixels, left out"
+        )
+        collection = replace(
+            collection, patches=tiles, refused=sorted(refused), notes=[*collection.notes, note]
+        )
+        return _with_conversion(collection, conversion)
+
+    def stage(self, patches: Iterable[tuple[int, Patch]], scratch: Path, workers: int) -> Self:
+        """Decode the images of `patches` and write their tiles to `scratch`.
+
+        Raises:
+            DataError: an image is missing or changed since it was listed, or the disk is full.
+        """
+        tiles: dict[str, list[tuple[int, Patch]]] = defaultdict(list)
+        for key, patch in patches:
+            tiles[patch.path].append((key, patch))
+        try:
+            handle = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            try:
+                stage = partial(_stage, handle, str(self.files.root))
+                with (
+                    progress("cutting tiles", len(tiles), "images") as advance,
+                    ThreadPoolExecutor(workers) as pool,
+                ):
+                    for _ in pool.map(stage, [tiles[path] for path in sorted(tiles)]):
+                        advance(1)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise DataError(
+                f"{scratch} cannot be written: {error.strerror}. Tiles need {RAW_BYTES} bytes each "
+                f"beside the shards until they are packed; make room and run the same command again"
+            ) from None
+        return structs.replace(self, staged=scratch)
+
+    @contextmanager
+    def open(self) -> Iterator[ReadPatch]:
+        assert self.staged is not None
+        handle = os.open(self.staged, os.O_RDONLY)
+
+        def read(key: int, patch: Patch) -> tuple[Patch, bytes, bytes]:
+            raw = os.pread(handle, RAW_BYTES, key * RAW_BYTES)
+            if raw.startswith(_BAD) or len(raw) < RAW_BYTES:
+                reason = raw[1:].split(b"\0")[0].decode("utf-8", "replace")
+                raise PngError(reason or "was not staged")
+            return patch, b"", raw
+
+        try:
+            yield read
+        finally:
+            os.close(handle)
+
+
+def _with_conversion(collection: Collection, conversion: Conversion) -> Collection:
+    origin = structs.replace(collection.origin, convert=conversion)
+    return replace(collection, origin=origin)
+
+
+def _tiled_size(root: Path, image: Patch) -> tuple[int, int]:
+    """Height and width of an image that holds a tile."""
+    try:
+        with open(root / image.path, "rb") as file:
+            height, width = image_size(file)
+    except OSError as error:
+        raise DataError(f"{root / image.path} cannot be read: {error.strerror}") from None
+    if min(height, width) < PATCH:
+        raise PngError(f"{width}x{height} pixels: too small for a tile of {PATCH}x{PATCH}")
+    return height, width
+
+
+def _tiles(image: Patch, height: int, width: int) -> Iterable[Patch]:
+    for y in range(0, height - PATCH + 1, PATCH):
+        for x in range(0, width - PATCH + 1, PATCH):
+            yield image._replace(y=(image.y or 0) + y, x=(image.x or 0) + x, tile=(y, x))
+
+
+def _stage(handle: int, root: str, tiles: list[tuple[int, Patch]]) -> None:
+    """Decode one image and write its tiles, or the reason why it has none."""
+    data = read_file(root, tiles[0][1])
+    try:
+        pixels = np.asarray(read_rgb(data))
+    except PngError as error:
+        for key, _ in tiles:
+            os.pwrite(handle, _BAD + str(error).encode()[: RAW_BYTES - 2] + b"\0", key * RAW_BYTES)
+        return
+    for key, patch in tiles:
+        y, x = patch.tile or (0, 0)
+        raw = raw_rows(pixels[y : y + PATCH, x : x + PATCH])
+        os.pwrite(handle, raw, key * RAW_BYTES)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Converted:
+    """A patch that was cut out of an image."""
+
     raw: bytes  # 32 rows, each after a zero byte, as `png.inflate` gives
     y: int  # pixel row and column of its corner in the image
     x: int
-    scale: float  # pixels of the image a pixel of the patch
+    scale: float  # pixels of the image per pixel of the patch
 
 
-def convert(data: bytes, rule: Rule) -> Converted:
-    """A patch from a whole PNG, JPEG or TIFF file, by `crop` or `resize`.
+def convert(data: bytes, rule: Literal["crop", "resize"]) -> Converted:
+    """Make a patch of a whole PNG, JPEG or TIFF file.
 
     Raises:
         PngError: not an image that is converted, or one smaller than the crop.
@@ -56,11 +238,11 @@ def convert(data: bytes, rule: Rule) -> Converted:
     image = image.crop((x, y, x + side, y + side))
     if rule == "resize":
         image = image.resize((PATCH, PATCH), Image.Resampling.LANCZOS)
-    return Converted(raw_rows(np.asarray(image)), y, x, side / PATCH)
+    return Converted(raw=raw_rows(np.asarray(image)), y=y, x=x, scale=side / PATCH)
 
 
 def image_size(file: BinaryIO) -> tuple[int, int]:
-    """Height and width of an image that `read_rgb` would read, from its header alone.
+    """Read the height and width of an image from its header alone.
 
     Raises:
         PngError: as `read_rgb`, as far as the header tells.
@@ -70,7 +252,7 @@ def image_size(file: BinaryIO) -> tuple[int, int]:
 
 
 def read_rgb(data: bytes) -> Image.Image:
-    """The RGB image in a PNG, JPEG or TIFF file.
+    """Decode a PNG, JPEG or TIFF file as RGB.
 
     Raises:
         PngError: another format, damage, 16-bit, CMYK or other kinds of pixel, several frames,
@@ -91,7 +273,7 @@ def read_rgb(data: bytes) -> Image.Image:
 
 
 def raw_rows(pixels: Pixels) -> bytes:
-    """(32, 32, 3) pixels as `png.inflate` gives them: a zero filter byte before each row."""
+    """Return (32, 32, 3) pixels as `png.inflate` gives them: a zero byte before each row."""
     rows = np.zeros((PATCH, STORED_ROW), np.uint8)
     rows[:, 1:] = pixels.reshape(PATCH, -1)
     raw = rows.tobytes()
@@ -100,7 +282,7 @@ def raw_rows(pixels: Pixels) -> bytes:
 
 
 def _open(file: BinaryIO) -> Image.Image:
-    """An image whose header was read and checked; no pixel is decoded."""
+    """Open an image and check its header; no pixel is decoded."""
     head = file.read(33)
     file.seek(0)
     try:
@@ -123,7 +305,7 @@ def _open(file: BinaryIO) -> Image.Image:
 
 
 def _bits(image: Image.Image, head: bytes) -> int:
-    """Bits a sample: PIL opens 16-bit RGB without saying so."""
+    """Bits per sample: PIL opens 16-bit RGB without saying so."""
     if image.format == "PNG":
         return head[24]
     if image.format == "TIFF":
@@ -133,7 +315,7 @@ def _bits(image: Image.Image, head: bytes) -> int:
 
 
 def _check_chunks(data: bytes) -> None:
-    """Every chunk of a PNG whole and with the right CRC: PIL does not check all of them."""
+    """Check that every chunk of a PNG is whole and has the right CRC, which PIL does not."""
     at, kind = len(SIGNATURE), b""
     while kind != b"IEND":
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")

@@ -1,11 +1,10 @@
-"""Reads a manifest: a CSV or Parquet table that says what each patch is, checked column by column.
+"""Patches that a manifest lists: a CSV or Parquet table that says what each of them is.
 
     path,label,split,patient,slide,site,x,y,mpp
     slide-7/p1.png,tumor,train,P-3,slide-7,Leeds,512,0,0.5
 
 Only `path` is required. Texts are kept exactly, whatever type a Parquet column has; an empty cell
-is no value. Everything here is about the table: whether the files exist is asked by
-`shards.sources.listed`.
+is no value.
 """
 
 import csv
@@ -22,11 +21,16 @@ import xxhash
 
 from common.errors import DataError
 from shards.sources.columns import READERS, Column
+from shards.sources.files import CHUNK, FileSource
+from shards.sources.names import barcode_notes
+from shards.sources.source import Collection, LookUp, ManifestOrigin, Origin, Patch
+
+_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column of the manifest holds what. Default: the one of that name, if there is one."""
+    """Columns of the manifest by what they hold. Default: the column of that name, if any."""
 
     path: str | None = None
     """Image file, relative to SOURCE."""
@@ -43,16 +47,16 @@ class Columns:
     y: str | None = None
     """Pixel row."""
     mpp: str | None = None
-    """Microns a pixel."""
+    """Microns per pixel."""
 
 
 FIELDS = tuple(field.name for field in fields(Columns))
 assert set(FIELDS) == set(READERS)
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A checked manifest: a list a field, one entry a row. Fields without a column are absent."""
+@dataclass(frozen=True, kw_only=True)
+class ManifestRows:
+    """A checked manifest: a list per field with an entry per row; only fields with a column."""
 
     file: Path
     values: dict[str, list[Any]]  # paths without ./ and //; splits as train, val or test
@@ -65,11 +69,78 @@ class Rows:
         return len(self.values["path"])
 
     def place(self, index: int, field: str = "path") -> str:
-        """`FILE row 7, column 'path'`."""
+        """Name a cell: `FILE row 7, column 'path'`."""
         return f"{self.file} row {index + self.first}, column {self.used[field]!r}"
 
 
-def read_manifest(file: Path, columns: Columns | None = None) -> Rows:
+class ManifestSource(FileSource, frozen=True, kw_only=True, tag=True):
+    """The files under a root that a manifest lists.
+
+    What the manifest has a column for is taken from it alone. Otherwise the position comes from
+    the file name, and patient and site from a TCGA barcode in the slide or source.
+    """
+
+    manifest: Path
+    columns: Columns = Columns()
+
+    def collect(self, look_up: LookUp) -> Collection:
+        """List the patches, sorted by path.
+
+        Raises:
+            DataError: as `read_manifest`; the root is not a folder, a row whose file does not
+                exist or whose link leaves the root, a path that the regex does not match.
+        """
+        rows = read_manifest(self.manifest, self.columns)
+        if not self.root.is_dir():
+            raise DataError(f"{self.root} is not a folder: paths of {rows.file} are relative to it")
+        paths = rows.values["path"]
+        columns = {name: values for name, values in rows.values.items() if name != "path"}
+        columns.setdefault("split", ["train"] * len(rows))
+        patches: list[Patch] = []
+        refused: list[tuple[str, str]] = []
+        missing: list[str] = []
+        batches = self.batches(paths, columns)
+        for start, result in zip(range(0, len(rows), CHUNK), look_up(batches), strict=True):
+            if result.error:
+                raise DataError(f"{rows.place(start + result.error[0])}: {result.error[1]}")
+            patches += result.patches
+            refused += result.refused
+            for i, reason in result.missing:
+                missing.append(f"  {rows.place(start + i)}: {paths[start + i]!r}: {reason}")
+        if missing:
+            raise self._missing(rows, missing)
+        patches.sort(key=lambda patch: patch.path)
+        from_names = [field for field in ("patient", "site") if field not in rows.used]
+        origin = ManifestOrigin(
+            name=rows.file.name, xxh3=rows.xxh3, rows=len(rows), columns=rows.used
+        )
+        return Collection(
+            root=str(self.root),
+            name=self.name,
+            patches=patches,
+            refused=sorted(refused),
+            splits_from=f"column in {self.manifest}" if "split" in rows.used else "",
+            origin=Origin(manifest=origin),
+            notes=[_note(rows), *barcode_notes(patches, from_names)],
+        )
+
+    def _missing(self, rows: ManifestRows, missing: list[str]) -> DataError:
+        shown = "\n".join(missing[:_SHOWN])
+        more = f"\n  ... and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        return DataError(
+            f"{len(missing)} of {len(rows)} files that {rows.file} lists cannot be found in "
+            f"{self.root} (paths are relative to it, with / between folders):\n{shown}{more}"
+        )
+
+
+def _note(rows: ManifestRows) -> str:
+    used = [f if f == column else f"{f} from {column}" for f, column in rows.used.items()]
+    note = f"manifest {rows.file}: {len(rows):,} rows; {', '.join(used)}"
+    unused = unused_columns(rows)
+    return f"{note}; not used: {', '.join(unused)}" if unused else note
+
+
+def read_manifest(file: Path, columns: Columns | None = None) -> ManifestRows:
     """Read and check `file`, a `.csv` (commas, UTF-8) or a `.parquet`.
 
     Raises:
@@ -88,22 +159,24 @@ def read_manifest(file: Path, columns: Columns | None = None) -> Rows:
         raise DataError(f"{file} has no rows")
     unused = [name for name in names if name not in used.values()]
     digest = xxhash.xxh3_64_hexdigest(blob)
-    rows = Rows(file, {}, used, unused, digest, 2 if is_csv else 1)
+    rows = ManifestRows(
+        file=file, values={}, used=used, unused=unused, xxh3=digest, first=2 if is_csv else 1
+    )
     for field, name in used.items():
         column = Column(file, name, rows.first, table[name])
         rows.values[field] = READERS[field](column)
     return rows
 
 
-def suggestions(rows: Rows) -> list[str]:
-    """Unused columns, each with the option that would use it where its name resembles a field."""
-    found = []
+def unused_columns(rows: ManifestRows) -> list[str]:
+    """List the unused columns, with the option that would use one whose name resembles a field."""
+    lines = []
     for name in rows.unused:
         free = [field for field in FIELDS if field not in rows.used]
         close = [field for field in free if name.lower().startswith(field)]
         close += get_close_matches(name.lower(), free, 1, 0.75)
-        found.append(f"{name} (use it? --columns.{close[0]} {name})" if close else name)
-    return found
+        lines.append(f"{name} (use it? --columns.{close[0]} {name})" if close else name)
+    return lines
 
 
 def _read(file: Path) -> bytes:

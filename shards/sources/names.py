@@ -1,10 +1,12 @@
-"""What names say of a patch: its source image, its place in it, its slide, patient and site."""
+"""What names say of a patch: its source image, position, slide, patient and site."""
 
 import os
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 from common.errors import DataError
+from shards.sources.source import Patch
 
 _POSITIONS = (
     re.compile(r"(?:^|_)y(?P<y>\d{1,9})_x(?P<x>\d{1,9})(?!\d)"),
@@ -15,8 +17,10 @@ _TCGA = re.compile(r"(?<![A-Za-z0-9])TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}(?![A-Za-z0-9
 
 
 def require_utf8(path: str) -> None:
-    """Raises:
-    DataError: a name in `path` is not UTF-8: no sidecar or `dataset.json` could hold it.
+    """Refuse a name that no sidecar or `dataset.json` could hold.
+
+    Raises:
+        DataError: a name in `path` is not UTF-8.
     """
     try:
         path.encode()
@@ -36,8 +40,8 @@ def position(stem: str) -> tuple[int | None, int | None]:
 
 
 def only_position(name: str) -> bool:
-    """Whether a file's name says nothing but a place, as in a folder of one slide:
-    `000123_x1234_y5678.png` (what TRIDENT-like tools write) or `x1234_y5678.png`."""
+    """Whether a file's name is only a position, as in a folder of one slide: `x1234_y5678.png`, or
+    `000123_x1234_y5678.png` as TRIDENT and similar tools write it."""
     return _ONLY_POSITION.fullmatch(name) is not None
 
 
@@ -49,8 +53,19 @@ def barcode(name: str) -> tuple[str, str] | None:
     return None if match is None else (match[0], match[1])
 
 
+def barcode_notes(
+    patches: Sequence[Patch], fields: Sequence[str] = ("patient", "site")
+) -> list[str]:
+    """One line on the fields that come from TCGA barcodes, if there are barcodes."""
+    if not fields or not any(map(barcode, {patch.slide or patch.source for patch in patches})):
+        return []
+    coded = [patch for patch in patches if barcode(patch.slide or patch.source)]
+    counts = [f"{field}s: {len({getattr(p, field) for p in coded}):,}" for field in fields]
+    return [f"TCGA barcodes in the names of {len(coded):,} patches ({', '.join(counts)})"]
+
+
 def group_pattern(regex: str | None) -> re.Pattern[str] | None:
-    """The compiled `--group-regex`.
+    """Compile `--group-regex`.
 
     Raises:
         DataError: not a regular expression, or one without a group.
@@ -67,8 +82,10 @@ def group_pattern(regex: str | None) -> re.Pattern[str] | None:
 
 
 def source_image(path: str, stem: str, slide: str | None, pattern: re.Pattern[str] | None) -> str:
-    """The source image of a patch: the first group of `pattern`, searched in the relative path;
-    without a pattern the slide, where it is known, or the file name before `__`, or all of it.
+    """Return the source image of a patch.
+
+    It is the first group of `pattern`, searched in the relative path; without a pattern the slide,
+    where it is known, or the file name before `__`, or all of it.
 
     Raises:
         DataError: the pattern does not match, or its group is empty.

@@ -1,11 +1,23 @@
-"""Splits: which folders are one, what each must hold, and whether a group crosses them."""
+"""Train, val and test: as folders and cells name them, or drawn by group (`--val F --test F`).
 
-from collections import Counter
+A drawn group (patient, slide or source) goes to one split as a whole. Groups are taken from the
+large to the small, in random order among those of about one size, and each goes to the split that
+its classes have filled least of what they should; then groups move where a class would be missing
+from a split. The result depends on (groups, classes, counts, seed) only.
+"""
+
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import xxhash
 
 from common.console import printable
 from common.errors import DataError
+
+Group = tuple[str, str]  # kind and name
+Label = str | None
 
 GROUPS = ("patient", "slide", "source")  # what no split should cut, the largest first
 SPLITS = ("train", "val", "test")  # also the order in which samples are numbered
@@ -15,12 +27,12 @@ _SHOWN_GROUPS = 5
 
 
 def split_name(name: str) -> str | None:
-    """The split that a folder or a cell names, in any case and with val spelled out, if any."""
+    """Return the split that a folder or a cell names, if any: in any case, val also spelled out."""
     return _ALIASES.get(name.lower())
 
 
 def split_folders(root: Path, names: list[str]) -> dict[str, str]:
-    """Folder name to split, in any case; empty when no folder is named like a split.
+    """Map folder names to splits; empty when no folder is named like a split.
 
     Raises:
         DataError: split folders beside others, or two folders for one split.
@@ -38,7 +50,7 @@ def split_folders(root: Path, names: list[str]) -> dict[str, str]:
 
 
 def class_warnings(root: Path, labels: Mapping[str, set[str | None]]) -> list[str]:
-    """What an evaluation will lack, from the classes in each split (None = unlabelled).
+    """Say what an evaluation will lack, from the classes in each split (None = unlabelled).
 
     Raises:
         DataError: a class that train lacks, or patches with and without a class.
@@ -68,13 +80,13 @@ def class_warnings(root: Path, labels: Mapping[str, set[str | None]]) -> list[st
 
 
 def leaks(members: Iterable[tuple[str, str]]) -> list[str]:
-    """The sorted groups that occur in more than one split, from (split, group) pairs."""
+    """Return the sorted groups in more than one split, from (split, group) pairs."""
     counts = Counter(group for _, group in set(members))
     return sorted(group for group, splits in counts.items() if splits > 1)
 
 
 def leak_warning(what: str, crossing: list[str]) -> str:
-    """`N values of WHAT are in more than one split`, with examples."""
+    """Warn that groups of the kind `what` are in more than one split, with examples."""
     shown = ", ".join(printable(group) for group in crossing[:_SHOWN_GROUPS])
     return (
         f"{len(crossing)} of the {what} groups are in more than one split "
@@ -85,3 +97,103 @@ def leak_warning(what: str, crossing: list[str]) -> str:
 
 def _sorted(labels: set[str | None]) -> list[str]:
     return sorted(str(label) for label in labels)
+
+
+@dataclass
+class _Draw:
+    """The state of a draw."""
+
+    content: dict[Group, Counter[Label]]  # patches of a group by class
+    totals: Counter[Label]
+    fractions: Mapping[str, float]
+    rank: dict[Group, int]  # place in the random order
+    split: dict[Group, str] = field(default_factory=dict)
+    filled: Counter[tuple[str, Label]] = field(default_factory=Counter)  # patches
+    having: Counter[tuple[str, Label]] = field(default_factory=Counter)  # groups
+
+    def put(self, group: Group, split: str) -> None:
+        """Put the group into a split, out of the one it was in."""
+        if group in self.split:
+            self._count(group, self.split[group], -1)
+        self._count(group, split, 1)
+        self.split[group] = split
+
+    def _count(self, group: Group, split: str, sign: int) -> None:
+        for label, count in self.content[group].items():
+            self.filled[split, label] += sign * count
+            self.having[split, label] += sign
+
+    def excess(self, group: Group, split: str) -> float:
+        """How full the split would be with the group, over the classes of the group."""
+        full = 0.0
+        for label, count in self.content[group].items():
+            total = self.totals[label]
+            full += count * (self.filled[split, label] + count) / (total * total)
+        return full / self.fractions[split]
+
+    def can_spare(self, group: Group) -> bool:
+        """Whether the split of the group has every class of it in another group too."""
+        split = self.split[group]
+        return all(self.having[split, label] > 1 for label in self.content[group])
+
+
+def draw_splits(
+    members: Iterable[tuple[Group, Label]], val: float, test: float, seed: int
+) -> tuple[dict[Group, str], list[str]]:
+    """Draw the split of every group; also return a warning for every class that a split lacks.
+
+    Args:
+        members: group and class of every patch, in any order.
+        val, test: fractions of the patches, from 0; below 1 together.
+
+    Raises:
+        DataError: fewer groups than splits.
+    """
+    fractions = {"train": 1 - val - test, "val": val, "test": test}
+    fractions = {split: fraction for split, fraction in fractions.items() if fraction}
+    content: dict[Group, Counter[Label]] = defaultdict(Counter)
+    totals: Counter[Label] = Counter()
+    for (group, label), count in Counter(members).items():
+        content[group][label] += count
+        totals[label] += count
+    if len(content) < len(fractions):
+        raise DataError(
+            f"{len(content)} groups ({_kinds(content)}) cannot fill {', '.join(fractions)}: no "
+            f"group is cut. Name finer groups, or ask for fewer splits"
+        )
+    order = sorted(content, key=lambda g: (-content[g].total().bit_length(), _hash(seed, g), g))
+    draw = _Draw(dict(content), totals, fractions, {group: i for i, group in enumerate(order)})
+    for group in order:
+        draw.put(group, min(fractions, key=lambda split: draw.excess(group, split)))
+    return draw.split, _mend(draw)
+
+
+def _mend(draw: _Draw) -> list[str]:
+    """Move groups to where a class is missing; train first, since no class may be missing there."""
+    groups: dict[Label, list[Group]] = defaultdict(list)
+    for group, labels in draw.content.items():
+        for label in labels:
+            groups[label].append(group)
+    warnings = []
+    rare_first = sorted(groups, key=lambda label: (len(groups[label]), label or ""))
+    for split in draw.fractions:
+        for label in rare_first:
+            if draw.having[split, label]:
+                continue
+            movable = [g for g in groups[label] if split == "train" or draw.can_spare(g)]
+            if movable:
+                draw.put(min(movable, key=lambda g: (draw.excess(g, split), draw.rank[g])), split)
+                continue
+            count = len(groups[label])
+            why = f"has {count} group{'s' if count > 1 else ''}"
+            why += ", shared with others" if count >= len(draw.fractions) else ""
+            warnings.append(f"class {label!r} {why}: none is left for {split}")
+    return warnings
+
+
+def _hash(seed: int, group: Group) -> int:
+    return xxhash.xxh3_64_intdigest("\0".join((str(seed), *group)).encode())
+
+
+def _kinds(groups: Iterable[Group]) -> str:
+    return ", ".join(sorted({kind for kind, _ in groups}))

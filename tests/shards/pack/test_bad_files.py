@@ -4,6 +4,7 @@ import io
 import shutil
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,9 +17,13 @@ from shards.codec import png
 from shards.pack.__main__ import main
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
-from shards.pack.shard import Record
+from shards.pack.resume import ShardRecord
+from tests.helpers.packing import sidecar_rows
 from tests.helpers.patches import write_patches
-from tests.shards.pack.test_pack import CLASSES, COUNTS, TOTAL, sidecar_rows
+
+COUNTS = {"train": 12, "val": 4, "test": 5}
+CLASSES = ("ADI", "LYM", "tumor é")
+TOTAL = 3 * sum(COUNTS.values())
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +50,13 @@ def damaged(kind: str) -> bytes:
     modes |= {"16-bit grey": "I;16", "grey with alpha": "LA"}
     grey = image.convert("L") if kind == "16-bit grey" else image
     image = grey.convert(modes.get(kind, "RGB")).resize((64, 64) if kind == "64x64" else (32, 32))
-    extra = {"save_all": True, "append_images": [image.rotate(90)]} if kind == "animated" else {}
-    image.save(out, "JPEG" if kind in ("a JPEG", "CMYK") else "PNG", **extra)  # type: ignore[arg-type]
+    frames: dict[str, Any] = {"save_all": True, "append_images": [image.rotate(90)]}
+    extra = frames if kind == "animated" else {}
+    image.save(out, "JPEG" if kind in ("a JPEG", "CMYK") else "PNG", **extra)
     data = out.getvalue()
-    made = {"empty": b"", "truncated": data[:-5], "CRC": data[:50] + b"!" + data[51:]}
-    made["16-bit RGB"] = sixteen_bit_rgb()
-    return made.get(kind, data)
+    broken = {"empty": b"", "truncated": data[:-5], "CRC": data[:50] + b"!" + data[51:]}
+    broken["16-bit RGB"] = sixteen_bit_rgb()
+    return broken.get(kind, data)
 
 
 KINDS = {
@@ -84,8 +90,9 @@ def test_bad_patches_are_listed_or_counted(kind: str, source: Path, tmp_path: Pa
     assert sum(split.count for split in metadata.splits.values()) == TOTAL
     assert metadata.provenance["skipped"]["count"] == 2
     assert {p for p, _ in metadata.provenance["skipped"]["first"]} == {
-        "train/ADI/bad\none.png", "test/LYM/bad two.PNG",
-    }  # fmt: skip
+        "train/ADI/bad\none.png",
+        "test/LYM/bad two.PNG",
+    }
     keys = {str(row["key"]) for row in sidecar_rows(out)}
     missing = {f"s{i:09d}" for i in range(TOTAL + 2)} - keys
     assert len(missing) == 2 and len(keys) == TOTAL  # one gap in train, one in test
@@ -103,9 +110,9 @@ def test_the_command_ends_with_what_it_refused(
     arguments = ["shards.pack", str(root), str(out), "--workers", "1", "--skip-bad", "2"]
     monkeypatch.setattr("sys.argv", arguments)
     assert main() == 1
-    said = capsys.readouterr().err
-    assert "3 files cannot be used as patches" in said and "--skip-bad 3" in said
-    assert all(f"'val/ADI/bad{i}.png': empty file" in said for i in range(3))
+    errors = capsys.readouterr().err
+    assert "3 files cannot be used as patches" in errors and "--skip-bad 3" in errors
+    assert all(f"'val/ADI/bad{i}.png': empty file" in errors for i in range(3))
     assert not (out / "dataset.json").exists()
 
 
@@ -132,10 +139,11 @@ def test_the_summary_accounts_for_every_file(
     assert order == [earlier, later]
 
 
-def test_prints_that_meet_by_chance_are_no_repetition(
+def test_fingerprints_that_meet_by_chance_are_no_repetition(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Record, "sample_prints", property(lambda made: np.zeros(made.count, "u8")))
+    equal = property(lambda record: np.zeros(record.count, "u8"))
+    monkeypatch.setattr(ShardRecord, "fingerprint_array", equal)
     metadata = pack(source, tmp_path / "out", PackOptions(workers=1, shard_size=10))
     assert metadata.provenance["repeated"]["count"] == 0
 
@@ -149,14 +157,19 @@ def test_a_shard_without_any_usable_patch_is_an_error(source: Path, tmp_path: Pa
     assert not list((tmp_path / "out").glob("val*"))
 
 
-def test_prints_tell_patches_apart_where_checksums_of_whole_pngs_do_not(
+def test_fingerprints_tell_patches_apart_where_checksums_of_whole_pngs_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The CRC-32 of a PNG has 16 free bits, since each chunk ends in its own: of a thousand patches
     some share it, of a million all do, and each would be read again."""
     write_patches(tmp_path / "raw", {"train": 1000}, ("a",), seed=3)
     read: list[int] = []
-    monkeypatch.setattr("shards.pack.repeats.os.pread", lambda *place: read.append(1) or b"")
+
+    def count_reads(handle: int, size: int, offset: int) -> bytes:
+        read.append(offset)
+        return b""
+
+    monkeypatch.setattr("shards.pack.metadata.os.pread", count_reads)
     metadata = pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1))
     rows = sidecar_rows(tmp_path / "out")
     assert len({row["crc32"] for row in rows}) < len(rows) == 1000
@@ -193,9 +206,11 @@ def test_what_was_skipped_counts_in_no_split(tmp_path: Path) -> None:
         (folder / f"bad{i}__x.png").write_bytes(damaged("64x64"))
     options = PackOptions(workers=1, skip_bad=6, val=0.3, test=0.3)
     metadata = pack(tmp_path / "raw", tmp_path / "out", options)
-    said = metadata.provenance["splits"]["achieved"]
-    assert set(said) == {"train", "val", "test"} and metadata.provenance["skipped"]["count"] == 6
-    for split, counts in said.items():
+    achieved = metadata.provenance["splits"]["achieved"]
+    assert (
+        set(achieved) == {"train", "val", "test"} and metadata.provenance["skipped"]["count"] == 6
+    )
+    for split, counts in achieved.items():
         (file,) = (tmp_path / "out").glob(f"{split}-*.parquet")
         sources = pq.read_table(file)["source"].to_pylist()
         assert counts == {"a": {"patches": len(sources), "groups": len(set(sources))}}

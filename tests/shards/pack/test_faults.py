@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
-from shards.pack.locks import packer_lock
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions, ShardPlan, make_plan
-from shards.pack.shard import Job, Record, build
+from shards.pack.resume import ShardRecord, packer_lock
+from shards.pack.shard import Job, build
 from shards.pack.workers import WorkerPool
 from shards.schema import load_metadata
-from shards.sources.folder import scan
+from shards.sources.folder import FolderSource
+from tests.helpers.packing import file_hashes, list_patches
 from tests.helpers.patches import write_patches
 
 OPTIONS = PackOptions(shard_size=5, workers=1)
@@ -31,10 +32,6 @@ SHARDS = 2 * (5 + 2 + 2)  # files of 24, 8 and 8 patches
 def source(tmp_path: Path) -> Path:
     write_patches(tmp_path / "raw", {"train": 12, "val": 4, "test": 4}, ("a", "b"), seed=1)
     return tmp_path / "raw"
-
-
-def content(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
 
 
 def test_a_second_packer_exits_at_once_and_names_the_lock(source: Path, tmp_path: Path) -> None:
@@ -66,30 +63,30 @@ def test_a_data_set_is_replaced_only_when_asked_and_no_shard_of_it_stays(
 ) -> None:
     out = tmp_path / "out"
     pack(source, out, OPTIONS)
-    before = content(out)
+    before = file_hashes(out)
     with pytest.raises(DataError, match="already holds a data set; replace it with --overwrite"):
         pack(source, out, OPTIONS)
-    assert content(out) == before and len(before) == SHARDS + 1
+    assert file_hashes(out) == before and len(before) == SHARDS + 1
     for name in ("notes.txt", "extra-000000.tar", ".keep"):
         (out / name).write_text("mine")
     pack(source, out, PackOptions(shard_size=100, workers=1, overwrite=True))
     fresh = tmp_path / "fresh"
     pack(source, fresh, PackOptions(shard_size=100, workers=1))
-    left = content(out)
-    mine = {left.pop(name) for name in ("notes.txt", "extra-000000.tar", ".keep")}
-    assert mine == {hashlib.sha256(b"mine").hexdigest()}
-    assert left == content(fresh)
+    left = file_hashes(out)
+    others = {left.pop(name) for name in ("notes.txt", "extra-000000.tar", ".keep")}
+    assert others == {hashlib.sha256(b"mine").hexdigest()}
+    assert left == file_hashes(fresh)
 
 
 def test_a_bad_source_costs_no_data_set(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     pack(source, out, OPTIONS)
-    before = content(out)
+    before = file_hashes(out)
     (source / "train" / "a" / "x.jpg").touch()
     for root in (source, tmp_path / "absent"):
         with pytest.raises(DataError):
             pack(root, out, PackOptions(overwrite=True))
-    assert content(out) == before
+    assert file_hashes(out) == before
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -99,23 +96,23 @@ def test_files_of_others_are_never_replaced(overwrite: bool, source: Path, tmp_p
     (out / "train-000000.tar").write_text("mine")
     with pytest.raises(DataError, match=r"holds no data set of this tool \(\['train-000000.tar'\]"):
         pack(source, out, PackOptions(overwrite=overwrite))
-    assert content(out) == {"train-000000.tar": hashlib.sha256(b"mine").hexdigest()}
+    assert file_hashes(out) == {"train-000000.tar": hashlib.sha256(b"mine").hexdigest()}
 
 
 def test_a_new_shard_does_not_replace_a_file_of_others(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     pack(source, out, PackOptions(shard_size=100, workers=1))
     (out / "train-000001.tar").write_text("mine")
-    before = content(out)
+    before = file_hashes(out)
     with pytest.raises(DataError, match=r"train-000001\.tar is not part of a data set"):
         pack(source, out, PackOptions(shard_size=5, workers=1, overwrite=True))
-    assert content(out) == before
+    assert file_hashes(out) == before
 
 
 def stop_after(count: int) -> object:
     """`WorkerPool.build` that is interrupted after `count` shards."""
 
-    def build_some(crew: WorkerPool, job: Job, plans: list[ShardPlan]) -> Iterator[Record]:
+    def build_some(pool: WorkerPool, job: Job, plans: list[ShardPlan]) -> Iterator[ShardRecord]:
         for plan in plans[:count]:
             yield build(job, plan)
         raise KeyboardInterrupt
@@ -139,12 +136,15 @@ def test_an_interrupted_pack_continues_where_it_stopped(
     with pytest.raises(DataError, match="unfinished pack of another source, of other options"):
         pack(source, out, PackOptions(shard_size=6))
     pack(source, out, OPTIONS)
-    kept = {name: (out / name).stat().st_mtime_ns == time for name, time in done.items()}
-    assert [name for name, same in sorted(kept.items()) if same] == [
-        "train-000000.parquet", "train-000000.tar", "train-000001.parquet", "train-000001.tar",
-    ]  # fmt: skip
+    same = {name: (out / name).stat().st_mtime_ns == time for name, time in done.items()}
+    assert [name for name, unchanged in sorted(same.items()) if unchanged] == [
+        "train-000000.parquet",
+        "train-000000.tar",
+        "train-000001.parquet",
+        "train-000001.tar",
+    ]
     pack(source, tmp_path / "fresh", OPTIONS)
-    assert content(out) == content(tmp_path / "fresh")
+    assert file_hashes(out) == file_hashes(tmp_path / "fresh")
 
 
 def test_a_pack_that_was_stopped_while_it_cleaned_up_is_completed(
@@ -159,7 +159,7 @@ def test_a_pack_that_was_stopped_while_it_cleaned_up_is_completed(
     pack(source, out, OPTIONS)
     assert {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")} == built
     pack(source, tmp_path / "fresh", OPTIONS)
-    assert content(out) == content(tmp_path / "fresh")
+    assert file_hashes(out) == file_hashes(tmp_path / "fresh")
     with pytest.raises(DataError, match="already holds a data set"):
         pack(source, out, OPTIONS)
 
@@ -176,7 +176,7 @@ def test_an_interrupted_overwrite_leaves_no_stale_shard(
     assert not (out / "dataset.json").exists()
     pack(source, out, PackOptions(shard_size=12, workers=1))
     pack(source, tmp_path / "fresh", PackOptions(shard_size=12, workers=1))
-    assert content(out) == content(tmp_path / "fresh")
+    assert file_hashes(out) == file_hashes(tmp_path / "fresh")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_an_interrupted_overwrite_leaves_no_stale_shard(
 def test_a_source_that_changes_is_detected(
     change: str, workers: int, source: Path, tmp_path: Path
 ) -> None:
-    plan = make_plan(scan(source), OPTIONS)
+    plan = make_plan(list_patches(source), OPTIONS)
     victim = source / plan.shards[1].patches[2].path
     data = victim.read_bytes()
     if change == "removed":
@@ -197,11 +197,17 @@ def test_a_source_that_changes_is_detected(
         victim.write_bytes(data[:-1] + b"?" + b"?" * (change == "grown"))
     out = tmp_path / "out"
     out.mkdir()
-    job = Job(str(source), str(out), "stored", plan.classes, plan.digest)
+    job = Job(
+        source=FolderSource(root=source),
+        out=out,
+        png="stored",
+        classes=plan.classes,
+        digest=plan.digest,
+    )
     reason = "cannot be read: No such file" if change == "removed" else "changed while"
-    with pytest.raises(DataError, match=f"{victim.name} {reason}"), WorkerPool(workers) as crew:
-        crew.start(len(plan.shards), len(plan.shards))
-        list(crew.build(job, plan.shards))
+    with pytest.raises(DataError, match=f"{victim.name} {reason}"), WorkerPool(workers, 5) as pool:
+        pool.start(len(plan.shards), len(plan.shards))
+        list(pool.build(job, plan.shards))
     assert not list(out.glob("train-000001*")) and not list(out.glob(".train-000001*"))
 
 
@@ -215,9 +221,12 @@ def run(
 
     return subprocess.Popen(
         [sys.executable, "-m", "shards.pack", str(source), str(out), *options],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=prepare, start_new_session=group,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=prepare,
+        start_new_session=group,
+    )
 
 
 def test_a_full_disk_is_named_and_packing_continues_after_it(source: Path, tmp_path: Path) -> None:
@@ -229,7 +238,7 @@ def test_a_full_disk_is_named_and_packing_continues_after_it(source: Path, tmp_p
     assert {path.name for path in out.iterdir()} == {".packing.json"}
     pack(source, out, PackOptions(shard_size=16, workers=1))
     pack(source, tmp_path / "fresh", PackOptions(shard_size=16, workers=1))
-    assert content(out) == content(tmp_path / "fresh")
+    assert file_hashes(out) == file_hashes(tmp_path / "fresh")
 
 
 @pytest.mark.slow
@@ -238,7 +247,7 @@ def test_killed_at_random_points_and_run_again(workers: str, tmp_path: Path) -> 
     source, out = tmp_path / "raw", tmp_path / "out"
     write_patches(source, {"train": 600, "val": 100}, ("a", "b"), seed=2)
     pack(source, tmp_path / "fresh", PackOptions(shard_size=8, workers=1))
-    whole = content(tmp_path / "fresh")
+    whole = file_hashes(tmp_path / "fresh")
     rng, finished = random.Random(workers), 0
     for _ in range(5):  # each in the midst of the 175 shards, some time after one was finished
         packer = run(source, out, "--shard-size", "8", "--workers", workers)
@@ -248,13 +257,15 @@ def test_killed_at_random_points_and_run_again(workers: str, tmp_path: Path) -> 
         packer.send_signal(signal.SIGKILL)
         packer.communicate()
         assert packer.returncode == -signal.SIGKILL and not (out / "dataset.json").exists()
-        found = {name: sums for name, sums in content(out).items() if not name.startswith(".")}
-        assert found.items() < whole.items()  # a file has its name only when it is whole
+        visible = {
+            name: sums for name, sums in file_hashes(out).items() if not name.startswith(".")
+        }
+        assert visible.items() < whole.items()  # a file has its name only when it is whole
         finished = len(list(out.glob("*.tar")))
     packer = run(source, out, "--shard-size", "8", "--workers", workers)
     assert packer.wait(60) == 0, packer.stderr.read() if packer.stderr else ""
     packer.communicate()
-    assert content(out) == whole
+    assert file_hashes(out) == whole
 
 
 @pytest.mark.slow
@@ -273,4 +284,4 @@ def test_ctrl_c_leaves_whole_shards_and_no_process(tmp_path: Path) -> None:
     assert not list(out.glob(".*.tmp")) and not (out / ".lock").exists()
     pack(source, out, PackOptions(shard_size=5, workers=1))
     pack(source, tmp_path / "fresh", PackOptions(shard_size=5, workers=1))
-    assert content(out) == content(tmp_path / "fresh")
+    assert file_hashes(out) == file_hashes(tmp_path / "fresh")

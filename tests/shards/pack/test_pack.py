@@ -1,12 +1,12 @@
 """Packing: what goes in comes out in any reader, and the bytes depend on nothing else."""
 
-import hashlib
 import io
 import json
 import random
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,7 +21,10 @@ from shards.pack.__main__ import main
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.schema import SIDECAR, load_metadata
+from tests.helpers.packing import file_hashes, sidecar_rows
 from tests.helpers.patches import real_archive, write_patches
+
+Mode = Literal["stored", "keep"]
 
 COUNTS = {"train": 12, "val": 4, "test": 5}
 CLASSES = ("ADI", "LYM", "tumor é")
@@ -35,23 +38,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
-
-
-def sidecar_rows(out: Path) -> list[dict[str, object]]:
-    return [row for p in sorted(out.glob("*.parquet")) for row in pq.read_table(p).to_pylist()]
-
-
 def pixels_of(path: Path) -> bytes:
     return Image.open(path).tobytes()
 
 
 @pytest.mark.parametrize("mode", ["stored", "keep"])
 def test_any_reader_finds_the_pixels_and_labels_of_the_source(
-    mode: str, source: Path, tmp_path: Path
+    mode: Mode, source: Path, tmp_path: Path
 ) -> None:
-    metadata = pack(source, tmp_path / "out", PackOptions(png=mode, shard_size=10, workers=1))  # type: ignore[arg-type]
+    metadata = pack(source, tmp_path / "out", PackOptions(png=mode, shard_size=10, workers=1))
     assert metadata == load_metadata(tmp_path / "out")
     rows = {row["key"]: row for row in sidecar_rows(tmp_path / "out")}
     assert len(rows) == TOTAL
@@ -71,10 +66,10 @@ def test_any_reader_finds_the_pixels_and_labels_of_the_source(
 
 @pytest.mark.parametrize("mode", ["stored", "keep"])
 def test_tars_are_what_tarfile_writes_and_rows_point_into_them(
-    mode: str, source: Path, tmp_path: Path
+    mode: Mode, source: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    pack(source, out, PackOptions(png=mode, shard_size=7, workers=1))  # type: ignore[arg-type]
+    pack(source, out, PackOptions(png=mode, shard_size=7, workers=1))
     for tar in sorted(out.glob("*.tar")):
         data, again = tar.read_bytes(), io.BytesIO()
         rows = pq.read_table(tar.with_suffix(".parquet"))
@@ -124,7 +119,7 @@ def test_the_card_counts_what_is_there(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["stored", "keep"])
 def test_bytes_do_not_depend_on_processes_or_directory_order(
-    mode: str, source: Path, tmp_path: Path
+    mode: Mode, source: Path, tmp_path: Path
 ) -> None:
     shuffled = tmp_path / "elsewhere" / "raw"
     files = list(source.rglob("*.png"))
@@ -136,11 +131,11 @@ def test_bytes_do_not_depend_on_processes_or_directory_order(
     for root in (source, shuffled):
         (root / "train" / "LYM" / "bad.png").write_bytes(b"")
     for name, root, workers in (("a", source, 1), ("b", shuffled, 2), ("c", shuffled, 3)):
-        options = PackOptions(png=mode, shard_size=6, workers=workers, skip_bad=1)  # type: ignore[arg-type]
+        options = PackOptions(png=mode, shard_size=6, workers=workers, skip_bad=1)
         pack(root, tmp_path / name, options)
     (source / "train" / "LYM" / "bad.png").unlink()
-    assert hashes(tmp_path / "a") == hashes(tmp_path / "b") == hashes(tmp_path / "c")
-    assert len(hashes(tmp_path / "a")) == 2 * (7 + 2 + 3) + 1
+    assert file_hashes(tmp_path / "a") == file_hashes(tmp_path / "b") == file_hashes(tmp_path / "c")
+    assert len(file_hashes(tmp_path / "a")) == 2 * (7 + 2 + 3) + 1
 
 
 def test_the_order_is_a_permutation_that_the_seed_decides(source: Path, tmp_path: Path) -> None:
@@ -154,12 +149,12 @@ def test_the_order_is_a_permutation_that_the_seed_decides(source: Path, tmp_path
 
 
 @pytest.mark.parametrize("mode", ["stored", "keep"])
-def test_unlabelled_patches_have_no_class_member(mode: str, source: Path, tmp_path: Path) -> None:
+def test_unlabelled_patches_have_no_class_member(mode: Mode, source: Path, tmp_path: Path) -> None:
     flat = tmp_path / "raw" / "train"
     flat.mkdir(parents=True)
     for i, path in enumerate((source / "val").rglob("*.png")):
         shutil.copyfile(path, flat / f"{i}.png")
-    metadata = pack(tmp_path / "raw", tmp_path / "out", PackOptions(png=mode, workers=1))  # type: ignore[arg-type]
+    metadata = pack(tmp_path / "raw", tmp_path / "out", PackOptions(png=mode, workers=1))
     assert not metadata.labelled and metadata.splits["train"].class_counts == []
     table = pq.read_table(tmp_path / "out" / "train-000000.parquet")
     assert set(table["label"].to_pylist()) == {-1}
@@ -215,10 +210,10 @@ def test_exit_status(
     places["SOURCE/out"] = str(source / "out")
     monkeypatch.setattr("sys.argv", ["pack", *(places.get(a, a) for a in arguments)])
     try:
-        found = main()
+        code = main()
     except SystemExit as stop:
-        found = int(str(stop.code))
-    assert found == status
+        code = int(str(stop.code))
+    assert code == status
     errors = capsys.readouterr().err
     assert "Traceback" not in errors and bool(errors.strip()) == bool(status)
     assert (tmp_path / "out").exists() == (status == 0)

@@ -16,17 +16,16 @@ from PIL import Image
 from common.errors import DataError
 from shards import merge as merging
 from shards.merge import merge
-from shards.pack import __main__ as command_line
+from shards.pack import __main__ as pack_command
 from shards.pack import packing
 from shards.pack import shard as build
-from shards.pack.locks import packer_lock, task_lock
 from shards.pack.packing import pack, pack_task
-from shards.pack.plan import PackOptions, Plan
-from shards.pack.resume import PLAN_NAME
-from shards.pack.tasks import PackTask, choose_task, command
+from shards.pack.plan import PackOptions, Plan, ShardPlan
+from shards.pack.resume import PLAN_NAME, ShardRecord, packer_lock, task_lock
+from shards.pack.tasks import PackTask, choose_task, command_line
 from shards.sources.manifest import Columns
+from tests.helpers.packing import file_hashes
 from tests.helpers.patches import write_patches
-from tests.shards.pack.test_faults import content
 
 OPTIONS = PackOptions(shard_size=5, workers=1)
 COUNTS = {"train": 12, "val": 4, "test": 4}  # a class: 5 + 2 + 2 shards
@@ -43,7 +42,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(source: Path) -> dict[str, str]:
     """What one packer writes."""
     pack(source, source.parent / "whole", OPTIONS)
-    return content(source.parent / "whole")
+    return file_hashes(source.parent / "whole")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +55,7 @@ def test_any_number_of_tasks_in_any_order_write_what_one_packer_writes(
     for index in order:
         pack_task(source, tmp_path / "out", options, PackTask(index, len(order)))
     merge(tmp_path / "out")
-    assert content(tmp_path / "out") == whole
+    assert file_hashes(tmp_path / "out") == whole
 
 
 def test_tiles_a_manifest_and_drawn_splits_come_through_the_recorded_plan(tmp_path: Path) -> None:
@@ -69,15 +68,21 @@ def test_tiles_a_manifest_and_drawn_splits_come_through_the_recorded_plan(tmp_pa
         lines.append(f'"i{i}, 漢.png",case {i // 2},{i},7,0.25{i}')
     (tmp_path / "list.csv").write_text("\n".join(lines), encoding="utf-8")
     options = PackOptions(
-        shard_size=9, workers=1, convert="tile", val=0.2, test=0.2, manifest=tmp_path / "list.csv",
-        columns=Columns(path="file", patient="case"), seed=3,
-    )  # fmt: skip
+        shard_size=9,
+        workers=1,
+        convert="tile",
+        val=0.2,
+        test=0.2,
+        manifest=tmp_path / "list.csv",
+        columns=Columns(path="file", patient="case"),
+        seed=3,
+    )
     pack(root, tmp_path / "whole", options)
     for index in (1, 0):
         pack_task(root, tmp_path / "out", options, PackTask(index, 2))
         (tmp_path / "list.csv").unlink(missing_ok=True)  # the second reads the plan alone
     merge(tmp_path / "out")
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "whole")
 
 
 def test_the_source_is_listed_once(
@@ -87,10 +92,10 @@ def test_the_source_is_listed_once(
     subprocess.run(["cp", "-rp", str(source), str(root)], check=True)
     pack_task(root, tmp_path / "out", OPTIONS, PackTask(0, 2))
     (root / "train" / "a" / "came later.png").write_bytes(b"")
-    monkeypatch.setattr(packing, "gather", None)
+    monkeypatch.setattr(packing, "collect", None)
     pack_task(root, tmp_path / "out", OPTIONS, PackTask(1, 2))
     merge(tmp_path / "out")
-    assert content(tmp_path / "out") == whole
+    assert file_hashes(tmp_path / "out") == whole
 
 
 def test_tasks_that_disagree_are_refused_and_the_difference_is_named(
@@ -98,9 +103,9 @@ def test_tasks_that_disagree_are_refused_and_the_difference_is_named(
 ) -> None:
     out = tmp_path / "out"
     pack_task(source, out, OPTIONS, PackTask(0, 2))
-    before = content(out)
+    before = file_hashes(out)
     pack_task(source, out, replace(OPTIONS, workers=2, skip_bad=3), PackTask(0, 2))
-    for options, part, reason in (
+    for options, task, reason in (
         (
             replace(OPTIONS, shard_size=6, png="keep"),
             PackTask(1, 2),
@@ -110,19 +115,20 @@ def test_tasks_that_disagree_are_refused_and_the_difference_is_named(
         (OPTIONS, PackTask(1, 3), "num-tasks is 3, in the plan 2"),
     ):
         with pytest.raises(DataError, match=reason):
-            pack_task(source, out, options, part)
+            pack_task(source, out, options, task)
     with pytest.raises(DataError, match="source is 'other', in the plan 'raw'"):
         pack_task(tmp_path / "other", out, OPTIONS, PackTask(1, 2))
     with pytest.raises(DataError, match="--overwrite in a task would erase"):
         pack_task(source, out, replace(OPTIONS, overwrite=True), PackTask(1, 2))
+    other = Plan(classes=[], key_ranges={}, shards=[], digest="other")
     with monkeypatch.context() as patched:
-        patched.setattr("shards.pack.recorded.make_plan", lambda *_: Plan([], {}, [], "other"))
+        patched.setattr("shards.pack.tasks.make_plan", lambda *_: other)
         with pytest.raises(DataError, match="this task makes other of the same list"):
             pack_task(source, out, OPTIONS, PackTask(1, 2))
     (out / PLAN_NAME).write_bytes(b"PAR1 cut")
     with pytest.raises(DataError, match=r"\.plan\.parquet cannot be read"):
         merge(out)
-    assert {name for name, digest in content(out).items() if before.get(name) != digest} == {
+    assert {name for name, digest in file_hashes(out).items() if before.get(name) != digest} == {
         PLAN_NAME
     }
 
@@ -138,24 +144,30 @@ def test_a_missing_task_is_named_with_the_command_that_completes_it(
     assert "1 tasks are not complete" in str(error.value)
     (line,) = [s.split("run: ")[1] for s in str(error.value).splitlines() if "run: " in s]
     monkeypatch.setattr("sys.argv", shlex.split(line)[2:])
-    assert command_line.main() == 0
+    assert pack_command.main() == 0
     (out / "train-000001.tar").write_bytes(b"cut")  # after its task had recorded it
     with pytest.raises(DataError, match=r"task 1 of 3: 1 of 3 shards are missing \(train-000001"):
         merge(out)
-    assert command_line.main() == 0
+    assert pack_command.main() == 0
     monkeypatch.setattr("sys.argv", ["merge", str(out)])
     assert merging.main() == merging.main() == 0  # a second merge changes nothing
-    assert content(out) == whole
+    assert file_hashes(out) == whole
 
 
 def test_the_command_line_of_a_task_has_all_its_options(tmp_path: Path) -> None:
     options = PackOptions(
-        png="keep", shard_size=7, seed=2, skip_bad=4, group_regex=r"(a b)", val=0.25,
-        manifest=Path("m.csv"), columns=Columns(x="left edge"),
-    )  # fmt: skip
-    line = shlex.split(command("in put", "out", options, PackTask(1, 4)))
+        png="keep",
+        shard_size=7,
+        seed=2,
+        skip_bad=4,
+        group_regex=r"(a b)",
+        val=0.25,
+        manifest=Path("m.csv"),
+        columns=Columns(x="left edge"),
+    )
+    line = shlex.split(command_line("in put", "out", options, PackTask(1, 4)))
     assert line[:5] == ["python", "-m", "shards.pack", "in put", "out"]
-    parsed = tyro.cli(command_line._Command, args=line[3:])
+    parsed = tyro.cli(pack_command._Command, args=line[3:])
     assert (parsed.packing, parsed.task_index, parsed.num_tasks) == (options, 1, 4)
 
 
@@ -182,7 +194,7 @@ def test_one_packer_completes_what_tasks_left(
     pack_task(source, tmp_path / "out", OPTIONS, PackTask(1, 2))
     built = {p.name: p.stat().st_ino for p in (tmp_path / "out").glob("*.tar")}
     pack(source, tmp_path / "out", OPTIONS)
-    assert content(tmp_path / "out") == whole
+    assert file_hashes(tmp_path / "out") == whole
     assert built == {n: (tmp_path / "out" / n).stat().st_ino for n in built} and len(built) == 4
     with pytest.raises(DataError, match="already holds a data set"):
         pack_task(source, tmp_path / "out", OPTIONS, PackTask(0, 2))
@@ -200,7 +212,7 @@ def test_bad_patches_are_added_up_over_the_tasks(tmp_path: Path) -> None:
         merge(out)
     assert merge(out, skip_bad=4).provenance["skipped"]["count"] == 4
     pack(root, tmp_path / "whole", replace(OPTIONS, skip_bad=4))
-    assert content(out) == content(tmp_path / "whole")
+    assert file_hashes(out) == file_hashes(tmp_path / "whole")
     with pytest.raises(DataError, match=r"files? cannot be used"):
         for index in (0, 1):
             pack_task(root, tmp_path / "strict", OPTIONS, PackTask(index, 2))
@@ -215,9 +227,13 @@ def test_bad_patches_are_added_up_over_the_tasks(tmp_path: Path) -> None:
         (None, 4, {"SLURM_ARRAY_TASK_ID": "1"}, PackTask(1, 4)),
         (None, 4, {"SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_MIN": "1"}, PackTask(3, 4)),
         (
-            None, 3,
-            {"SLURM_ARRAY_TASK_ID": "30", "SLURM_ARRAY_TASK_MIN": "10",
-             "SLURM_ARRAY_TASK_STEP": "10"},
+            None,
+            3,
+            {
+                "SLURM_ARRAY_TASK_ID": "30",
+                "SLURM_ARRAY_TASK_MIN": "10",
+                "SLURM_ARRAY_TASK_STEP": "10",
+            },
             PackTask(2, 3),
         ),
         (None, 4, {}, "say which of them this is, by --task-index"),
@@ -226,7 +242,7 @@ def test_bad_patches_are_added_up_over_the_tasks(tmp_path: Path) -> None:
         (None, 4, {"SLURM_ARRAY_TASK_ID": "7"}, "task-index is 7, expected 0 to 3"),
         (0, 0, {}, "num-tasks is 0"),
     ],
-)  # fmt: skip
+)
 def test_which_task_this_is(
     index: int | None, count: int | None, environment: dict[str, str], expected: object
 ) -> None:
@@ -242,8 +258,10 @@ def start(source: Path, out: Path, index: int, count: int) -> subprocess.Popen[s
     slicing = ["--task-index", str(index), "--num-tasks", str(count)]
     return subprocess.Popen(
         [sys.executable, "-m", "shards.pack", str(source), str(out), *options, *slicing],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_a_killed_task_redoes_only_what_it_had_not_finished(
@@ -260,7 +278,7 @@ def test_a_killed_task_redoes_only_what_it_had_not_finished(
     done = {path.name[1:-5] for path in out.glob(".train-*.json")}
     built: list[str] = []
 
-    def counted(job: build.Job, plan: build.ShardPlan) -> build.Record:
+    def counted(job: build.Job, plan: ShardPlan) -> ShardRecord:
         built.append(plan.name)
         return build.build(job, plan)
 
@@ -272,7 +290,7 @@ def test_a_killed_task_redoes_only_what_it_had_not_finished(
         pack_task(source, out, OPTIONS, PackTask(1, 2))
     assert len(built) + len(done) == 9
     merge(out)
-    assert content(out) == whole
+    assert file_hashes(out) == whole
 
 
 @pytest.mark.slow
@@ -282,4 +300,4 @@ def test_tasks_that_start_at_once(source: Path, whole: dict[str, str], tmp_path:
         _, errors = task.communicate(timeout=120)
         assert task.returncode == 0, errors
     merge(tmp_path / "out")
-    assert content(tmp_path / "out") == whole
+    assert file_hashes(tmp_path / "out") == whole

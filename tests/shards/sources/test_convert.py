@@ -5,7 +5,7 @@ import random
 import shutil
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,11 +19,12 @@ from shards.codec.png import PngError, decode, unfilter
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.pack.workers import WorkerPool
-from shards.sources.convert import Rule, convert, image_size, read_rgb
-from shards.sources.tiles import stage
-from tests.shards.pack.test_pack import hashes, sidecar_rows
+from shards.sources.convert import Rule, TileSource, convert, image_size, read_rgb
+from tests.helpers.packing import file_hashes, sidecar_rows
 
 Pixels = NDArray[np.uint8]
+OnePatchRule = Literal["crop", "resize"]  # of an image
+RULES: tuple[OnePatchRule, ...] = get_args(OnePatchRule)
 
 
 def picture(height: int, width: int, seed: int = 0, channels: int = 3) -> Pixels:
@@ -41,7 +42,7 @@ def png(pixels: Pixels) -> bytes:
     return saved(Image.fromarray(pixels))
 
 
-def converted(data: bytes, rule: Rule) -> Pixels:
+def converted(data: bytes, rule: OnePatchRule) -> Pixels:
     patch: Pixels = unfilter([convert(data, rule).raw])[0]
     return patch
 
@@ -81,7 +82,7 @@ def test_resize_is_lanczos_of_the_centre_square(height: int, width: int) -> None
 
 def test_patches_that_need_no_conversion_keep_their_pixels() -> None:
     pixels = picture(32, 32)
-    for rule in ("crop", "resize"):
+    for rule in RULES:
         assert np.array_equal(converted(png(pixels), rule), pixels)
 
 
@@ -108,23 +109,27 @@ def kinds() -> dict[str, tuple[bytes, Pixels, float]]:
         "grey": (saved(Image.fromarray(grey)), triple, 0),
         "grey with alpha": (
             saved(Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha[..., 0])])),
-            np.repeat(grey_blend, 3, axis=2).astype(np.uint8), 1,
+            np.repeat(grey_blend, 3, axis=2).astype(np.uint8),
+            1,
         ),
         "palette": (saved(palette), np.asarray(palette.convert("RGB")), 0),
         "two levels": (saved(Image.fromarray(grey > 99)), (triple > 99).astype(np.uint8) * 255, 0),
         "transparent colour": (saved(image, transparency=(1, 2, 3)), cleared, 0),
         "JPEG": (saved(Image.fromarray(smooth), "JPEG", quality=98, subsampling=0), smooth, 12),
-        "grey JPEG": (saved(Image.fromarray(smooth[..., 0]), "JPEG", quality=98),
-                      np.repeat(smooth[..., :1], 3, 2), 12),
+        "grey JPEG": (
+            saved(Image.fromarray(smooth[..., 0]), "JPEG", quality=98),
+            np.repeat(smooth[..., :1], 3, 2),
+            12,
+        ),
         "TIFF": (saved(Image.fromarray(rgb), "TIFF"), rgb, 0),
         "TIFF, LZW": (saved(Image.fromarray(rgb), "TIFF", compression="tiff_lzw"), rgb, 0),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("kind", kinds())
 def test_kinds_of_pixels(kind: str) -> None:
     data, expected, tolerance = kinds()[kind]
-    for rule in ("crop", "resize"):
+    for rule in RULES:
         difference = converted(data, rule).astype(int) - expected
         assert np.abs(difference).max() <= tolerance
 
@@ -223,12 +228,12 @@ def image_of(path: Path) -> Pixels:
 
 
 def patches_of(out: Path) -> list[tuple[dict[str, Any], Pixels]]:
-    found = []
+    patches = []
     for path in sorted(out.glob("*.parquet")):
         data = path.with_suffix(".tar").read_bytes()
         rows = pq.read_table(path).to_pylist()
-        found += [(row, decode(data[row["offset"] :][: row["size"]])) for row in rows]
-    return found
+        patches += [(row, decode(data[row["offset"] :][: row["size"]])) for row in rows]
+    return patches
 
 
 def test_tiles_put_together_are_the_image(
@@ -236,18 +241,21 @@ def test_tiles_put_together_are_the_image(
 ) -> None:
     show_messages()
     metadata = pack(source, tmp_path / "out", PackOptions(convert="tile", workers=1, shard_size=10))
-    found = patches_of(tmp_path / "out")
-    assert len({(row["path"], row["y"], row["x"]) for row, _ in found}) == len(found) == 34
-    for row, pixels in found:
+    patches = patches_of(tmp_path / "out")
+    assert len({(row["path"], row["y"], row["x"]) for row, _ in patches}) == len(patches) == 34
+    for row, pixels in patches:
         y, x = row["y"] - 1000, row["x"] - 200
         image = image_of(source / row["path"])
         assert y % 32 == x % 32 == 0
         assert np.array_equal(pixels, image[y : y + 32, x : x + 32])
     remainder = 2 * (70 * 33 - 2 * 1024 + 130 * 64 - 8 * 1024)
     assert metadata.provenance["convert"] == {
-        "rule": "tile", "images": 8, "images_with_remainder": 4,
-        "pixels": 34 * 1024 + remainder, "pixels_left": remainder,
-    }  # fmt: skip
+        "rule": "tile",
+        "images": 8,
+        "images_with_remainder": 4,
+        "pixels": 34 * 1024 + remainder,
+        "pixels_left": remainder,
+    }
     printed = capsys.readouterr().out
     assert "tile: 8 images cut into 34 tiles; 4 images had a remainder" in printed
     assert not list((tmp_path / "out").glob(".*"))
@@ -268,7 +276,7 @@ def test_places_and_resolution_follow(
     manifest.write_text("path,x,y,mpp\na/a0__y1000_x0200.png,10,20,0.25\n")
     pack(source, tmp_path / "out", PackOptions(manifest=manifest, convert=rule, workers=1))
     rows = [(row["x"], row["y"], row["mpp"]) for row in sidecar_rows(tmp_path / "out")]
-    assert sorted(rows) == places  # type: ignore[type-var]
+    assert sorted(rows) == places
 
 
 @pytest.mark.parametrize("rule", ["crop", "resize", "tile"])
@@ -276,7 +284,7 @@ def test_bytes_do_not_depend_on_processes(rule: Rule, source: Path, tmp_path: Pa
     for workers in (1, 2):
         options = PackOptions(convert=rule, workers=workers, shard_size=4, val=0.3)
         pack(source, tmp_path / str(workers), options)
-    assert hashes(tmp_path / "1") == hashes(tmp_path / "2")
+    assert file_hashes(tmp_path / "1") == file_hashes(tmp_path / "2")
 
 
 def test_an_interrupted_pack_of_tiles_continues(
@@ -300,7 +308,7 @@ def test_an_interrupted_pack_of_tiles_continues(
     assert not list((tmp_path / "out").glob(".tiles*"))
     (tmp_path / "out" / ".tiles.99999.tmp").write_bytes(b"of a packer that was killed")
     pack(source, tmp_path / "out", options)
-    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+    assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "whole")
 
 
 def test_bad_images_are_listed_and_their_tiles_left_out(source: Path, tmp_path: Path) -> None:
@@ -325,11 +333,13 @@ def test_an_image_that_changes_is_detected(
 ) -> None:
     root = Path(shutil.copytree(source, tmp_path / "raw"))
 
-    def change_first(*arguments: Any) -> None:
-        (root / "a" / "a0__y1000_x0200.png").write_bytes(png(picture(64, 96, 9)))
-        stage(*arguments)
+    stage = TileSource.stage
 
-    monkeypatch.setattr("shards.pack.packing.stage", change_first)
+    def change_first(*arguments: Any) -> TileSource:
+        (root / "a" / "a0__y1000_x0200.png").write_bytes(png(picture(64, 96, 9)))
+        return stage(*arguments)
+
+    monkeypatch.setattr(TileSource, "stage", change_first)
     with pytest.raises(DataError, match=r"a0__y1000_x0200.png changed while it was packed"):
         pack(root, tmp_path / "out", PackOptions(convert="tile", workers=1))
     assert not (tmp_path / "out" / "dataset.json").exists()

@@ -1,4 +1,4 @@
-"""Finding patches: which layouts are read, and what is said about the others; what names say."""
+"""Finding patches: which layouts are read, and what is reported of the others; what names say."""
 
 import os
 import random
@@ -9,11 +9,12 @@ import pytest
 
 from common.errors import DataError
 from shards.codec.png import MAX_SOURCE_BYTES
-from shards.sources.folder import scan, split_warnings, survey
-from shards.sources.layout import Layout
+from shards.sources.collect import split_warnings
+from shards.sources.folder import Layout
 from shards.sources.names import barcode, position
-from shards.sources.patch import Patch
+from shards.sources.source import Origin, Patch
 from shards.sources.splits import leaks
+from tests.helpers.packing import collect_folder, list_patches
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -48,7 +49,7 @@ def key(patch: Patch) -> tuple[str, str | None, str]:
     ],
 )
 def test_layouts(names: list[str], expected: set[object], tmp_path: Path) -> None:
-    assert {key(patch) for patch in scan(touch(tmp_path, *names))} == expected
+    assert {key(patch) for patch in list_patches(touch(tmp_path, *names))} == expected
 
 
 def test_the_order_of_the_directory_does_not_matter(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_the_order_of_the_directory_does_not_matter(tmp_path: Path) -> None:
     lists = []
     for i in range(2):
         random.Random(i).shuffle(names)
-        lists.append([patch.path for patch in scan(touch(tmp_path / str(i), *names))])
+        lists.append([patch.path for patch in list_patches(touch(tmp_path / str(i), *names))])
     assert lists[0] == lists[1] == sorted(names)
 
 
@@ -81,19 +82,29 @@ def test_positions(stem: str, expected: tuple[int | None, int | None]) -> None:
 
 def test_what_is_not_a_patch_is_counted_or_refused(tmp_path: Path) -> None:
     names = ["train/A/s.png", "val/A/t.png", "train/A/.hidden.png", ".git/config", "train/A/n.txt"]
-    found = survey(touch(tmp_path, *names, "Thumbs.db", "train/meta.json"))
-    assert (len(found.patches), found.hidden, found.ignored, found.refused) == (2, 2, 3, [])
+    collection = collect_folder(touch(tmp_path, *names, "Thumbs.db", "train/meta.json"))
+    assert (len(collection.patches), collection.hidden, collection.ignored, collection.refused) == (
+        2,
+        2,
+        3,
+        [],
+    )
     os.mkfifo(tmp_path / "train" / "A" / "pipe.png")
     (tmp_path / "train" / "A" / "huge.png").touch()
     os.truncate(tmp_path / "train" / "A" / "huge.png", 5 << 20)
     (tmp_path / "train" / "A" / "dangling.png").symlink_to("nothing.png")
     touch(tmp_path, "train/A/u.jpg", "train/A/v", "train/stray.png", "stray.tif")
-    assert [path for path, _ in survey(tmp_path).refused] == [
-        "stray.tif", "train/A/dangling.png", "train/A/huge.png", "train/A/pipe.png",
-        "train/A/u.jpg", "train/A/v", "train/stray.png",
-    ]  # fmt: skip
+    assert [path for path, _ in collect_folder(tmp_path).refused] == [
+        "stray.tif",
+        "train/A/dangling.png",
+        "train/A/huge.png",
+        "train/A/pipe.png",
+        "train/A/u.jpg",
+        "train/A/v",
+        "train/stray.png",
+    ]
     with pytest.raises(DataError, match="7 files cannot be used") as error:
-        scan(tmp_path)
+        list_patches(tmp_path)
     assert "'train/A/u.jpg': not a PNG file (.jpg)" in str(error.value)
 
 
@@ -106,7 +117,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "folder in a class": (["train/A/slide/s.png"], r"A holds folders \['slide'\]"),
     "class that train lacks": (["train/A/s.png", "val/B/t.png"], r"val has the classes \['B'\]"),
     "labels in part": (["train/A/s.png", "val/t.png"], "with and without a class folder"),
-    "some names are places": (["A/x1_y2.png", "B/s.png"], r"1 of 2 .*'A/x1_y2.png'.*--layout slid"),
+    "some names are positions": (
+        ["A/x1_y2.png", "B/s.png"],
+        r"1 of 2 .*'A/x1_y2.png'.*--layout slid",
+    ),
     "slides in two splits": (["train/A/x1_y2.png", "val/A/x1_y3.png"], "--layout classes or"),
 }
 
@@ -115,12 +129,12 @@ REFUSED: dict[str, tuple[list[str], str]] = {
 def test_layouts_that_are_refused(name: str, tmp_path: Path) -> None:
     names, reason = REFUSED[name]
     with pytest.raises(DataError, match=reason):
-        scan(touch(tmp_path / "root", *names))
+        list_patches(touch(tmp_path / "root", *names))
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is empty"):
-        scan(tmp_path)
+        list_patches(tmp_path)
 
 
 def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
@@ -128,7 +142,7 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/A/\xff.png", "wb"):
         pass
     with pytest.raises(DataError, match=r"A/\\xff.png'.*not UTF-8"):
-        scan(tmp_path)
+        list_patches(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -147,10 +161,10 @@ def test_links_may_not_leave_the_root(
     touch(tmp_path, "root/A/s.png", "root/B/t.png", "outside/s.png")
     (tmp_path / "root" / link).symlink_to(target)
     if allowed:
-        assert len(scan(tmp_path / "root")) == 3
+        assert len(list_patches(tmp_path / "root")) == 3
         return
     with pytest.raises(DataError, match="is a link to"):
-        scan(tmp_path / "root")
+        list_patches(tmp_path / "root")
 
 
 @pytest.mark.parametrize(
@@ -163,15 +177,15 @@ def test_links_may_not_leave_the_root(
     ],
 )
 def test_warnings(names: list[str], warning: str, tmp_path: Path) -> None:
-    found = survey(touch(tmp_path, *names))
-    (text,) = found.warnings + split_warnings(tmp_path, found.patches)
+    collection = collect_folder(touch(tmp_path, *names))
+    (text,) = collection.warnings + split_warnings(tmp_path, collection.patches)
     assert re.search(warning, text)
 
 
 def test_group_regex(tmp_path: Path) -> None:
     touch(tmp_path, "train/A/case-1_a.png", "train/A/case-1_b.png", "val/A/case-2_a.png")
-    found = scan(tmp_path, r"(case-\d)")
-    assert [patch.source for patch in found] == ["case-1", "case-1", "case-2"]
+    patches = list_patches(tmp_path, r"(case-\d)")
+    assert [patch.source for patch in patches] == ["case-1", "case-1", "case-2"]
     for regex, reason in (
         (r"(case-1)", "does not match 'val/A/case-2_a.png'"),
         (r"case-\d()", "captures nothing in 'train/A/case-1_a.png'"),
@@ -179,7 +193,7 @@ def test_group_regex(tmp_path: Path) -> None:
         (r"(", "is not valid"),
     ):
         with pytest.raises(DataError, match=reason):
-            scan(tmp_path, regex)
+            list_patches(tmp_path, regex)
 
 
 FOLDERS = ["train/A/x1_y2.png", "val/A/x1_y2.png"]
@@ -203,19 +217,19 @@ def test_layouts_on_demand(
     touch(tmp_path, *names)
     if isinstance(expected, str):
         with pytest.raises(DataError, match=expected):
-            survey(tmp_path, layout=layout)
+            collect_folder(tmp_path, layout=layout)
         return
-    found = survey(tmp_path, layout=layout)
-    assert {key(patch) for patch in found.patches} == expected
-    assert found.notes == [f"layout: {layout}, as asked"]
+    collection = collect_folder(tmp_path, layout=layout)
+    assert {key(patch) for patch in collection.patches} == expected
+    assert collection.notes == [f"layout: {layout}, as asked"]
 
 
-def test_slide_folders_give_slide_and_place_and_auto_says_so(tmp_path: Path) -> None:
-    found = survey(touch(tmp_path, "S1/000123_x1234_y5678.png"))
-    (patch,) = found.patches
+def test_slide_folders_give_slide_and_position_and_auto_says_so(tmp_path: Path) -> None:
+    collection = collect_folder(touch(tmp_path, "S1/000123_x1234_y5678.png"))
+    (patch,) = collection.patches
     assert (patch.slide, patch.x, patch.y, patch.group) == ("S1", 1234, 5678, ("slide", "S1"))
-    (note,) = found.notes
-    assert note.startswith("layout: slides, one a folder") and "--layout classes" in note
+    (note,) = collection.notes
+    assert note.startswith("layout: slides, one per folder") and "--layout classes" in note
 
 
 @pytest.mark.parametrize(
@@ -232,11 +246,11 @@ def test_tcga_barcodes(name: str, expected: tuple[str, str] | None, tmp_path: Pa
     assert barcode(name) == expected
     for names in ([f"A/{name}__y1_x2.png"], [f"{name}.png"], [f"{name}/x1_y2.png"]):
         root = touch(tmp_path / str(len(names[0])) / names[0][0], *names)
-        found = survey(root)
-        (patch,) = found.patches
+        collection = collect_folder(root)
+        (patch,) = collection.patches
         assert (patch.patient, patch.site) == (expected or (None, None))
         assert patch.group[0] == ("patient" if expected else "slide" if patch.slide else "source")
-        assert ("(patients: 1, sites: 1)" in found.notes[-1]) == (expected is not None)
+        assert ("(patients: 1, sites: 1)" in collection.notes[-1]) == (expected is not None)
 
 
 def test_groups_that_cross_splits() -> None:
@@ -259,13 +273,16 @@ def test_what_cannot_be_a_patch_does_not_make_the_layout(
     root = touch(tmp_path, *names)
     if "thumbnail" in names[-1]:
         (root / names[-1]).write_bytes(bytes(MAX_SOURCE_BYTES + 1))
-    found = survey(root, layout=layout)
-    assert found.layout == expected and [path for path, _ in found.refused] == names[-1:]
+    collection = collect_folder(root, layout=layout)
+    assert (
+        collection.origin == Origin(layout=expected)
+        and [path for path, _ in collection.refused] == names[-1:]
+    )
 
 
 def test_a_name_that_is_only_a_suffix_is_no_image(tmp_path: Path) -> None:
-    found = survey(touch(tmp_path, "A/png", "A/s.png"))
-    assert found.refused == [("A/png", "not a PNG file (.)")] and len(found.patches) == 1
+    collection = collect_folder(touch(tmp_path, "A/png", "A/s.png"))
+    assert collection.refused == [("A/png", "not a PNG file (.)")] and len(collection.patches) == 1
 
 
 def test_links_that_lead_nowhere_or_to_themselves(tmp_path: Path) -> None:
@@ -273,7 +290,7 @@ def test_links_that_lead_nowhere_or_to_themselves(tmp_path: Path) -> None:
     (root / "A" / "nowhere.png").symlink_to(root / "A" / "missing.png")
     (root / "A" / "loop.png").symlink_to("loop.png")
     (root / "A" / "away.png").symlink_to(tmp_path.parent / "missing.png")
-    assert survey(root).refused == [
+    assert collect_folder(root).refused == [
         ("A/away.png", "cannot be looked at: No such file or directory"),
         ("A/loop.png", "cannot be looked at: Too many levels of symbolic links"),
         ("A/nowhere.png", "cannot be looked at: No such file or directory"),
@@ -292,7 +309,7 @@ def test_a_folder_that_cannot_be_read_is_named(
 
     monkeypatch.setattr(os, "scandir", refuse)  # root, who often tests, may read everything
     with pytest.raises(DataError, match="B cannot be read: Permission denied"):
-        survey(root)
+        collect_folder(root)
 
 
 def test_the_first_link_that_leaves_the_root_is_named_in_any_order(tmp_path: Path) -> None:
@@ -301,4 +318,4 @@ def test_the_first_link_that_leaves_the_root_is_named_in_any_order(tmp_path: Pat
     for i in (3, 1, 2):
         (root / "A" / f"{i}.png").symlink_to(tmp_path / "away.png")
     with pytest.raises(DataError, match=r"A/1.png is a link"):
-        survey(root)
+        collect_folder(root)

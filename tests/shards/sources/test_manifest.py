@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,12 +15,12 @@ from shards.pack.__main__ import main
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.schema import load_metadata
-from shards.sources.folder import split_warnings
-from shards.sources.listed import survey_listed
-from shards.sources.manifest import Columns, read_manifest, suggestions
-from shards.sources.patch import Patch
+from shards.sources.collect import split_warnings
+from shards.sources.files import look_up_here
+from shards.sources.manifest import Columns, ManifestSource, read_manifest, unused_columns
+from shards.sources.source import Collection, Patch
+from tests.helpers.packing import file_hashes, sidecar_rows
 from tests.helpers.patches import write_patches
-from tests.shards.pack.test_pack import hashes, sidecar_rows
 
 Table = dict[str, list[Any]]
 
@@ -50,6 +49,10 @@ def write_csv(path: Path, table: Table, bom: bool = False, end: str = "\n") -> P
     return path
 
 
+def collect_listed(root: Path, manifest: Path) -> Collection:
+    return ManifestSource(root=root, manifest=manifest).collect(look_up_here)
+
+
 def values(manifest: Path, /, **columns: str) -> Table:
     return read_manifest(manifest, Columns(**columns)).values
 
@@ -68,7 +71,7 @@ def full_table(root: Path) -> Table:
         "x": [str(i * 1000) for i in range(n)],
         "y": ["", "7"] * (n // 2),
         "mpp": ["0.25", "0.5"] * (n // 2),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("kind", ["csv", "bom", "crlf", "parquet", "dictionary"])
@@ -91,7 +94,7 @@ def test_values_arrive_in_the_sidecar_exactly(kind: str, source: Path, tmp_path:
     assert sorted(rows) == table["path"]
     for i, path in enumerate(table["path"]):
         row = rows[path]
-        assert metadata.classes[row["label"]] == table["label"][i]  # type: ignore[index]
+        assert metadata.classes[row["label"]] == table["label"][i]
         for name in ("patient", "slide", "site"):
             assert row[name] == (table[name][i] or None)
         assert row["source"] == row["slide"]
@@ -104,38 +107,43 @@ def test_values_arrive_in_the_sidecar_exactly(kind: str, source: Path, tmp_path:
 def test_the_metadata_names_the_manifest_and_nothing_of_the_machine(
     source: Path, tmp_path: Path
 ) -> None:
-    table = {"file": files(source), "diagnosis": ["x"] * 12, "Site": ["s"] * 12, "extra": [1] * 12}
+    table: Table = {
+        "file": files(source),
+        "diagnosis": ["x"] * 12,
+        "Site": ["s"] * 12,
+        "extra": [1] * 12,
+    }
     manifest = write_csv(tmp_path / "meta.csv", table)
     columns = Columns(path="file", label="diagnosis")
     metadata = pack(source, tmp_path / "out", PackOptions(manifest=manifest, columns=columns))
-    said = metadata.provenance["manifest"]
-    assert (said["name"], said["rows"]) == ("meta.csv", 12)
-    assert said["columns"] == {"path": "file", "label": "diagnosis"}
+    origin = metadata.provenance["manifest"]
+    assert (origin["name"], origin["rows"]) == ("meta.csv", 12)
+    assert origin["columns"] == {"path": "file", "label": "diagnosis"}
     assert str(tmp_path) not in (tmp_path / "out" / "dataset.json").read_text()
     rows = read_manifest(manifest, columns)
-    assert suggestions(rows) == ["Site (use it? --columns.site Site)", "extra"]
+    assert unused_columns(rows) == ["Site (use it? --columns.site Site)", "extra"]
 
 
 def test_bytes_do_not_depend_on_rows_order_or_processes(source: Path, tmp_path: Path) -> None:
     table = full_table(source)
     order = list(range(12))
-    found = []
+    contents = []
     for i in range(2):
         random.Random(i).shuffle(order)
         shuffled = {name: [column[k] for k in order] for name, column in table.items()}
         manifest = write_csv(tmp_path / f"{i}.csv", shuffled)
         options = PackOptions(manifest=manifest, workers=1 + i, shard_size=3)
         pack(source, tmp_path / f"out{i}", options)
-        found.append(hashes(tmp_path / f"out{i}"))
-        del found[-1]["dataset.json"]  # it has the hash of the manifest
-    assert found[0] == found[1] and len(found[0]) == 2 * (3 + 1 + 1)
+        contents.append(file_hashes(tmp_path / f"out{i}"))
+        del contents[-1]["dataset.json"]  # it has the hash of the manifest
+    assert contents[0] == contents[1] and len(contents[0]) == 2 * (3 + 1 + 1)
 
 
 def test_only_the_path_is_needed_and_names_fill_in(source: Path, tmp_path: Path) -> None:
     write_csv(tmp_path / "m.csv", {"path": files(source)})
-    found = survey_listed(source, read_manifest(tmp_path / "m.csv"))
-    assert {patch.label for patch in found.patches} == {None} and not found.has_splits
-    by_path = {patch.path: patch for patch in found.patches}
+    collection = collect_listed(source, tmp_path / "m.csv")
+    assert {patch.label for patch in collection.patches} == {None} and not collection.splits_from
+    by_path = {patch.path: patch for patch in collection.patches}
     patch = by_path["b/train-b-1__y0032_x0000.png"]
     assert (patch.source, patch.y, patch.x, patch.split) == ("train-b-1", 32, 0, "train")
     assert patch.group == ("source", "train-b-1")
@@ -150,10 +158,12 @@ def test_barcodes_fill_in_and_never_override(source: Path, tmp_path: Path) -> No
     ]
     for extra, expected in cases:
         write_csv(tmp_path / "m.csv", table | extra)
-        found = survey_listed(source, read_manifest(tmp_path / "m.csv"))
-        patch = max(found.patches, key=lambda patch: patch.path)
+        collection = collect_listed(source, tmp_path / "m.csv")
+        patch = max(collection.patches, key=lambda patch: patch.path)
         assert (patch.patient, patch.site) == expected
-        assert any("TCGA barcodes" in note for note in found.notes) == (expected != (None, None))
+        assert any("TCGA barcodes" in note for note in collection.notes) == (
+            expected != (None, None)
+        )
 
 
 def test_a_path_may_be_spelled_in_other_ways(tmp_path: Path) -> None:
@@ -237,8 +247,9 @@ def test_other_files_are_refused(name: str, tmp_path: Path) -> None:
 def test_columns_are_mapped_and_a_missing_one_is_named(tmp_path: Path) -> None:
     write_csv(tmp_path / "m.csv", {"file": ["a"], "diagnosis": ["x"], "label": ["y"]})
     assert values(tmp_path / "m.csv", path="file", label="diagnosis") == {
-        "path": ["a"], "label": ["x"],
-    }  # fmt: skip
+        "path": ["a"],
+        "label": ["x"],
+    }
     with pytest.raises(DataError, match=r"no column 'diagnosi'.*did you mean 'diagnosis'\?"):
         values(tmp_path / "m.csv", path="file", label="diagnosi")
     with pytest.raises(DataError, match="'file' is used for"):
@@ -249,7 +260,7 @@ def test_files_that_are_not_there_are_counted_with_their_rows(source: Path, tmp_
     paths = [*files(source)[:2], "a/none.png", "a\\none.png", "a/train-a-1__y0032_x0000.png/x.png"]
     write_csv(tmp_path / "m.csv", {"path": [*paths, *(f"n{i}.png" for i in range(20))]})
     with pytest.raises(DataError, match="23 of 25 files that") as error:
-        survey_listed(source, read_manifest(tmp_path / "m.csv"))
+        collect_listed(source, tmp_path / "m.csv")
     assert "row 4, column 'path': 'a/none.png': No such file" in str(error.value)
     assert "and 13 more" in str(error.value)
 
@@ -264,13 +275,13 @@ def test_links_may_not_leave_the_root(link: str, tmp_path: Path) -> None:
     listed = link if link.endswith("png") else f"{link}/s.png"
     write_csv(tmp_path / "m.csv", {"path": ["a/s.png", listed]})
     with pytest.raises(DataError, match=r"m.csv row 3, column 'path': .* is a link to"):
-        survey_listed(tmp_path / "root", read_manifest(tmp_path / "m.csv"))
+        collect_listed(tmp_path / "root", tmp_path / "m.csv")
 
 
 def test_files_that_are_no_patches_count_as_bad(source: Path, tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
-    some = (source / files(source)[0]).read_bytes()
-    for name, content in (("a.png", some), ("b.jpg", some), ("c.png", b"")):
+    png = (source / files(source)[0]).read_bytes()
+    for name, content in (("a.png", png), ("b.jpg", png), ("c.png", b"")):
         (tmp_path / "raw" / name).write_bytes(content)
     manifest = write_csv(tmp_path / "m.csv", {"path": ["a.png", "b.jpg", "c.png"]})
     metadata = pack(tmp_path / "raw", tmp_path / "out", PackOptions(manifest=manifest, skip_bad=2))
@@ -290,7 +301,7 @@ def test_another_manifest_does_not_continue_an_unfinished_pack(
         raise DataError("stopped")
 
     with monkeypatch.context() as patched:
-        patched.setattr("shards.pack.packing.conclude", stop)
+        patched.setattr("shards.pack.packing.write_metadata", stop)
         with pytest.raises(DataError, match="stopped"):
             pack(source, tmp_path / "out", options)
     write_csv(manifest, table | {"label": ["y"] * 12})
@@ -302,7 +313,7 @@ def test_another_manifest_does_not_continue_an_unfinished_pack(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"),
+    ("arguments", "status", "printed"),
     [
         (["--manifest", "M"], 0, "not used: diagnosis"),
         (["--manifest", "M", "--columns.label", "diagnosis"], 0, "label from diagnosis"),
@@ -314,28 +325,33 @@ def test_another_manifest_does_not_continue_an_unfinished_pack(
     ],
 )
 def test_the_command_line(
-    arguments: list[str], status: int, said: str, source: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    arguments: list[str],
+    status: int,
+    printed: str,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     manifest = write_csv(tmp_path / "m.csv", {"path": files(source), "diagnosis": ["x"] * 12})
     filled = [str(manifest) if a == "M" else a for a in arguments]
     monkeypatch.setattr("sys.argv", ["pack", str(source), str(tmp_path / "out"), *filled])
     try:
-        found = main()
+        code = main()
     except SystemExit as stop:
-        found = int(str(stop.code))
-    printed = "".join(capsys.readouterr())
-    assert found == status and said in printed and "Traceback" not in printed
+        code = int(str(stop.code))
+    output = "".join(capsys.readouterr())
+    assert code == status and printed in output and "Traceback" not in output
 
 
 def test_a_hundred_thousand_rows_take_a_moment(tmp_path: Path) -> None:
     n = 100_000
     table: Table = {
         "path": [f"s{i % 97}/{i}.png" for i in range(n)],
-        "label": np.arange(n) % 7,
-        "x": np.arange(n),
+        "label": [i % 7 for i in range(n)],
+        "x": list(range(n)),
         "note": ["text, with\na line"] * n,
-    }  # type: ignore[dict-item]
+    }
     write_csv(tmp_path / "m.csv", table)
     start = time.process_time()
     rows = read_manifest(tmp_path / "m.csv")

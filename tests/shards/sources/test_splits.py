@@ -14,10 +14,10 @@ from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.schema import load_metadata
 from shards.sites import SiteOptions, leave_one_out, main
-from shards.sources.assign import Group, assign
 from shards.sources.manifest import Columns, read_manifest
+from shards.sources.splits import Group, draw_splits
+from tests.helpers.packing import file_hashes, sidecar_rows
 from tests.helpers.patches import write_patches
-from tests.shards.pack.test_pack import hashes, sidecar_rows
 
 Members = list[tuple[Group, str | None]]
 NAMES = {"train", "val", "test"}
@@ -46,7 +46,7 @@ def by_class(members: Members, split: dict[Group, str]) -> dict[str, Counter[str
 @pytest.mark.parametrize("seed", range(10))
 def test_fractions_are_met_as_far_as_groups_allow(seed: int, mixed: bool) -> None:
     members = drawn_members(seed, 120, 3, mixed)
-    split, warnings = assign(members, 0.1, 0.2, seed)
+    split, warnings = draw_splits(members, 0.1, 0.2, seed)
     assert set(split) == {group for group, _ in members} and not warnings
     sizes = Counter(members)
     for label, counts in by_class(members, split).items():
@@ -59,7 +59,7 @@ def test_fractions_are_met_as_far_as_groups_allow(seed: int, mixed: bool) -> Non
 @pytest.mark.parametrize("seed", range(30))
 def test_every_class_is_in_every_split_where_it_has_three_groups(seed: int) -> None:
     members = drawn_members(seed, 9, 3, mixed=False)
-    split, warnings = assign(members, 0.1, 0.1, seed)
+    split, warnings = draw_splits(members, 0.1, 0.1, seed)
     assert not warnings
     assert all(set(counts) == NAMES for counts in by_class(members, split).values())
 
@@ -67,7 +67,7 @@ def test_every_class_is_in_every_split_where_it_has_three_groups(seed: int) -> N
 @pytest.mark.parametrize("seed", range(30))
 def test_what_mixed_groups_lack_is_warned_of_and_train_lacks_nothing(seed: int) -> None:
     members = drawn_members(seed, 6, 4, mixed=True)
-    split, warnings = assign(members, 0.2, 0.2, seed)
+    split, warnings = draw_splits(members, 0.2, 0.2, seed)
     lacking = set()
     for label, counts in by_class(members, split).items():
         assert counts["train"]
@@ -80,7 +80,7 @@ def test_what_mixed_groups_lack_is_warned_of_and_train_lacks_nothing(seed: int) 
 def test_a_class_of_few_groups_goes_to_train_first() -> None:
     members: Members = [(("slide", f"s{i}"), "common") for i in range(30)]
     members += [(("slide", "r1"), "rare")] * 50
-    split, warnings = assign(members, 0.1, 0.1, 0)
+    split, warnings = draw_splits(members, 0.1, 0.1, 0)
     assert split["slide", "r1"] == "train"
     assert warnings == [
         "class 'rare' has 1 group: none is left for val",
@@ -90,18 +90,18 @@ def test_a_class_of_few_groups_goes_to_train_first() -> None:
 
 def test_the_draw_depends_on_the_seed_and_not_on_the_order() -> None:
     members = drawn_members(1, 60, 3, mixed=True)
-    first, _ = assign(members, 0.2, 0.2, seed=5)
+    first, _ = draw_splits(members, 0.2, 0.2, seed=5)
     shuffled = random.Random(0).sample(members, len(members))
-    assert assign(shuffled, 0.2, 0.2, seed=5)[0] == first
-    others = [assign(members, 0.2, 0.2, seed)[0] for seed in range(6, 10)]
+    assert draw_splits(shuffled, 0.2, 0.2, seed=5)[0] == first
+    others = [draw_splits(members, 0.2, 0.2, seed)[0] for seed in range(6, 10)]
     assert all(other != first for other in others)
 
 
 def test_fewer_groups_than_splits_is_an_error() -> None:
     members: Members = [(("patient", name), None) for name in "aabb"]
     with pytest.raises(DataError, match=r"2 groups \(patient\) cannot fill train, val, test"):
-        assign(members, 0.1, 0.1, 0)
-    split, _ = assign(members, 0.0, 0.5, 0)
+        draw_splits(members, 0.1, 0.1, 0)
+    split, _ = draw_splits(members, 0.0, 0.5, 0)
     assert set(split.values()) == {"train", "test"}
 
 
@@ -126,24 +126,24 @@ def test_packing_records_what_was_achieved(
     assert "splits drawn by source: 20 groups, asked for val 0.2, test 0.3" in (
         capsys.readouterr().out
     )
-    said = metadata.provenance["splits"]
-    assert (said["by"], said["val"], said["test"]) == (["source"], 0.2, 0.3)
+    draw = metadata.provenance["splits"]
+    assert (draw["by"], draw["val"], draw["test"]) == (["source"], 0.2, 0.3)
     members: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for name, part in metadata.splits.items():
+    for name, split in metadata.splits.items():
         for row in sidecar_rows(tmp_path / "out"):
             first, end = metadata.provenance["key_ranges"][name]
             if first <= int(str(row["key"])[1:]) < end:
-                members[name, metadata.classes[row["label"]]].add(str(row["source"]))  # type: ignore[index]
-        for label, count in zip(metadata.classes, part.class_counts, strict=True):
+                members[name, metadata.classes[row["label"]]].add(str(row["source"]))
+        for label, count in zip(metadata.classes, split.class_counts, strict=True):
             cell = {"patches": count, "groups": len(members[name, label])}
-            assert said["achieved"][name][label] == cell
-    groups = [group for (_, _), found in members.items() for group in found]
+            assert draw["achieved"][name][label] == cell
+    groups = [group for names in members.values() for group in names]
     assert len(groups) == len(set(groups)) == 20
     pack(source, tmp_path / "again", options)
-    assert hashes(tmp_path / "out") == hashes(tmp_path / "again")
+    assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "again")
 
 
-def listed(source: Path, path: Path, header: str, rows: list[list[str]]) -> Path:
+def write_manifest(source: Path, path: Path, header: str, rows: list[list[str]]) -> Path:
     files = sorted(str(p.relative_to(source)) for p in source.rglob("*.png"))
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
@@ -154,7 +154,7 @@ def listed(source: Path, path: Path, header: str, rows: list[list[str]]) -> Path
 
 def test_a_patient_is_never_cut(source: Path, tmp_path: Path) -> None:
     rows = [[f"p{i % 5}" if i % 3 else "", f"s{i}"] for i in range(15)]
-    manifest = listed(source, tmp_path / "m.csv", "patient,slide", rows)
+    manifest = write_manifest(source, tmp_path / "m.csv", "patient,slide", rows)
     metadata = pack(source, tmp_path / "out", PackOptions(manifest=manifest, val=0.3, test=0.3))
     assert metadata.provenance["splits"]["by"] == ["patient", "slide"]
     home: dict[object, set[str]] = defaultdict(set)
@@ -168,7 +168,7 @@ def test_a_patient_is_never_cut(source: Path, tmp_path: Path) -> None:
 
 
 def test_splits_that_are_there_are_not_drawn_again(source: Path, tmp_path: Path) -> None:
-    manifest = listed(source, tmp_path / "m.csv", "split", [["train"], ["test"]])
+    manifest = write_manifest(source, tmp_path / "m.csv", "split", [["train"], ["test"]])
     with pytest.raises(DataError, match=r"has splits already.*split column"):
         pack(source, tmp_path / "out", PackOptions(manifest=manifest, val=0.1))
     write_patches(tmp_path / "raw", {"train": 2, "val": 2}, ("a",), seed=0)
@@ -183,7 +183,7 @@ SITES = [
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_each_site_is_left_out_once(packed: bool, source: Path, tmp_path: Path) -> None:
-    origin = listed(source, tmp_path / "m.csv", "case,site,split", SITES)
+    origin = write_manifest(source, tmp_path / "m.csv", "case,site,split", SITES)
     if packed:
         columns = Columns(patient="case")
         pack(source, tmp_path / "set", PackOptions(manifest=origin, columns=columns, workers=1))
@@ -214,13 +214,16 @@ def read_site_rows(path: Path) -> list[tuple[str, str]]:
 def test_lists_are_the_same_from_the_manifest_and_from_the_packed_set(
     source: Path, tmp_path: Path
 ) -> None:
-    origin = listed(source, tmp_path / "m.csv", "patient,site,split", SITES)
+    origin = write_manifest(source, tmp_path / "m.csv", "patient,site,split", SITES)
     pack(source, tmp_path / "set", PackOptions(manifest=origin, workers=1, shard_size=7))
     for name in ("m.csv", "set"):
         leave_one_out(tmp_path / name, tmp_path / f"lists of {name}")
     for name in ("Graz.csv", "Leeds.csv", "a_b_c.csv"):
-        found = [read_manifest(tmp_path / f"lists of {n}" / name).values for n in ("m.csv", "set")]
-        assert found[0] == {field: found[1][field] for field in found[0]}
+        listed, packed = (
+            read_manifest(tmp_path / f"lists of {origin}" / name).values
+            for origin in ("m.csv", "set")
+        )
+        assert listed == {field: packed[field] for field in listed}
 
 
 @pytest.mark.parametrize(
@@ -236,7 +239,7 @@ def test_lists_are_the_same_from_the_manifest_and_from_the_packed_set(
 def test_sites_that_cannot_be_left_out(
     header: str, rows: list[list[str]], reason: str, source: Path, tmp_path: Path
 ) -> None:
-    origin = listed(source, tmp_path / "m.csv", header, rows)
+    origin = write_manifest(source, tmp_path / "m.csv", header, rows)
     with pytest.raises(DataError, match=reason):
         leave_one_out(origin, tmp_path / "lists")
     assert not list(tmp_path.glob("lists/*.csv"))
@@ -248,7 +251,9 @@ def test_the_command_says_what_is_where(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    origin = listed(source, tmp_path / "m.csv", "patient,hospital", [row[:2] for row in SITES])
+    origin = write_manifest(
+        source, tmp_path / "m.csv", "patient,hospital", [row[:2] for row in SITES]
+    )
     command = ["sites", str(origin), str(tmp_path / "lists"), "--columns.site", "hospital"]
     for arguments, status in (([], 0), ([], 1), (["--val", "1"], 2)):
         monkeypatch.setattr("sys.argv", [*command, *arguments])

@@ -1,0 +1,206 @@
+"""A patch, what a source lists, and the protocol that every kind of source follows."""
+
+import gc
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from msgspec import UNSET, Struct, UnsetType
+
+from common.errors import DataError
+
+_SHOWN = 10
+
+
+class Patch(NamedTuple):
+    """One patch and the image file it is in. A tuple: packing makes and sends millions of them."""
+
+    path: str  # relative to the root, with /
+    label: str | None  # class name
+    split: str
+    source: str  # source image: the smallest group that must not be cut by a split
+    y: int | None  # pixel row in the source image
+    x: int | None  # pixel column
+    size: int  # bytes of the file
+    mtime_ns: int
+    slide: str | None = None
+    patient: str | None = None
+    site: str | None = None
+    mpp: float | None = None  # microns per pixel
+    tile: tuple[int, int] | None = None  # row and column in its file, where that holds several
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Kind and name of what a split must not cut: the patient, or the slide, or the source."""
+        if self.patient is not None:
+            return "patient", self.patient
+        return ("source", self.source) if self.slide is None else ("slide", self.slide)
+
+
+Group = tuple[str, str | None, str | None, str | None, str]
+_group = attrgetter("split", "label", "patient", "slide", "source")
+
+
+class ManifestOrigin(Struct, frozen=True, kw_only=True):
+    """The manifest that listed the patches: the same table gives the same record."""
+
+    name: str
+    xxh3: str
+    rows: int
+    columns: dict[str, str]  # field of a patch to the column that gives it
+
+
+class Conversion(Struct, frozen=True, kw_only=True):
+    """How images became patches; the counts are those of tiles."""
+
+    rule: str
+    images: int | UnsetType = UNSET
+    images_with_remainder: int | UnsetType = UNSET
+    pixels: int | UnsetType = UNSET
+    pixels_left: int | UnsetType = UNSET
+
+
+class Origin(Struct, frozen=True, kw_only=True):
+    """Where the patches come from, for `dataset.json`; fields that do not apply are left out."""
+
+    layout: str | UnsetType = UNSET
+    manifest: ManifestOrigin | UnsetType = UNSET
+    convert: Conversion | UnsetType = UNSET
+
+
+class SplitDraw(Struct, frozen=True, kw_only=True):
+    """Splits that were drawn: by which kinds of group, and the fractions asked for."""
+
+    by: list[str]
+    val: float
+    test: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """All that was collected from a source."""
+
+    root: str  # as it was named on the command line
+    name: str  # of its folder
+    patches: list[Patch]  # sorted by path
+    refused: list[tuple[str, str]]  # path and reason; counted against --skip-bad
+    hidden: int = 0  # files and folders whose name starts with a dot: not looked at
+    ignored: int = 0  # notes and system files beside the images
+    splits_from: str = ""  # what names the splits; empty where the source has none
+    splits_drawn: SplitDraw | None = None
+    origin: Origin
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @cached_property
+    def groups(self) -> set[Group]:
+        """Split, class, patient, slide and source: every combination that occurs."""
+        return set(map(_group, self.patches))
+
+
+class Accepted(Struct, frozen=True):
+    """Which files may be patches, before any is opened."""
+
+    suffixes: tuple[str, ...]
+    max_bytes: int
+
+
+class FileBatch(Struct, frozen=True, kw_only=True, tag=True):
+    """Files to look up, and what is known of them beside their names."""
+
+    root: str
+    accepted: Accepted
+    group_regex: str | None  # see `names.source_image`
+    paths: list[str]  # relative to the root, with /
+    columns: dict[str, list[Any]]  # by field of a patch, a value per path: names are not asked
+
+
+class BatchPatches(Struct, frozen=True, kw_only=True):
+    """What the files of a batch are."""
+
+    patches: list[Patch]  # in the order of the paths
+    refused: list[tuple[str, str]]  # path and reason
+    missing: list[tuple[int, str]]  # index of the path, and reason
+    error: tuple[int, str] | None = None  # index of the first path that no list may hold, and why
+
+
+LookUp = Callable[[Sequence[FileBatch]], Iterable[BatchPatches]]  # one for each, in their order
+ReadPatch = Callable[[int, Patch], tuple[Patch, bytes, bytes]]
+
+
+class Source(Protocol):
+    """One kind of input. An instance holds options only, so that it can be sent to workers."""
+
+    def collect(self, look_up: LookUp) -> Collection:
+        """List the patches.
+
+        Args:
+            look_up: `files.look_up` for every batch, perhaps in several processes.
+
+        Raises:
+            DataError: the input cannot be listed.
+        """
+
+    def stage(self, patches: Iterable[tuple[int, Patch]], scratch: Path, workers: int) -> "Source":
+        """Return the source that workers read `patches` (key and patch) from.
+
+        Called once before packing: what many patches share is decoded here, by `workers` threads,
+        into the file `scratch`, which the packer removes at the end.
+        """
+
+    def open(self) -> AbstractContextManager[ReadPatch]:
+        """Open the source for reading.
+
+        The function takes a key and a patch and returns the patch (moved, where a conversion moves
+        it), the bytes of its PNG (empty after a conversion) and its rows, as `png.inflate` gives
+        them. It raises PngError for what is not a patch, and DataError for a file that is
+        missing, unreadable or changed since it was listed.
+        """
+
+
+def read_file(root: str, patch: Patch) -> bytes:
+    """Read the file of a patch, which must still be the one that was listed.
+
+    Raises:
+        DataError: missing, unreadable, or changed since.
+    """
+    path = f"{root}/{patch.path}"
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            data = os.read(handle, patch.size + 1)
+            status = os.fstat(handle)  # after reading: a change before or during it shows
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    if (len(data), status.st_size, status.st_mtime_ns) != (patch.size, patch.size, patch.mtime_ns):
+        raise DataError(f"{path} changed while it was packed: pack again when nothing writes to it")
+    return data
+
+
+def list_refused(refused: Sequence[tuple[str, str]], total: int, shown: int = _SHOWN) -> str:
+    """Format `N files cannot be used as patches`, with the first paths and reasons."""
+    lines = [f"{total} file{'s' if total > 1 else ''} cannot be used as patches"]
+    lines += [f"  {path!r}: {reason}" for path, reason in refused[:shown]]
+    if total > shown:
+        lines.append(f"  ... and {total - shown} more")
+    return "\n".join(lines)
+
+
+@contextmanager
+def gc_paused() -> Iterator[None]:
+    """Pause the cyclic garbage collector, which costs 20 to 50 % while millions of patches are
+    built that all stay."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
