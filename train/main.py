@@ -27,7 +27,7 @@ from common.errors import DataError  # noqa: E402
 from common.files import read_json  # noqa: E402
 from common.machine import usable_cores  # noqa: E402
 from eval.main import evaluate  # noqa: E402
-from eval.report.__main__ import write_report  # noqa: E402
+from eval.report.report import write_report  # noqa: E402
 from eval.session import EvalConfig  # noqa: E402
 from train import checkpoint as state  # noqa: E402
 from train import launch  # noqa: E402

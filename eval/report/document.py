@@ -1,13 +1,14 @@
-"""What a report says before it is Markdown, HTML or LaTeX: plain text, never markup.
+"""The content of a report as plain text and numbers, free of any markup.
 
-Each writer (`markdown`, `latex`, `page`) escapes all of it in its own way.
+Each format of `eval.report.writers` escapes all of it in its own way.
 """
 
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 MISSING = "–"
 NOT_MEASURED = "not measured"
@@ -22,7 +23,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Bullets:
-    items: tuple[str, ...]
+    items: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are plain text: the first column to the left, the others to the right."""
+    """Plain-text cells: the first column is aligned left, the others right."""
 
     title: str
     header: Sequence[str]
@@ -42,11 +43,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What may be said of one question: what could have been seen at all, a word, what it means,
-    the numbers behind it."""
+    """The answer to one planned question, in words."""
 
     question: str
-    before: str  # the minimal detectable difference; nothing where there is none
+    before: str  # the minimal detectable difference; "" where there is none
     word: str
     meaning: str
     numbers: str
@@ -54,7 +54,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG of a run, copied beside the report as figures/NAME and into the page."""
+    """A PNG of a run, copied to figures/NAME beside the report and embedded in the page."""
 
     name: str
     file: Path
@@ -63,7 +63,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Chart:
-    """An SVG of `eval.report.svg`, written as figures/NAME and drawn in the page."""
+    """An SVG of `eval.report.svg`, written to figures/NAME and drawn in the page."""
 
     name: str
     title: str
@@ -71,12 +71,38 @@ class Chart:
     caption: str
 
 
-@dataclass(frozen=True)
-class Atlas:
-    """Points to hover and filter, in the page only: `eval.report.atlas` has the fields."""
+class RunMap(msgspec.Struct, frozen=True, kw_only=True):
+    """The points of one run in a map."""
 
     name: str
-    data: dict[str, Any]
+    shares: list[float]  # of the variance, of both components
+    xy: list[int]  # x and y of every point in turns, 0 to `AtlasPoints.grid`
+
+
+class AtlasPoints(
+    msgspec.Struct, frozen=True, kw_only=True, rename={"labels": "class", "site_indices": "site"}
+):
+    """What the script of the page reads: a value per point in `key`, `source`, `labels` (indices
+    into `classes`) and `site_indices` (indices into `sites`)."""
+
+    runs: list[RunMap]
+    grid: int
+    key: list[str]
+    source: list[str]
+    labels: list[int]
+    classes: list[str]
+    site_indices: list[int]
+    sites: list[str]
+    sheet: str | None  # data URL of the thumbnails, `columns` in a row
+    columns: int
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """A map to hover and filter, in the page only."""
+
+    name: str
+    points: AtlasPoints
     caption: str
 
 
@@ -96,29 +122,35 @@ class Document:
     lead: str
     sections: Sequence[Section]
 
+    @property
+    def parts(self) -> list[Part]:
+        return [part for section in self.sections for part in section.parts]
+
 
 def shown(text: object) -> str:
-    """Untrusted text as one printable line of at most 400 characters; what a spreadsheet would
-    take for a formula gets an apostrophe in front."""
+    """Untrusted text as one printable line of at most 400 characters.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe in front.
+    """
     line = "".join(c if c.isprintable() else " " for c in str(text)).strip()
     if len(line) > MAX_TEXT:
         line = line[: MAX_TEXT - 1] + "…"
     return f"'{line}" if line.startswith(FORMULA) else line
 
 
-def number(value: Any, digits: int = 3) -> str:
-    """A finite number with so many digits after the point; a dash for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return MISSING
-    return f"{value:,.{digits}f}"
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with `digits` decimals; a dash for None."""
+    return MISSING if value is None else f"{value:,.{digits}f}"
 
 
-def mean_sd(values: Iterable[Any], digits: int = 3) -> str:
-    """Mean ± sample standard deviation of the numbers among them; the mean alone where there is
-    one number or all are equal; a dash for none."""
-    known = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-    if not known:
+def mean_sd(values: Iterable[float | None], digits: int = 3) -> str:
+    """Mean ± sample standard deviation of the values that are not None.
+
+    The mean alone where there is one value or all are equal; a dash where there is none.
+    """
+    measured = [value for value in values if value is not None]
+    if not measured:
         return MISSING
-    mean = number(statistics.fmean(known), digits)
-    spread = statistics.stdev(known) if len(known) > 1 else 0.0
-    return f"{mean} ± {spread:.{digits}f}" if spread > 0 else mean
+    mean = number(statistics.fmean(measured), digits)
+    deviation = statistics.stdev(measured) if len(measured) > 1 else 0.0
+    return f"{mean} ± {deviation:.{digits}f}" if deviation > 0 else mean

@@ -1,119 +1,139 @@
 """Size and speed beside the scores, from what `bench/throughput.py model --json FILE` wrote."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from common.errors import DataError
 from common.files import read_json
-from eval.report.arms import Arm
-from eval.report.document import MISSING, NOT_MEASURED, Table, number, shown
-from eval.report.runs import Entry
+from eval.report.document import NOT_MEASURED, Table, number, shown
+from eval.report.runs import Arm, EvaluatedRun
 
-IDENTITY = ("snapshot", "parameters")  # of `model` in results.json: not the architecture
-Record = dict[str, Any]
+REMEDY = "make it with: python bench/throughput.py model --json FILE"
+COLUMNS = (
+    "encoder MMACs",
+    "MMACs",
+    "MFLOPs forward",
+    "encode (images/s)",
+    "training step (images/s)",
+)
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """Images per second over repeats; empty where the variant was not measured."""
+
+    median: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def measured(self) -> bool:
+        return None not in (self.median, self.low, self.high)
+
+
+class ModelRecord(msgspec.Struct, frozen=True, rename={"step": "pass"}):
+    """One record of the benchmark: the cost of a model ("size"), or its rate ("speed")."""
+
+    kind: str
+    model: dict[str, Any]  # its architecture
+    macs: dict[str, float | str] = {}  # counts and what they count, or why there are none
+    flops: dict[str, float | str] = {}
+    step: str = ""
+    variant: str = ""
+    images_per_s: Rate = Rate()
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """What was measured of each architecture, and on what."""
+    """What a benchmark measured, and on what machine."""
 
     machine: str
-    sizes: list[Record]
-    speeds: list[Record]
+    records: list[ModelRecord]
 
 
 def load(path: Path) -> Efficiency:
-    """What a benchmark of the models wrote.
+    """Load what a benchmark of the models wrote.
 
     Raises:
-        DataError: there is no such file, or it is not of `bench/throughput.py model`.
+        DataError: there is no such file, or it is not from `bench/throughput.py model`.
     """
-    made = "make it with: python bench/throughput.py model --json FILE"
-    if not path.is_file():
-        raise DataError(f"{path} does not exist: {made}")
-    found = read_json(path)
+    raw = read_json(path, REMEDY)
     try:
-        about, records = found["environment"], found["results"]
-        machine = f"{about['device']}, {about['threads']} threads, torch "
-        machine += f"{about['packages']['torch']}, commit {str(about['commit'])[:10]}"
-        sizes = [record for record in records if record["kind"] == "size"]
-        speeds = [record for record in records if record["kind"] == "speed"]
-        if not sizes or any("model" not in record for record in sizes + speeds):
-            raise KeyError("model")
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is not of this version's models ({error!r}): {made}") from None
-    return Efficiency(shown(machine), sizes, speeds)
+        environment = raw["environment"]
+        machine = (
+            f"{environment['device']}, {environment['threads']} threads, "
+            f"torch {environment['packages']['torch']}, commit {str(environment['commit'])[:10]}"
+        )
+        measured = [record for record in raw["results"] if record["kind"] in ("size", "speed")]
+        records = msgspec.convert(measured, list[ModelRecord])
+        if all(record.kind != "size" for record in records):
+            raise ValueError("no size of a model")
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is not of this version's models ({error!r}): {REMEDY}") from None
+    return Efficiency(shown(machine), records)
 
 
-def table(arms: Iterable[Arm], found: Efficiency | None) -> Table:
-    """A row an arm: its size, what an image costs, and how many a second pass."""
+def table(arms: Iterable[Arm], efficiency: Efficiency | None) -> Table:
+    """A row per arm: its size, the cost of an image, and the images per second of each pass."""
     rows = []
     for arm in arms:
-        entry = next(iter(arm.runs.values()))
-        total, encoder = (entry.at("model", "parameters", part) for part in ("total", "encoder"))
-        rows.append([arm.name, number(total, 0), number(encoder, 0), *_cost(entry, found)])
+        run = next(iter(arm.runs.values()))
+        parameters = run.results.model.parameters
+        counts = (parameters.total, parameters.encoder) if parameters else (None, None)
+        rows.append([arm.name, *(number(count, 0) for count in counts), *_cost(run, efficiency)])
     header = ["arm", "parameters", "of the encoder", *COLUMNS]
-    return Table("Size and speed", header, rows, _caption(found))
+    return Table("Size and speed", header, rows, _caption(efficiency))
 
 
-COLUMNS = (
-    "encoder MMACs", "MMACs", "MFLOPs forward", "encode (images/s)", "training step (images/s)",
-)  # fmt: skip
-
-
-def _caption(found: Efficiency | None) -> str:
-    if found is None:
+def _caption(efficiency: Efficiency | None) -> str:
+    if efficiency is None:
         return "Costs and speeds come from bench/throughput.py model --json FILE, by --efficiency."
     return (
         "Of one image, convolutions only: millions of multiply-adds (MMACs) and of floating-point "
         "operations (two each, counted apart). Speed: median of the fastest variant measured, in "
         "brackets lowest and highest; a training step is that of dvae, or of eq-dvae where the "
-        f"objective has an equivariance term, without optimizer and data. On {found.machine}."
+        f"objective has an equivariance term, without optimizer and data. On {efficiency.machine}."
     )
 
 
-def _cost(entry: Entry, found: Efficiency | None) -> list[str]:
-    sizes = _of(entry, found.sizes if found else [])
-    if not sizes:
+def _cost(run: EvaluatedRun, efficiency: Efficiency | None) -> list[str]:
+    records = efficiency.records if efficiency else []
+    alike = [record for record in records if record.model == run.architecture]
+    size = next((record for record in alike if record.kind == "size"), None)
+    if size is None:
         return [NOT_MEASURED] * len(COLUMNS)
-    size, speeds = sizes[0], _of(entry, found.speeds if found else [])
-    macs, flops = size.get("macs"), size.get("flops")
-    millions = [_millions(macs, "encoder"), _millions(macs, "total"), _millions(flops, "forward")]
-    return [*millions, _fastest(speeds, "encode"), _fastest(speeds, _step(entry))]
-
-
-def _of(entry: Entry, records: list[Record]) -> list[Record]:
-    """The records of the architecture of a run."""
-    about = entry.at("model")
-    facts = about if isinstance(about, dict) else {}
-    wanted = {name: value for name, value in facts.items() if name not in IDENTITY}
-    return [record for record in records if record["model"] == wanted]
-
-
-def _step(entry: Entry) -> str:
-    """The measured step that does the work of this run's; none for a run without a decoder."""
-    weight = entry.at("run", "equivariance")
-    preset = "eq-dvae" if isinstance(weight, int | float) and weight > 0 else "dvae"
-    return f"{preset} forward+backward" if entry.at("run", "decodes") else ""
-
-
-def _millions(counts: Any, name: str) -> str:
-    value = counts.get(name) if isinstance(counts, dict) else None
-    cell = number(value / 1e6, 1) if isinstance(value, int | float) else MISSING
-    return NOT_MEASURED if cell == MISSING else cell
-
-
-def _fastest(speeds: list[Record], name: str) -> str:
-    found = [
-        (rate["median"], rate["low"], rate["high"], record.get("variant"))
-        for record in speeds
-        if record.get("pass") == name
-        and isinstance(rate := record.get("images_per_s"), dict)
-        and all(isinstance(rate.get(k), int | float) for k in ("median", "low", "high"))
+    speeds = [record for record in alike if record.kind == "speed"]
+    return [
+        _millions(size.macs, "encoder"),
+        _millions(size.macs, "total"),
+        _millions(size.flops, "forward"),
+        _fastest(speeds, "encode"),
+        _fastest(speeds, _step(run)),
     ]
-    if not found:
+
+
+def _step(run: EvaluatedRun) -> str:
+    """The measured step that does the work of this run's; "" for a run without a decoder."""
+    facts = run.results.run
+    preset = "eq-dvae" if facts.equivariance else "dvae"
+    return f"{preset} forward+backward" if facts.decodes else ""
+
+
+def _millions(counts: Mapping[str, float | str], name: str) -> str:
+    count = counts.get(name)
+    return number(count / 1e6, 1) if isinstance(count, int | float) else NOT_MEASURED
+
+
+def _fastest(speeds: Iterable[ModelRecord], step: str) -> str:
+    fastest = max(
+        (record for record in speeds if record.step == step and record.images_per_s.measured),
+        key=lambda record: record.images_per_s.median or 0.0,
+        default=None,
+    )
+    if fastest is None:
         return NOT_MEASURED
-    median, low, high, variant = max(found, key=lambda rate: rate[0])
-    return shown(f"{median:,.0f} ({low:,.0f}–{high:,.0f}) {variant}")
+    rate = fastest.images_per_s
+    return shown(f"{rate.median:,.0f} ({rate.low:,.0f}–{rate.high:,.0f}) {fastest.variant}")

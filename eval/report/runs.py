@@ -1,120 +1,357 @@
-"""The runs of a report: results.json files that are not trusted, read and named."""
+"""The runs of a report, and the arms they form: runs that differ only in their seed.
+
+results.json and scores.parquet are not trusted: names in them are shown as plain text.
+"""
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from common.errors import DataError
-from eval import run as runs
-from eval.measure.readouts import PRIMARY
-from eval.report.document import shown
+import numpy as np
+from numpy.typing import NDArray
 
-# of `run` in results.json: what one arm may differ in
+from common.errors import DataError
+from eval.measure.probe import PRIMARY_PROBE
+from eval.measure.readouts import PRIMARY
+from eval.measure.scores import CLEAN, SCORES, ScoreBook, Scores, read_scores
+from eval.report.document import shown
+from eval.results import (
+    BudgetScores,
+    Equivariance,
+    FeatureScores,
+    Latent,
+    ProbeScores,
+    Reconstruction,
+    ReconstructionScores,
+    Results,
+    Robustness,
+    RobustnessCurve,
+    SeverityScores,
+    as_json,
+    load_results,
+)
+from pipeline.corruptions import GRADED
+
+# facts of a run that runs of one arm may differ in
 UNEQUAL = ("seed", "noise_var", "dataset_hash")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A run in the report."""
+class EvaluatedRun:
+    """A run in the report. Sections that were not measured are empty."""
 
     folder: Path
-    label: str  # unique; as it is shown
+    label: str  # unique; the name under which it is shown
     slug: str  # unique and safe in a file name
-    results: dict[str, Any]
-
-    def at(self, *path: str) -> Any:
-        """The value there in results.json, or None."""
-        value: Any = self.results
-        for name in path:
-            value = value.get(name) if isinstance(value, dict) else None
-        return value
-
-    def section(self, *path: str) -> dict[str, dict[str, Any]]:
-        """The objects by name there in results.json; none where it is absent or no object."""
-        found = self.at(*path)
-        items = found.items() if isinstance(found, dict) else ()
-        return {str(name): value for name, value in items if isinstance(value, dict)}
+    results: Results
 
     @property
     def preset(self) -> str:
-        """What was trained; of embeddings that were not trained here, the name of the folder."""
-        return shown(self.at("run", "preset") or self.label)
-
-    @property
-    def root(self) -> Path:
-        """Of the data set it was evaluated on."""
-        return Path(str(self.at("data", "root")))
+        """The training preset; the label for embeddings of other encoders without a name."""
+        return shown(self.results.run.preset or self.label)
 
     @property
     def seed(self) -> int:
-        """0 where there is none."""
-        seed = self.at("run", "seed")
-        return seed if isinstance(seed, int) else 0
+        return self.results.run.seed or 0
 
     @property
+    def root(self) -> Path:
+        """The data set it was evaluated on."""
+        return Path(str(self.results.data.root))
+
+    @property
+    def reconstruction(self) -> Reconstruction:
+        return self.results.reconstruction or Reconstruction()
+
+    @property
+    def latent(self) -> Latent:
+        return self.results.latent or Latent()
+
+    @property
+    def equivariance(self) -> Equivariance:
+        return self.results.equivariance or Equivariance()
+
+    @property
+    def robustness(self) -> Robustness:
+        return self.results.robustness or Robustness()
+
+    def probe(self, features: str = PRIMARY, family: str = PRIMARY_PROBE) -> ProbeScores:
+        """The scores of a probe."""
+        if family == PRIMARY_PROBE:
+            return self.results.probe.get(features, ProbeScores())
+        return (self.results.other_probes or {}).get(features, {}).get(family, ProbeScores())
+
+    def is_baseline(self, features: str) -> bool:
+        return self.results.probe.get(features, FeatureScores()).features == "baseline"
+
+    def denoised(self, kind: str) -> ReconstructionScores:
+        """The reconstruction of patches under one kind of corruption."""
+        return self.reconstruction.by_kind.get(kind, ReconstructionScores())
+
+    def severity(self, kind: str, severity: int) -> SeverityScores:
+        """The probe under one kind of corruption; `severity` from 1."""
+        levels = self.robustness.kinds.get(kind, RobustnessCurve()).levels
+        return (
+            levels[severity - 1] if severity <= len(levels) else SeverityScores(severity=severity)
+        )
+
+    @property
+    def budgets(self) -> dict[str, BudgetScores]:
+        """The primary readout with few labels, by budget."""
+        return (self.results.budgets or {}).get(PRIMARY, {})
+
+    @cached_property
+    def architecture(self) -> dict[str, Any]:
+        """The model's configuration as in results.json."""
+        facts = as_json(self.results.model)
+        return {name: facts[name] for name in facts if name not in ("snapshot", "parameters")}
+
+    @cached_property
     def settings(self) -> dict[str, Any]:
-        """What runs of one arm have in common."""
-        about = self.at("run") if isinstance(self.at("run"), dict) else {}
-        model = self.at("model") if isinstance(self.at("model"), dict) else {}
-        kept = {name: value for name, value in about.items() if name not in UNEQUAL}
-        return kept | {k: v for k, v in model.items() if k not in ("snapshot", "parameters")}
+        """What all runs of one arm have in common, as in results.json."""
+        facts = as_json(self.results.run)
+        return {name: facts[name] for name in facts if name not in UNEQUAL} | self.architecture
 
 
-def load(folders: Iterable[Path]) -> list[Entry]:
-    """The runs, each folder once.
+def load_runs(folders: Iterable[Path]) -> list[EvaluatedRun]:
+    """Load the results of runs, each folder once.
 
     Raises:
-        DataError: no run, or one that was not evaluated or whose results cannot be read.
+        DataError: there is no run, one was not evaluated, or its results cannot be read.
     """
-    entries: list[Entry] = []
+    runs: list[EvaluatedRun] = []
     for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
-        name = shown(folder.name)
-        taken = {entry.label for entry in entries}
-        label = name if name not in taken else shown(f"{folder.parent.name}/{folder.name}")
+        label = shown(folder.name)
+        if label in {run.label for run in runs}:
+            label = shown(f"{folder.parent.name}/{folder.name}")
         slug = re.sub(r"[^a-z0-9-]+", "-", label.lower()).strip("-")[:40]
-        entry = Entry(folder, label, f"{len(entries)}-{slug}", runs.load_results(folder))
-        if not isinstance(entry.at("data", "hash"), str):
-            raise DataError(
-                f"{folder / runs.RESULTS} was not written by this version: "
-                f"evaluate again with: python -m eval.main {folder}"
-            )
-        entries.append(entry)
-    if not entries:
+        runs.append(EvaluatedRun(folder, label, f"{len(runs)}-{slug}", load_results(folder)))
+    if not runs:
         raise DataError("no run to report: name one or more run folders")
-    return entries
+    return runs
 
 
 def near(path: Path) -> str:
-    """As seen from the working directory where it lies below it: short, and the same elsewhere."""
+    """`path` relative to the working directory where it lies below it."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def by_data_set(entries: list[Entry]) -> list[list[Entry]]:
-    """Runs are compared only where they were evaluated on one data set."""
-    found: dict[str, list[Entry]] = {}
-    for entry in entries:
-        found.setdefault(str(entry.at("data", "hash")), []).append(entry)
-    return list(found.values())
+def by_data_set(runs: Iterable[EvaluatedRun]) -> list[list[EvaluatedRun]]:
+    """Runs by the data set they were evaluated on: they are compared only within one."""
+    sets: dict[str, list[EvaluatedRun]] = {}
+    for run in runs:
+        sets.setdefault(run.results.data.hash, []).append(run)
+    return list(sets.values())
 
 
-def baselines(group: list[Entry]) -> list[tuple[str, str, Entry]]:
-    """(name as shown, name in results, a run that has it): once, random init by architecture."""
-    found: dict[str, tuple[str, str, Entry]] = {}
-    for entry in group:
-        for name, probe in entry.section("probe").items():
-            if name == PRIMARY or probe.get("features") != "baseline":
+def first_of_each(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
+    """The run with the lowest seed of every preset and budget."""
+    first: dict[str, EvaluatedRun] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        first.setdefault(repr(sorted(run.settings.items(), key=str)), run)
+    return [run for run in runs if run in first.values()]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Features without training, and the first run that measured them."""
+
+    label: str
+    features: str  # name in results.json and scores.parquet
+    run: EvaluatedRun
+
+    @property
+    def scores(self) -> ProbeScores:
+        return self.run.probe(self.features)
+
+
+def baselines(runs: Iterable[EvaluatedRun]) -> list[Baseline]:
+    """Every baseline once, the untrained encoder once per architecture."""
+    by_label: dict[str, Baseline] = {}
+    for run in runs:
+        for name in run.results.probe:
+            if not run.is_baseline(name) or name == PRIMARY:
                 continue
-            architecture = f" ({entry.at('model', 'architecture')})"
-            label = shown(name + (architecture if name == "random_init" else ""))
-            found.setdefault(label, (label, name, entry))
-    return list(found.values())
+            architecture = f" ({run.results.model.architecture})" if name == "random_init" else ""
+            label = shown(name + architecture)
+            by_label.setdefault(label, Baseline(label, name, run))
+    return list(by_label.values())
 
 
-def first_of_each(group: list[Entry]) -> list[Entry]:
-    """One run of every preset and budget: the one with the lowest seed."""
-    found: dict[str, Entry] = {}
-    for entry in sorted(group, key=lambda entry: entry.seed):
-        found.setdefault(repr(sorted(entry.settings.items(), key=str)), entry)
-    return [entry for entry in group if entry in found.values()]
+@dataclass(frozen=True)
+class Measure:
+    """A headline AUROC of the primary probe: the mean over conditions and the draws of each."""
+
+    name: str
+    conditions: tuple[str, ...]
+
+    def scores(self, book: ScoreBook, features: str = PRIMARY) -> list[Scores] | None:
+        """Scores (D, n, K) of the draws of every condition; None where one was not measured."""
+        stacked = []
+        for condition in self.conditions:
+            draws = sorted(
+                (key for key in book.scores if key[:3] == (features, PRIMARY_PROBE, condition)),
+                key=lambda key: key.draw,
+            )
+            if not draws:
+                return None
+            stacked.append(np.stack([book.scores[key] for key in draws]))
+        return stacked
+
+
+ALL_LABELS = Measure("AUROC, all labels", (CLEAN,))
+TWO_GROUPS = Measure("AUROC, labels of 2 groups a class", ("k=2",))
+ROBUSTNESS = Measure(
+    "area under the robustness curve",
+    tuple(
+        f"{name}-{severity}"
+        for name, kind in GRADED.items()
+        for severity in range(1, len(kind.levels) + 1)
+    ),
+)
+MEASURES = (ALL_LABELS, TWO_GROUPS, ROBUSTNESS)
+
+
+@dataclass
+class Arm:
+    """Runs by seed; `books` holds the scores of those that can be compared."""
+
+    name: str
+    preset: str
+    images: int | None
+    runs: dict[int, EvaluatedRun] = field(default_factory=dict)
+    books: dict[int, ScoreBook] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The name of its only run, or of the arm where there are several."""
+        runs = list(self.runs.values())
+        return runs[0].label if len(runs) == 1 else self.name
+
+    def scores(
+        self, measure: Measure, seeds: Sequence[int], features: str = PRIMARY
+    ) -> list[Scores] | None:
+        """Scores (S, D, n, K) per condition; None unless measured alike with all of the seeds."""
+        by_seed = [measure.scores(self.books[seed], features) for seed in seeds]
+        measured = [scores for scores in by_seed if scores is not None]
+        if not measured or len(measured) < len(by_seed):
+            return None
+        stacked = []
+        for conditions in zip(*measured, strict=True):
+            if len({scores.shape for scores in conditions}) > 1:
+                return None
+            stacked.append(np.stack(conditions))
+        return stacked
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """The test patches that all score books share."""
+
+    labels: NDArray[np.int64]  # (n,)
+    groups: NDArray[np.object_]  # (n,) names
+
+
+@dataclass
+class ComparedArms:
+    """The arms of one data set; `dropped` says which runs were left out, and why."""
+
+    arms: dict[str, Arm]
+    test: TestSet | None
+    dropped: list[str]
+
+    def arm_of(self, run: EvaluatedRun) -> Arm | None:
+        """The arm that holds a run; None where it was left out."""
+        for arm in self.arms.values():
+            if run in arm.runs.values():
+                return arm
+        return None
+
+
+def compare_runs(runs: Sequence[EvaluatedRun]) -> ComparedArms:
+    """Group runs on one data set into arms, and read the scores that share their test patches."""
+    compared = ComparedArms(_arms(runs), None, [])
+    keys: list[str] = []
+    for arm in compared.arms.values():
+        for seed, run in arm.runs.items():
+            try:
+                book = _book(run)
+            except DataError as error:
+                compared.dropped.append(f"{run.label}: {shown(error)}")
+                continue
+            if compared.test is None:
+                keys = book.rows["key"].to_pylist()
+                compared.test = _test_set(book)
+            if book.rows["key"].to_pylist() != keys:
+                compared.dropped.append(f"{run.label}: its scores are of other test patches")
+                continue
+            arm.books[seed] = book
+    compared.dropped += [
+        f"{run.label}: the seed and settings of another run of this report"
+        for run in runs
+        if compared.arm_of(run) is None
+    ]
+    return compared
+
+
+def _arms(runs: Iterable[EvaluatedRun]) -> dict[str, Arm]:
+    """Arms by name: the preset, and the settings in which arms of one preset differ."""
+    variants: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        settings = variants.setdefault(run.preset, [])
+        if run.settings not in settings:
+            settings.append(run.settings)
+    arms: dict[str, Arm] = {}
+    for run in runs:
+        name = run.preset + _difference(run.settings, variants[run.preset])
+        arm = arms.setdefault(name, Arm(name, run.preset, run.results.run.images_seen))
+        arm.runs.setdefault(run.seed, run)
+    for arm in arms.values():
+        arm.runs = dict(sorted(arm.runs.items()))
+    return arms
+
+
+def _difference(settings: dict[str, Any], variants: list[dict[str, Any]]) -> str:
+    names = dict.fromkeys(name for variant in variants for name in variant)
+    words = [
+        f"{shown(name)} {shown(settings.get(name))}"
+        for name in names
+        if len({repr(variant.get(name)) for variant in variants}) > 1
+    ]
+    return f" ({', '.join(words)})" if words else ""
+
+
+def _book(run: EvaluatedRun) -> ScoreBook:
+    """The scores that verdicts need, of the model and data set of results.json."""
+    book, origin = read_scores(run.folder / SCORES)
+    expected = {
+        "snapshot_xxh3": run.results.model.snapshot,
+        "dataset_hash": run.results.data.hash,
+    }
+    wrong = [name for name, value in expected.items() if origin.get(name) != value]
+    if wrong:
+        raise DataError(f"{SCORES} is of another {' and '.join(wrong)}; evaluate the run again")
+    headlines = {condition for measure in MEASURES for condition in measure.conditions}
+    scores = {
+        key: scores
+        for key, scores in book.scores.items()
+        if key.probe == PRIMARY_PROBE and (key.features == PRIMARY or key.condition in headlines)
+    }
+    return ScoreBook(book.rows, book.classes, scores)
+
+
+def _test_set(book: ScoreBook) -> TestSet:
+    return TestSet(
+        book.rows["label"].to_numpy().astype(np.int64),
+        np.array(book.rows["group"].to_pylist(), dtype=object).astype(str).astype(object),
+    )
+
+
+def paired_seeds(arms: Sequence[Arm]) -> tuple[list[int], list[str]]:
+    """The seeds that every arm has, and a line per arm on the seeds that were dropped."""
+    common = sorted(set.intersection(*(set(arm.books) for arm in arms)))
+    unpaired = {arm.name: sorted(set(arm.books) - set(common)) for arm in arms}
+    return common, [f"seeds {s} of {name} have no partner" for name, s in unpaired.items() if s]

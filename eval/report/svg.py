@@ -1,16 +1,18 @@
-"""Charts as SVG that follow the colours of the page, and stand alone as files.
+"""Charts drawn as SVG that follow the colours of the page, and stand alone as files.
 
-All text is escaped. Colours are classes: the page styles them; a file brings `STYLE` along.
+`eval.report.charts` chooses what is charted. All text is escaped. Colours are CSS classes: the page
+styles them, and a file of its own brings `STYLE` along.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 WIDTH, HEIGHT = 480, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 46
-CHAR = 6.4  # width of a character of the font, about
+CHAR = 6.4  # approximate width of a character
+FOREST_ROW, LEGEND_ROW = 34, 20
 COLOURS = 8
 
 # Okabe and Ito's colours, darkened or lightened to 3:1 on white or on near-black
@@ -30,6 +32,7 @@ svg .mark{stroke:currentColor;stroke-opacity:.6;stroke-dasharray:3 3;fill:none}
 
 
 def palette(colours: Sequence[str]) -> str:
+    """CSS variables --c0, --c1, ... of the colours."""
     return "".join(f"--c{i}:{colour};" for i, colour in enumerate(colours))
 
 
@@ -42,14 +45,27 @@ STYLE = (
 
 @dataclass(frozen=True)
 class Point:
+    """A value with its interval in y, where it has one."""
+
     x: float
     y: float
-    low: float | None = None  # of an interval in y
+    low: float | None = None
     high: float | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
+    def extent(self) -> tuple[float, ...]:
+        """The y values that a chart has to show."""
+        return (self.y, *(self.interval or ()))
 
 
 @dataclass(frozen=True)
 class Series:
+    """Points under one name and colour, joined by a line, with a marker each."""
+
     name: str
     points: Sequence[Point]
     colour: int
@@ -59,18 +75,23 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
+    """Label and kind of an axis; `names` are those of the positions 0, 1, ..."""
+
     label: str
-    names: Sequence[str] = ()  # of the positions 0, 1, ...
+    names: Sequence[str] = ()
     log: bool = False
     marks: Sequence[float] = ()  # dashed lines across
 
-    def scale(self, value: float) -> float:
+    def transform(self, value: float) -> float:
         return math.log10(value) if self.log else value
+
+    def shows(self, value: float) -> bool:
+        return math.isfinite(value) and (value > 0 or not self.log)
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """Data to pixels of one axis."""
+class _Scale:
+    """From the data of an axis, `low` to `high` after its transform, to pixels."""
 
     axis: Axis
     low: float
@@ -78,18 +99,18 @@ class _Frame:
     start: float
     end: float
 
-    def at(self, value: float) -> float:
-        share = (self.axis.scale(value) - self.low) / (self.high - self.low)
+    def pixel(self, value: float) -> float:
+        share = (self.axis.transform(value) - self.low) / (self.high - self.low)
         return self.start + share * (self.end - self.start)
 
     def ticks(self) -> list[tuple[float, str]]:
+        """Values and their labels."""
         if self.axis.names:
             return [(float(i), name) for i, name in enumerate(self.axis.names)]
         if self.axis.log:
             powers = range(math.floor(self.low), math.ceil(self.high) + 1)
             values = [m * 10.0**p for p in powers for m in (1, 2, 5)]
-            there = [v for v in values if self.low <= math.log10(v) <= self.high]
-            return [(v, f"{v:g}") for v in there]
+            return [(v, f"{v:g}") for v in values if self.low <= math.log10(v) <= self.high]
         step = _step((self.high - self.low) / 5)
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
@@ -98,125 +119,128 @@ class _Frame:
 
 
 def _step(rough: float) -> float:
+    """The least of 1, 2, 5, 10, ... times a power of ten that is at least `rough`."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next((m * power for m in (1, 2, 5) if m * power >= rough), 10 * power)
 
 
+def _scale(axis: Axis, values: Sequence[float], start: float, end: float) -> _Scale:
+    if axis.names:
+        return _Scale(axis, -0.5, len(axis.names) - 0.5, start, end)
+    transformed = [axis.transform(value) for value in (*values, *axis.marks)]
+    low, high = min(transformed), max(transformed)
+    margin = 0.06 * (high - low) or max(abs(high), 1e-3) * 0.1
+    return _Scale(axis, low - margin, high + margin, start, end)
+
+
 def plot(series: Sequence[Series], x: Axis, y: Axis, title: str) -> str:
     """Lines and points with their intervals; "" where no series has a point."""
-    kept = [
-        Series(s.name, [p for p in s.points if _drawable(p, x, y)], s.colour, s.joined, s.marked)
-        for s in series
-    ]
-    kept = [s for s in kept if s.points]
-    if not kept:
+    drawable = []
+    for line in series:
+        points = [point for point in line.points if x.shows(point.x) and y.shows(point.y)]
+        if points:
+            drawable.append(replace(line, points=points))
+    if not drawable:
         return ""
-    points = [point for s in kept for point in s.points]
-    ends = [v for p in points for v in (p.y, p.low, p.high) if v is not None]
-    across = _frame(x, [*(p.x for p in points), *x.marks], LEFT, WIDTH - RIGHT)
-    up = _frame(y, [*ends, *y.marks], HEIGHT - BOTTOM, TOP)
-    parts = [_axes(across, up), *(_draw(s, across, up) for s in kept)]
-    legend, rows = _legend(kept)
-    return _svg([*parts, legend], HEIGHT + 20 * rows, title)
+    points = [point for line in drawable for point in line.points]
+    across = _scale(x, [point.x for point in points], LEFT, WIDTH - RIGHT)
+    heights = [value for point in points for value in point.extent]
+    up = _scale(y, heights, HEIGHT - BOTTOM, TOP)
+    legend, legend_rows = _legend(drawable)
+    marks = "".join(_draw(line, across, up) for line in drawable)
+    content = _axis_below(across, HEIGHT - BOTTOM) + _axis_left(up) + marks + legend
+    return _svg(content, HEIGHT + LEGEND_ROW * legend_rows, title)
 
 
 def forest(rows: Sequence[tuple[str, Point]], x: Axis, title: str) -> str:
-    """A row an estimate (the y of its point) with its interval, from left to right."""
+    """A row per named estimate (the y of its point) with its interval, from left to right."""
     if not rows:
         return ""
-    ends = [v for _, p in rows for v in (p.y, p.low, p.high) if v is not None]
-    across = _frame(x, [*ends, *x.marks], LEFT, WIDTH - RIGHT)
-    height = 34 * len(rows) + 12
-    parts = [_ticks_below(across, height)]
-    for i, (name, p) in enumerate(rows):
-        y = 34 * i + 30
-        at = across.at(p.y)
-        said = f"{name}: {p.y:.4f}"
-        if p.low is not None and p.high is not None:
-            said += f", {p.low:.4f} to {p.high:.4f}"
-            a, b = across.at(p.low), across.at(p.high)
-            parts.append(f'<path class="c0 bar" d="M{a:.1f} {y}H{b:.1f}"/>')
-        parts.append(f'<text class="row" x="{LEFT}" y="{y - 9}">{escape(name[:66])}</text>')
-        parts.append(
+    values = [value for _, point in rows for value in point.extent]
+    across = _scale(x, values, LEFT, WIDTH - RIGHT)
+    height = FOREST_ROW * len(rows) + 12
+    content = [_axis_below(across, height)]
+    for i, (name, point) in enumerate(rows):
+        y = FOREST_ROW * i + 30
+        at = across.pixel(point.y)
+        hint = f"{name}: {point.y:.4f}"
+        if point.interval:
+            low, high = point.interval
+            hint += f", {low:.4f} to {high:.4f}"
+            content.append(
+                _path("c0 bar", f"M{across.pixel(low):.1f} {y}H{across.pixel(high):.1f}")
+            )
+        content.append(f'<text class="row" x="{LEFT}" y="{y - 9}">{escape(name[:66])}</text>')
+        content.append(
             f'<rect class="c0" x="{at - 4:.1f}" y="{y - 4}" width="8" height="8">'
-            f"<title>{escape(said)}</title></rect>"
+            f"<title>{escape(hint)}</title></rect>"
         )
-    return _svg(parts, height + BOTTOM, title)
+    return _svg("".join(content), height + BOTTOM, title)
 
 
-def _drawable(p: Point, x: Axis, y: Axis) -> bool:
-    positive = (not x.log or p.x > 0) and (not y.log or p.y > 0)
-    return positive and math.isfinite(p.x) and math.isfinite(p.y)
-
-
-def _frame(axis: Axis, values: Sequence[float], start: float, end: float) -> _Frame:
-    if axis.names:
-        return _Frame(axis, -0.5, len(axis.names) - 0.5, start, end)
-    scaled = [axis.scale(value) for value in values]
-    low, high = min(scaled), max(scaled)
-    margin = 0.06 * (high - low) or max(abs(high), 1e-3) * 0.1
-    return _Frame(axis, low - margin, high + margin, start, end)
-
-
-def _axes(across: _Frame, up: _Frame) -> str:
-    parts = [_ticks_below(across, HEIGHT - BOTTOM)]
-    for value, name in up.ticks():
-        y = up.at(value)
-        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(
-            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>'
-        )
-    parts += [
-        f'<path class="mark" d="M{LEFT} {up.at(value):.1f}H{WIDTH - RIGHT}"/>'
-        for value in up.axis.marks
-    ]
-    middle = (HEIGHT - BOTTOM + TOP) / 2
-    turned = f'transform="translate(13 {middle:.0f}) rotate(-90)" text-anchor="middle"'
-    parts.append(f"<text {turned}>{escape(up.axis.label)}</text>")
-    return "".join(parts)
-
-
-def _ticks_below(across: _Frame, bottom: float) -> str:
-    parts = [f'<path class="axis" d="M{LEFT} {bottom}H{WIDTH - RIGHT}"/>']
-    room, last = (WIDTH - LEFT - RIGHT) / max(1, len(across.axis.names)), -math.inf
+def _axis_below(across: _Scale, bottom: float) -> str:
+    content = [_path("axis", f"M{LEFT} {bottom}H{WIDTH - RIGHT}")]
+    names = across.axis.names
+    room = (WIDTH - LEFT - RIGHT) / max(1, len(names))
+    last = -math.inf
     for value, name in across.ticks():
-        x, text = across.at(value), name if not across.axis.names else name[: int(room / CHAR)]
+        x = across.pixel(value)
+        text = name[: int(room / CHAR)] if names else name
         half = len(text) * CHAR / 2
-        parts.append(f'<path class="grid" d="M{x:.1f} {TOP}V{bottom}"/>')
+        content.append(_path("grid", f"M{x:.1f} {TOP}V{bottom}"))
         if x - half > last:  # no label over another
             last = x + half + 4
-            text = escape(text)
-            parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{text}</text>')
-    parts += [
-        f'<path class="mark" d="M{across.at(value):.1f} {TOP}V{bottom}"/>'
-        for value in across.axis.marks
+            content.append(
+                f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{escape(text)}</text>'
+            )
+    content += [
+        _path("mark", f"M{across.pixel(mark):.1f} {TOP}V{bottom}") for mark in across.axis.marks
     ]
     middle = (LEFT + WIDTH - RIGHT) / 2
     label = escape(across.axis.label)
-    parts.append(f'<text x="{middle}" y="{bottom + 36}" text-anchor="middle">{label}</text>')
-    return "".join(parts)
+    content.append(f'<text x="{middle}" y="{bottom + 36}" text-anchor="middle">{label}</text>')
+    return "".join(content)
 
 
-def _draw(series: Series, across: _Frame, up: _Frame) -> str:
-    places = [(across.at(p.x), up.at(p.y)) for p in series.points]
-    colour, parts = f"c{series.colour % COLOURS}", []
-    if series.joined and len(places) > 1:
-        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-        parts.append(f'<path class="{colour} line" d="{path}"/>')
-    for p, (x, y) in zip(series.points, places, strict=True):
-        said = f"{series.name}: {p.y:.4g}"
-        if p.low is not None and p.high is not None:
-            said += f" [{p.low:.4g}, {p.high:.4g}]"
-            ends = f"M{x:.1f} {up.at(p.low):.1f}V{up.at(p.high):.1f}"
-            parts.append(f'<path class="{colour} bar" d="{ends}"/>')
+def _axis_left(up: _Scale) -> str:
+    content = []
+    for value, name in up.ticks():
+        y = up.pixel(value)
+        content.append(_path("grid", f"M{LEFT} {y:.1f}H{WIDTH - RIGHT}"))
+        content.append(
+            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>'
+        )
+    content += [
+        _path("mark", f"M{LEFT} {up.pixel(mark):.1f}H{WIDTH - RIGHT}") for mark in up.axis.marks
+    ]
+    middle = (HEIGHT - BOTTOM + TOP) / 2
+    turned = f'transform="translate(13 {middle:.0f}) rotate(-90)" text-anchor="middle"'
+    content.append(f"<text {turned}>{escape(up.axis.label)}</text>")
+    return "".join(content)
+
+
+def _draw(series: Series, across: _Scale, up: _Scale) -> str:
+    pixels = [(across.pixel(point.x), up.pixel(point.y)) for point in series.points]
+    colour = f"c{series.colour % COLOURS}"
+    content = []
+    if series.joined and len(pixels) > 1:
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in pixels)
+        content.append(_path(f"{colour} line", f"M{path}"))
+    for point, (x, y) in zip(series.points, pixels, strict=True):
+        hint = f"{series.name}: {point.y:.4g}"
+        if point.interval:
+            low, high = point.interval
+            hint += f" [{low:.4g}, {high:.4g}]"
+            bar = f"M{x:.1f} {up.pixel(low):.1f}V{up.pixel(high):.1f}"
+            content.append(_path(f"{colour} bar", bar))
         if series.marked:
-            shape = _marker(series.colour, x, y)
-            parts.append(f'<g class="{colour}">{shape}<title>{escape(said)}</title></g>')
-    return "".join(parts)
+            marker = _marker(series.colour, x, y)
+            content.append(f'<g class="{colour}">{marker}<title>{escape(hint)}</title></g>')
+    return "".join(content)
 
 
 def _marker(index: int, x: float, y: float) -> str:
-    """Told apart without colour: a circle, square, diamond, triangle."""
+    """A circle, square, diamond or triangle: distinct without colour."""
     match index % 4:
         case 0:
             return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
@@ -228,26 +252,30 @@ def _marker(index: int, x: float, y: float) -> str:
 
 
 def _legend(series: Sequence[Series]) -> tuple[str, int]:
-    """Each name once, below the chart; how many rows it takes."""
-    named = {s.name: s for s in series}
-    x, row, parts = float(LEFT), 0, []
-    for name, one in named.items():
+    """Every name once, below the chart, and the number of rows that they take."""
+    x, row = float(LEFT), 0
+    content = []
+    for name, line in {line.name: line for line in series}.items():
         text = name[:48]
         width = 26 + CHAR * len(text)
         if x > LEFT and x + width > WIDTH - RIGHT:
             x, row = float(LEFT), row + 1
-        y = HEIGHT + 8 + 20 * row
-        marker = _marker(one.colour, x + 5, y - 4)
-        parts.append(f'<g class="c{one.colour % COLOURS}">{marker}</g>')
-        parts.append(f'<text x="{x + 15:.1f}" y="{y}">{escape(text)}</text>')
+        y = HEIGHT + 8 + LEGEND_ROW * row
+        marker = _marker(line.colour, x + 5, y - 4)
+        content.append(f'<g class="c{line.colour % COLOURS}">{marker}</g>')
+        content.append(f'<text x="{x + 15:.1f}" y="{y}">{escape(text)}</text>')
         x += width
-    return "".join(parts), row + 1
+    return "".join(content), row + 1
 
 
-def _svg(parts: Sequence[str], height: float, title: str) -> str:
+def _path(classes: str, path: str) -> str:
+    return f'<path class="{classes}" d="{path}"/>'
+
+
+def _svg(content: str, height: float, title: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img">'
-        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+        f"<title>{escape(title)}</title>{content}</svg>"
     )
 
 

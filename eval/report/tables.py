@@ -1,42 +1,65 @@
-"""The tables of a report, from results.json files that are not trusted."""
+"""The tables of a report."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from eval.measure.metrics import ELEMENTS
-from eval.measure.readouts import PRIMARY
-from eval.report.arms import Arm
+from eval.measure.probe import PRIMARY_PROBE
 from eval.report.document import MISSING, NOT_MEASURED, Part, Table, Text, mean_sd, number, shown
-from eval.report.runs import Entry, baselines
+from eval.report.runs import Arm, EvaluatedRun, baselines
+from eval.results import BudgetScores, ClassCounts, Range, SplitCounts
 from eval.stats.bootstrap import Interval
-from pipeline.corruptions import KINDS, TRAINABLE
+from pipeline.corruptions import GRADED, KINDS, TRAINABLE, CorruptionConfig, extents
 
-PROBE_SCORES = ("auroc", "balanced_accuracy", "accuracy")
-SCORES = {  # column, where it stands in results.json, digits
-    "PSNR (dB)": (("reconstruction", "psnr"), 2),
-    "SSIM": (("reconstruction", "ssim"), 3),
-    "KL (nats)": (("latent", "kl"), 1),
-    "active units": (("latent", "active_units"), 0),
-    "noise variance": (("run", "noise_var"), 5),
-    "equivariance error": (("equivariance", "error"), 3),
-    "AUROC": (("probe", PRIMARY, "auroc"), 3),
-    "balanced accuracy": (("probe", PRIMARY, "balanced_accuracy"), 3),
-    "accuracy": (("probe", PRIMARY, "accuracy"), 3),
+
+@dataclass(frozen=True)
+class Score:
+    """A column of the tables of all runs."""
+
+    value: Callable[[EvaluatedRun], float | None]
+    digits: int
+
+
+SCORES = {
+    "PSNR (dB)": Score(lambda run: run.reconstruction.psnr, 2),
+    "SSIM": Score(lambda run: run.reconstruction.ssim, 3),
+    "KL (nats)": Score(lambda run: run.latent.kl, 1),
+    "active units": Score(lambda run: run.latent.active_units, 0),
+    "noise variance": Score(lambda run: run.results.run.noise_var, 5),
+    "equivariance error": Score(lambda run: run.equivariance.error, 3),
+    "AUROC": Score(lambda run: run.probe().auroc, 3),
+    "balanced accuracy": Score(lambda run: run.probe().balanced_accuracy, 3),
+    "accuracy": Score(lambda run: run.probe().accuracy, 3),
 }
+PROBED = (
+    "AUROC on test, mean ± standard deviation over seeds; of a run alone, in brackets, the setting "
+    "that val selected."
+)
 
 
-def composition(entry: Entry) -> Part:
+def _mean(values: Iterable[float | None], digits: int = 3) -> str:
+    """Mean and standard deviation over runs, and how many have the value where not all do."""
+    values = list(values)
+    measured = sum(value is not None for value in values)
+    cell = mean_sd(values, digits)
+    return f"{cell} ({measured} of {len(values)})" if 0 < measured < len(values) else cell
+
+
+def _runs(arms: Iterable[Arm]) -> list[EvaluatedRun]:
+    return [run for arm in arms for run in arm.runs.values()]
+
+
+def composition(run: EvaluatedRun) -> Part:
     """Patches and, in brackets, source images of every class and split."""
-    splits = entry.section("protocol", "splits")
+    splits = run.results.protocol.splits
     if not splits:
         return Text(f"Composition of the data: {NOT_MEASURED}.")
-    by_class = {name: entry.section("protocol", "splits", name, "classes") for name in splits}
-    classes = list(dict.fromkeys(name for found in by_class.values() for name in found))
-    rows = [["all", *(_counted(split) for split in splits.values())]]
+    rows = [["all", *map(_counted, splits.values())]]
+    classes = dict.fromkeys(name for split in splits.values() for name in split.classes)
     for i, name in enumerate(classes):
-        cells = [_counted(found.get(name)) for found in by_class.values()]
-        rows.append([f"class {i}: {shown(name)}", *cells])
-    crossing = entry.at("protocol", "groups_in_several_splits") or {}
+        counts = [split.classes.get(name, ClassCounts()) for split in splits.values()]
+        rows.append([f"class {i}: {shown(name)}", *map(_counted, counts)])
+    crossing = run.results.protocol.groups_in_several_splits
     shared = [f"{column} {number(count, 0)}" for column, count in crossing.items()]
     caption = "Patches and, in brackets, source images."
     if shared:
@@ -44,22 +67,25 @@ def composition(entry: Entry) -> Part:
     return Table("Composition", ["", *map(shown, splits)], rows, caption)
 
 
-def _counted(counts: Any) -> str:
-    counts = counts if isinstance(counts, dict) else {}
-    return f"{number(counts.get('patches'), 0)} ({number(counts.get('groups'), 0)})"
+def _counted(counts: SplitCounts | ClassCounts) -> str:
+    return f"{number(counts.patches, 0)} ({number(counts.groups, 0)})"
 
 
-def summary(group: list[Entry]) -> Table:
-    """A row a run with its scores, the baselines beneath."""
+def summary(runs: Sequence[EvaluatedRun]) -> Table:
+    """A row per run with its scores, the baselines beneath."""
     header = ["run", "preset", "seed", "images", *SCORES]
     rows = []
-    for entry in group:
-        counts = [number(entry.at("run", name), 0) for name in ("seed", "images_seen")]
-        scores = [number(entry.at(*path), digits) for path, digits in SCORES.values()]
-        rows.append([entry.label, entry.preset, *counts, *scores])
-    for name, key, source in baselines(group):
-        values = [number(source.at("probe", key, score)) for score in PROBE_SCORES]
-        rows.append([f"baseline {name}", *[""] * (len(header) - 1 - len(values)), *values])
+    for run in runs:
+        facts = run.results.run
+        counts = [number(facts.seed, 0), number(facts.images_seen, 0)]
+        scores = [number(score.value(run), score.digits) for score in SCORES.values()]
+        rows.append([run.label, run.preset, *counts, *scores])
+    for baseline in baselines(runs):
+        probe = baseline.scores
+        values = [number(v) for v in (probe.auroc, probe.balanced_accuracy, probe.accuracy)]
+        rows.append(
+            [f"baseline {baseline.label}", *[""] * (len(header) - 1 - len(values)), *values]
+        )
     caption = (
         "Reconstruction is from the posterior mean of clean patches. KL is per patch; a dimension "
         "is active above 0.05 nats. The equivariance error is relative: 0 exact, about 1 "
@@ -69,46 +95,36 @@ def summary(group: list[Entry]) -> Table:
 
 
 def over_seeds(arms: Iterable[Arm]) -> list[Part]:
-    """Mean and standard deviation where an arm was run with several seeds."""
+    """Mean and standard deviation of arms that were run with several seeds."""
     rows = []
     for arm in arms:
         if len(arm.runs) > 1:
-            cells = [mean_of(arm, path, digits) for path, digits in SCORES.values()]
-            rows.append([arm.name, number(arm.images, 0), str(len(arm.runs)), *cells])
+            runs = arm.runs.values()
+            cells = [_mean(map(s.value, runs), s.digits) for s in SCORES.values()]
+            rows.append([arm.name, number(arm.images, 0), str(len(runs)), *cells])
     header = ["preset", "images", "seeds", *SCORES]
     return [Table("Mean ± standard deviation over seeds", header, rows)] if rows else []
 
 
-def mean_of(arm: Arm, path: tuple[str, ...], digits: int = 3) -> str:
-    """Of the runs that have it, with the standard deviation, and how many where that is not all."""
-    values = [entry.at(*path) for entry in arm.runs.values()]
-    measured = sum(value is not None for value in values)
-    cell = mean_sd(values, digits)
-    return f"{cell} ({measured} of {len(values)})" if 0 < measured < len(values) else cell
-
-
-def column(arm: Arm) -> str:
-    """A run alone under its own name, runs of several seeds under that of their arm."""
-    runs = list(arm.runs.values())
-    return runs[0].label if len(runs) == 1 else arm.name
-
-
-def headlines(found: Mapping[str, Mapping[str, Interval]]) -> Part:
-    """AUROC and its 95 % interval, of arms and baselines (rows) in conditions (columns)."""
-    columns = list(dict.fromkeys(name for cells in found.values() for name in cells))
-    if not columns:
+def headlines(intervals: Mapping[str, Mapping[str, Interval]]) -> Part:
+    """AUROC and its 95 % interval, by arm or baseline (rows) and measure (columns)."""
+    measures = list(dict.fromkeys(name for cells in intervals.values() for name in cells))
+    if not measures:
         return Text(f"AUROC with intervals: {NOT_MEASURED}.")
-    rows = [[name, *(ranged(cells.get(c)) for c in columns)] for name, cells in found.items()]
-    words = {cell.resampled for cells in found.values() for cell in cells.values()}
+    rows = [
+        [name, *(_interval(cells.get(measure)) for measure in measures)]
+        for name, cells in intervals.items()
+    ]
+    resampled = {cell.resampled for cells in intervals.values() for cell in cells.values()}
     caption = (
         "Macro AUROC of the linear probe on test, mean over seeds, and in brackets the 95 % "
-        f"interval. Resampled: {'; or '.join(sorted(words))}. Intervals of two arms may overlap "
-        "where their paired difference is clear: the verdicts are of differences."
+        f"interval. Resampled: {'; or '.join(sorted(resampled))}. Intervals of two arms may "
+        "overlap where their paired difference is clear: the verdicts are of differences."
     )
-    return Table("AUROC with intervals", ["features", *columns], rows, caption)
+    return Table("AUROC with intervals", ["features", *measures], rows, caption)
 
 
-def ranged(interval: Interval | None) -> str:
+def _interval(interval: Interval | None) -> str:
     if interval is None:
         return NOT_MEASURED
     if interval.low is None or interval.high is None:
@@ -116,82 +132,115 @@ def ranged(interval: Interval | None) -> str:
     return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
-def readouts(arms: Iterable[Arm]) -> Part:
+def readouts(arms: Sequence[Arm]) -> Part:
     """AUROC of every readout and baseline of every arm."""
-    arms = list(arms)
-    probes = [entry.section("probe") for arm in arms for entry in arm.runs.values()]
-    names = list(dict.fromkeys(name for found in probes for name in found))
+    probes = [run.results.probe for run in _runs(arms)]
+    names = dict.fromkeys(name for probe in probes for name in probe)
     if not names:
         return Text(f"Linear probes: {NOT_MEASURED}; the notices say why.")
     rows = []
     for name in names:
-        size = next((found[name].get("dimensions") for found in probes if name in found), None)
-        rows.append([shown(name), number(size, 0), *(_probe(arm, "probe", name) for arm in arms)])
-    header = ["features", "numbers", *map(column, arms)]
-    return Table("Linear probe by features", header, rows, f"{_PROBED} Baselines at the end.")
+        size = next(probe[name].dimensions for probe in probes if name in probe)
+        rows.append([shown(name), number(size, 0), *(_probe_cell(arm, name) for arm in arms)])
+    header = ["features", "numbers", *(arm.label for arm in arms)]
+    return Table("Linear probe by features", header, rows, f"{PROBED} Baselines at the end.")
 
 
-def other_probes(arms: Iterable[Arm]) -> Part:
+def other_probes(arms: Sequence[Arm]) -> Part:
     """AUROC of the other classifiers."""
-    arms = list(arms)
     pairs = dict.fromkeys(
-        (name, probe)
-        for arm in arms
-        for entry in arm.runs.values()
-        for name in entry.section("other_probes")
-        for probe in entry.section("other_probes", name)
+        (features, family)
+        for run in _runs(arms)
+        for features, families in (run.results.other_probes or {}).items()
+        for family in families
     )
-    rows = [
-        [f"{shown(name)}, {shown(probe)}",
-         *(_probe(arm, "other_probes", name, probe) for arm in arms)]
-        for name, probe in pairs
-    ]  # fmt: skip
-    if not rows:
+    if not pairs:
         return Text(f"Other probes (MLP, nearest neighbours): {NOT_MEASURED}.")
-    header = ["features, probe", *map(column, arms)]
-    return Table("Other probes", header, rows, _PROBED)
+    rows = []
+    for features, family in pairs:
+        cells = [_probe_cell(arm, features, family) for arm in arms]
+        rows.append([f"{shown(features)}, {shown(family)}", *cells])
+    return Table("Other probes", ["features, probe", *(arm.label for arm in arms)], rows, PROBED)
 
 
-_PROBED = (
-    "AUROC on test, mean ± standard deviation over seeds; of a run alone, in brackets, the setting "
-    "that val selected."
-)
+def _probe_cell(arm: Arm, features: str, family: str = PRIMARY_PROBE) -> str:
+    """The AUROC of an arm; for a baseline that of any run, since it is the same for all."""
+    runs = list(arm.runs.values())
+    for run in runs:
+        if run.is_baseline(features):
+            auroc = run.probe(features, family).auroc
+            if auroc is not None:
+                return number(auroc)
+            break
+    cell = _mean(run.probe(features, family).auroc for run in runs)
+    setting = runs[0].probe(features, family).setting if len(runs) == 1 else None
+    return cell if setting is None else f"{cell} ({setting:g})"
 
 
-def _probe(arm: Arm, *path: str) -> str:
-    """Of a baseline, any run's: it is the same for all."""
-    if (same := _baseline(arm, *path)) is not None:
-        return number(same)
-    settings = [entry.at(*path, "setting") for entry in arm.runs.values()]
-    alone = settings[0] if len(settings) == 1 else None
-    chosen = f" ({alone:g})" if isinstance(alone, int | float) else ""
-    return mean_of(arm, (*path, "auroc")) + chosen
+def budgets(arms: Sequence[Arm]) -> list[Part]:
+    """AUROC with few labels, and how few they were."""
+    by_name = {name: budget for run in _runs(arms) for name, budget in run.budgets.items()}
+    rows = []
+    for name, budget in by_name.items():
+        groups = ", ".join(map(str, budget.groups_per_class)) or MISSING
+        patches = budget.patches or Range()
+        ends = f"{number(patches.min, 0)} to {number(patches.max, 0)}"
+        row = [shown(name), groups, ends, number(budget.draws, 0)]
+        for arm in arms:
+            budgets_of_arm = [run.budgets.get(name, BudgetScores()) for run in arm.runs.values()]
+            row.append(_mean(scores.auroc for scores in budgets_of_arm))
+        rows.append(row)
+    header = ["labels of", "groups a class", "patches", "draws", *(arm.label for arm in arms)]
+    caption = "AUROC on test, mean over draws of the labelled groups, then over seeds."
+    return [Table("Few labels", header, rows, caption)] if rows else []
 
 
-def _baseline(arm: Arm, *path: str) -> Any:
-    for entry in arm.runs.values():
-        if entry.at("probe", path[1], "features") == "baseline":
-            return entry.at(*path, "auroc")
-    return None
+def robustness(arms: Iterable[Arm]) -> list[Part]:
+    """AUROC of every severity, and PSNR of the reconstruction to the clean patch."""
+    tested = [arm for arm in arms if any(run.results.robustness for run in arm.runs.values())]
+    if not tested:
+        return []
+    header = ["corruption", "level"]
+    area = ["area", ""]
+    for arm in tested:
+        header += [f"{arm.label} AUROC", f"{arm.label} PSNR"]
+        area += [_mean(run.robustness.area for run in arm.runs.values()), ""]
+    rows = []
+    for kind, about in GRADED.items():
+        for severity, level in enumerate(about.levels, 1):
+            row = [f"{kind} {severity}", f"{level:g}"]
+            for arm in tested:
+                scores = [run.severity(kind, severity) for run in arm.runs.values()]
+                row.append(mean_sd(score.auroc for score in scores))
+                row.append(mean_sd((score.psnr for score in scores), 2))
+            rows.append(row)
+    *first, last = extents(CorruptionConfig())
+    caption = (
+        "The probe was fitted on clean patches. PSNR (dB) of the reconstruction to the clean "
+        "patch, on 512 patches. The area is the mean AUROC of all rows. The default corruption "
+        f"trains {', '.join(first)} and {last}: milder rows are not beyond it."
+    )
+    return [Table("Robustness by severity", header, [*rows, area], caption)]
 
 
 def denoising(arms: Iterable[Arm]) -> Part:
     """PSNR and SSIM by corruption kind: of the input, and of every arm's output."""
-    at = ("reconstruction", "by_kind")
-    there = [arm for arm in arms if any(run.section(*at) for run in arm.runs.values())]
-    if not there:
+    measured = [arm for arm in arms if any(run.reconstruction.by_kind for run in _runs([arm]))]
+    if not measured:
         return Text(f"Denoising: {NOT_MEASURED}.")
     header = ["corruption", "input PSNR", "input SSIM"]
-    header += [f"{column(arm)} {score}" for arm in there for score in ("PSNR", "SSIM")]
-    scores = (("psnr", 2), ("ssim", 3))
-    source = next(run for run in there[0].runs.values() if run.section(*at))
+    for arm in measured:
+        header += [f"{arm.label} PSNR", f"{arm.label} SSIM"]
+    first = next(run for run in _runs(measured) if run.reconstruction.by_kind)
     rows = []
     for kind in TRAINABLE:
-        row = [number(source.at(*at, kind, f"input_{score}"), digits) for score, digits in scores]
-        row += [
-            mean_of(arm, (*at, kind, score), digits) for arm in there for score, digits in scores
-        ]
-        rows.append([KINDS[kind].title, *row])
+        source = first.denoised(kind)
+        row = [KINDS[kind].title, number(source.input_psnr, 2), number(source.input_ssim, 3)]
+        for arm in measured:
+            scores = [run.denoised(kind) for run in arm.runs.values()]
+            row.append(_mean((score.psnr for score in scores), 2))
+            row.append(_mean(score.ssim for score in scores))
+        rows.append(row)
     caption = (
         "Against the clean patch, in dB and SSIM; `input` is the corrupted patch itself, the same "
         "for every run with the same ranges."
@@ -199,45 +248,51 @@ def denoising(arms: Iterable[Arm]) -> Part:
     return Table("Reconstruction of corrupted patches", header, rows, caption)
 
 
-def by_element(arms: Iterable[Arm]) -> Part:
+def by_element(arms: Sequence[Arm]) -> Part:
     """The relative equivariance error by group element."""
-    arms = list(arms)
-    if all(run.at("equivariance") is None for arm in arms for run in arm.runs.values()):
+    if all(run.results.equivariance is None for run in _runs(arms)):
         return Text(f"Equivariance: {NOT_MEASURED}.")
-    places: Iterable[tuple[str, tuple[str, ...]]] = [
-        *((name, ("equivariance", "by_element", name)) for name in ELEMENTS[1:]),
-        *((f"over {name}", ("equivariance", "by_group", name)) for name in ("D4", "C4")),
-    ]
-    rows = [[name, *(mean_of(arm, path) for arm in arms)] for name, path in places]
+    rows = [[name] for name in (*ELEMENTS[1:], "over D4", "over C4")]
+    for arm in arms:
+        errors = [run.equivariance for run in arm.runs.values()]
+        cells = [_mean(e.by_element.get(name) for e in errors) for name in ELEMENTS[1:]]
+        cells += [_mean(e.by_group.get(name) for e in errors) for name in ("D4", "C4")]
+        for row, cell in zip(rows, cells, strict=True):
+            row.append(cell)
     caption = "Relative error of the code: 0 exact, about 1 unrelated."
-    return Table("Equivariance by group element", ["element", *map(column, arms)], rows, caption)
+    header = ["element", *(arm.label for arm in arms)]
+    return Table("Equivariance by group element", header, rows, caption)
 
 
-def by_readout(arms: Iterable[Arm]) -> list[Part]:
+def by_readout(arms: Sequence[Arm]) -> list[Part]:
     """The relative equivariance error of every readout, over the group of the run."""
-    arms = list(arms)
-    runs = [run for arm in arms for run in arm.runs.values()]
-    at = ("equivariance", "by_readout")
-    names = dict.fromkeys(name for run in runs for name in run.section(*at))
-    rows = [[shown(name), *(mean_of(arm, (*at, name, "error")) for arm in arms)] for name in names]
+    names = dict.fromkeys(name for run in _runs(arms) for name in run.equivariance.by_readout)
+    rows = []
+    for name in names:
+        row = [shown(name)]
+        for arm in arms:
+            by_name = [run.equivariance.by_readout for run in arm.runs.values()]
+            row.append(_mean(e[name].error if name in e else None for e in by_name))
+        rows.append(row)
     caption = (
         "Relative error over the group of the run, on 256 patches: averages over an orbit are "
         "exact by construction, channel statistics may only change places."
     )
-    header = ["readout", *map(column, arms)]
+    header = ["readout", *(arm.label for arm in arms)]
     return [Table("Equivariance by readout", header, rows, caption)] if rows else []
 
 
-def environment(entries: list[Entry]) -> Table:
+def environment(runs: Iterable[EvaluatedRun]) -> Table:
     """What each evaluation ran on."""
     rows = []
-    for entry in entries:
-        packages = entry.at("environment", "packages")
-        packages = packages if isinstance(packages, dict) else {}
-        versions = ", ".join(f"{name} {version}" for name, version in packages.items())
-        facts = [entry.at("environment", k) for k in ("device", "threads", "python", "commit")]
-        cells = [MISSING if fact is None else shown(fact) for fact in facts]
-        cells[-1] += " (modified)" if entry.at("environment", "dirty") else ""
-        rows.append([entry.label, *cells, shown(versions), number(entry.at("seconds"), 0)])
+    for run in runs:
+        facts = run.results.environment
+        versions = ", ".join(f"{name} {version}" for name, version in facts.packages.items())
+        cells = [
+            MISSING if fact is None else shown(fact)
+            for fact in (facts.device, facts.threads, facts.python, facts.commit)
+        ]
+        cells[-1] += " (modified)" if facts.dirty else ""
+        rows.append([run.label, *cells, shown(versions), number(run.results.seconds, 0)])
     header = ["run", "device", "threads", "python", "commit", "packages", "evaluation (s)"]
     return Table("Environment", header, rows)

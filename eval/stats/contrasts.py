@@ -33,8 +33,8 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What may be said of a contrast within its family; `sentence` is how."""
+class Judgement:
+    """The answer to the question of a contrast within its family."""
 
     contrast: Contrast
     question: Question
@@ -44,15 +44,25 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """The minimal detectable difference, then the numbers, then the word."""
-        found = self.contrast.difference
-        names = f"{self.contrast.first} - {self.contrast.second}, {found.metric}"
-        if found.low is None or found.high is None:
-            return f"{names}: {found.estimate:+.4f}, no interval ({found.resampled}): {self.word}"
-        return (
-            f"{names}: minimal detectable difference {self.contrast.detectable:.4f}; "
-            f"{found.estimate:+.4f} [{found.low:+.4f}, {found.high:+.4f}], "
-            f"Holm's p {self.p_holm:.4f} ({found.resampled}): {self.word}"
-        )
+        names = f"{self.contrast.first} - {self.contrast.second}, {self.contrast.difference.metric}"
+        numbers = describe(self.contrast.difference, self.p_holm)
+        if self.contrast.detectable is not None:
+            numbers = f"minimal detectable difference {self.contrast.detectable:.4f}; {numbers}"
+        return f"{names}: {numbers}: {self.word}"
+
+
+def describe(difference: Interval, p_holm: float | None = None) -> str:
+    """The estimate and its interval, Holm's p where there is one, and what was resampled."""
+    words = [f"Difference {difference.estimate:+.4f}"]
+    if difference.low is None or difference.high is None:
+        words[0] += ", no interval"
+    else:
+        words[0] += f", 95 % interval [{difference.low:+.4f}, {difference.high:+.4f}]"
+    if p_holm is not None:
+        words.append(f"Holm's p {p_holm:.4f}")
+    words.append(f"resampled: {difference.resampled}")
+    words.append(f"{difference.replicates:,} replicates")
+    return "; ".join(words)
 
 
 def compare(
@@ -109,8 +119,8 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 
 def judge(
     contrasts: Mapping[str, Contrast], questions: Mapping[str, Question], margin: float = MARGIN
-) -> dict[str, Verdict]:
-    """The verdicts on a family of named contrasts, each with the question it answers.
+) -> dict[str, Judgement]:
+    """Judge a family of named contrasts, each with the question it answers.
 
     A contrast without an interval stays in the family, with p = 1.
     """
@@ -122,7 +132,7 @@ def judge(
             word = superiority(contrast.difference, p_holm)
         else:
             word = non_inferiority(contrast.difference, p_holm, margin)
-        found[name] = Verdict(contrast, question, p_holm, word)
+        found[name] = Judgement(contrast, question, p_holm, word)
     return found
 
 

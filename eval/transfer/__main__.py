@@ -26,8 +26,8 @@ from eval.main import finite, write_json
 from eval.measure.baselines import BASELINES, Transform
 from eval.measure.readouts import PRIMARY, Pixels, embed_pixels
 from eval.measure.suite import SPLITS
-from eval.report import markdown
 from eval.report.document import Document
+from eval.report.writers import to_markdown
 from eval.session import EvalConfig, Say, device_named
 from eval.transfer import experiment as carry
 from eval.transfer.experiment import Encoding, Row, Trial
@@ -106,7 +106,7 @@ def transfer(
     results = finite(results)
     document = Document("Probes carried between sites", "", sections(results))
     with atomic_path(out / TABLES) as temp:
-        temp.write_text(markdown.render(document), encoding="utf-8")
+        temp.write_text(to_markdown(document), encoding="utf-8")
     write_json(out / RESULTS, results)
     say(f"{out / RESULTS} written after {results['seconds']} s")
     return results

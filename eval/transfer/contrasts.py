@@ -14,9 +14,8 @@ from common.errors import DataError
 from eval.measure.probe import PRIMARY_PROBE
 from eval.measure.readouts import PRIMARY
 from eval.measure.scores import Condition, ScoreBook, Scores, read_scores
-from eval.report.arms import Arm
 from eval.report.document import Table, shown
-from eval.report.verdicts import PLAN, cells, pairs, shortcomings
+from eval.report.verdicts import contrast_cells, pairs, shortcomings
 from eval.stats.contrasts import Contrast, compare
 
 HEADER = ["contrast", "probe", "tested on", "difference", "95 % interval", "detectable", "seeds",
@@ -36,12 +35,11 @@ def differences(folder: Path, results: Mapping[str, Any], arms: Mapping[str, str
         DataError: scores of another model, or of other patches.
     """
     runs = _by_seed(results, arms)
-    known = {name: Arm(name, name, None) for name in runs}
     rows: list[list[str]] = []
     resampled: set[str] = set()
     for test in map(str, results["data"]):
         books = _books(folder / "scores", test, results["runs"])
-        for first, second in pairs(known):
+        for first, second in pairs({name: name for name in runs}):
             for condition in _conditions(books):
                 both = [_scores(books, runs[arm], condition) for arm in (first, second)]
                 contrast, beware = _contrast(books, first, second, both)
@@ -49,7 +47,7 @@ def differences(folder: Path, results: Mapping[str, Any], arms: Mapping[str, str
                     continue
                 resampled.add(contrast.difference.resampled)
                 names = [f"{first} - {second}", condition, test]
-                rows.append([*map(shown, names), *cells(contrast), shown(beware)])
+                rows.append([*map(shown, names), *contrast_cells(contrast), shown(beware)])
     caption = (
         "Macro AUROC of carried probes, paired by seed; not planned beforehand and not corrected "
         f"for their number. Resampled: {'; or '.join(sorted(resampled))}."
@@ -70,7 +68,7 @@ def _contrast(
     labels = rows["label"].to_numpy().astype(np.int64)[scored]
     groups = np.array(rows["group"].to_pylist(), dtype=object)[scored]
     scores = {arm: found[:, scored] for arm, found in zip((first, second), stacked, strict=True)}
-    contrast = compare(scores, labels, groups, plan=PLAN)
+    contrast = compare(scores, labels, groups)
     beware = shortcomings(contrast.difference)
     if alone := sorted(both[0].keys() ^ both[1].keys()):
         beware.append(f"seeds {alone} have no partner")

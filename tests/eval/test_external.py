@@ -20,7 +20,7 @@ from eval.main import evaluate
 from eval.measure import metrics, readouts
 from eval.measure.readouts import read_embeddings
 from eval.measure.scores import Condition, read_scores
-from eval.report import __main__ as report
+from eval.report.report import write_report
 from eval.session import EvalConfig
 from models import snapshot
 from pipeline.index import Dataset, open_dataset
@@ -124,7 +124,7 @@ def test_every_form_gives_the_probes_of_the_run(
 def test_the_report_puts_them_beside_runs(run: Path, data: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "theirs"
     evaluate_embeddings(run / "embeddings", data.root, "theirs", out, QUICK, quiet)
-    text = report.write_report([run, out], tmp_path / "report").read_text()
+    text = write_report([run, out], tmp_path / "report").read_text()
     assert "theirs" in text and "not measured" in text
 
 

@@ -22,7 +22,8 @@ from eval.measure.probe import Labelled, fit
 from eval.measure.readouts import Symmetry
 from eval.measure.scores import Condition, read_scores
 from eval.report import __main__ as report
-from eval.report.markdown import escape
+from eval.report.report import write_report
+from eval.report.writers import escape_markdown as escape
 from eval.session import EvalConfig
 from models import snapshot
 from models.vae import ModelConfig, build
@@ -260,7 +261,7 @@ def test_data_that_cannot_be_probed_gives_metrics_and_a_notice(
     assert any(notice in text for text in found["notices"])
     assert found["protocol"]["metrics_split"] == ("test" if "test" in splits else "val")
     assert found["reconstruction"]["psnr"] > 0
-    assert report.write_report([folder], tmp_path / "out").is_file()
+    assert write_report([folder], tmp_path / "out").is_file()
 
 
 def test_a_source_image_in_two_splits_is_said(tmp_path: Path) -> None:
@@ -335,7 +336,7 @@ def test_the_report_compares_runs_on_one_data_set_and_escapes_names(
     results = results_of(folders[1])
     results["data"]["hash"] = "f" * 16
     (other / "results.json").write_text(json.dumps(results))
-    path = report.write_report([*folders, other, folders[0]], tmp_path / "out")
+    path = write_report([*folders, other, folders[0]], tmp_path / "out")
     text = path.read_text()
     assert text.count("## Data set") == 2
     assert "Mean ± standard deviation over seeds" in text
@@ -350,7 +351,7 @@ def test_the_report_compares_runs_on_one_data_set_and_escapes_names(
     assert all((path.parent / "figures" / name).is_file() for name in pictures)
     auroc = results_of(evaluated)["probe"]["mean"]["auroc"]
     assert f"{auroc:.3f}" in text
-    assert report.write_report([*folders, other, folders[0]], tmp_path / "two").read_text() == text
+    assert write_report([*folders, other, folders[0]], tmp_path / "two").read_text() == text
 
 
 @pytest.mark.parametrize("name", ["a|b", "<img src=x>", "[x](y)", "`c`", "_x_ *y*", "a\nb\x00"])

@@ -1,4 +1,4 @@
-"""Evaluated runs made by hand for the tests of the report: results, scores, embeddings, logs."""
+"""Hand-made evaluated runs for tests of the report: results, scores, embeddings and logs."""
 
 import json
 from collections.abc import Iterable
@@ -22,8 +22,8 @@ DRAWS = 3
 PIXELS = 32
 
 
-def packed(folder: Path, groups: int = 12) -> Dataset:
-    """Two classes of coloured noise, `groups` source images of two patches each in every split."""
+def pack_noise(folder: Path, groups: int = 12) -> Dataset:
+    """Pack two classes of coloured noise, `groups` source images of two patches per split."""
     rng = np.random.default_rng(0)
     for split in ("train", "val", "test"):
         for label, name in enumerate(CLASSES):
@@ -36,23 +36,49 @@ def packed(folder: Path, groups: int = 12) -> Dataset:
     return open_dataset(folder / "shards")
 
 
-def made(
+def write_run(
     folder: Path, data: Dataset, preset: str, seed: int, skill: float, **run: Any
-) -> Path:  # fmt: skip
-    """A run of which the probe separates the classes by about `skill` standard deviations."""
-    about = {"preset": preset, "seed": seed, "images_seen": 1000, "noise_var": 0.01,
-             "beta": 1.0, "equivariance": 0.3, **run}  # fmt: skip
-    book = _book(data, seed, skill)
-    auroc = 0.5 + skill / 10 + seed / 1000
-    results: dict[str, Any] = {
-        "run": about,
+) -> Path:
+    """Write an evaluated run whose probe separates the classes by about `skill` deviations.
+
+    Args:
+        run: other facts of the run.
+    """
+    facts = {
+        "preset": preset,
+        "seed": seed,
+        "images_seen": 1000,
+        "noise_var": 0.01,
+        "beta": 1.0,
+        "equivariance": 0.3,
+    }
+    folder.mkdir(parents=True)
+    results = _results(data, facts | run, auroc=0.5 + skill / 10 + seed / 1000)
+    (folder / "results.json").write_text(json.dumps(results))
+    origin = {"snapshot_xxh3": f"{preset}{seed}", "dataset_hash": data.hash}
+    _book(data, seed, skill).write(folder / SCORES, origin)
+    _embeddings(folder, data, seed)
+    rows = [
+        {"kind": kind, "images": images, "loss": 1 / images, "psnr": images / 10}
+        for images in (100, 200)
+        for kind in ("train", "val")
+    ]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def _results(data: Dataset, run: dict[str, Any], auroc: float) -> dict[str, Any]:
+    preset, seed = run["preset"], run["seed"]
+    classes = {name: {"patches": 24, "groups": 12} for name in CLASSES}
+    severities = {kind: {"levels": [{"severity": 1, "auroc": 0.58}]} for kind in GRADED}
+    return {
+        "run": run,
         "data": {"hash": data.hash, "root": str(data.root)},
         "model": {"architecture": "seed", "snapshot": f"{preset}{seed}"},
         "protocol": {
-            "metrics_split": "test", "classes": list(CLASSES), "splits": {
-                "train": {"patches": 48, "groups": 24, "classes": {
-                    name: {"patches": 24, "groups": 12} for name in CLASSES}},
-            },
+            "metrics_split": "test",
+            "classes": list(CLASSES),
+            "splits": {"train": {"patches": 48, "groups": 24, "classes": classes}},
         },
         "reconstruction": {"psnr": 25.123 + seed, "ssim": 0.8, "by_kind": {}},
         "latent": {"kl": 301.5 + seed},
@@ -62,22 +88,13 @@ def made(
             "random_init": {"features": "baseline", "dimensions": 384, "auroc": 0.55},
         },
         "budgets": {"mean": {"k=2": {"groups_per_class": [2], "auroc": 0.6}}},
-        "robustness": {"clean": auroc, "kinds": {
-            kind: {"levels": [{"severity": 1, "auroc": 0.58}]} for kind in GRADED}},
+        "robustness": {"clean": auroc, "kinds": severities},
         "notices": ["7 of the source groups are in more than one split"],
-    }  # fmt: skip
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(results))
-    book.write(folder / SCORES, {"snapshot_xxh3": f"{preset}{seed}", "dataset_hash": data.hash})
-    _embeddings(folder, data, seed)
-    rows = [{"kind": kind, "images": n, "loss": 1 / n, "psnr": n / 10} for n in (100, 200)
-            for kind in ("train", "val")]  # fmt: skip
-    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return folder
+    }
 
 
-def changed(folder: Path, drop: Iterable[str] = (), **sections: Any) -> Path:
-    """Other sections in a run's results.json."""
+def change_results(folder: Path, drop: Iterable[str] = (), **sections: Any) -> Path:
+    """Replace and drop sections of a run's results.json."""
     path = folder / "results.json"
     results = json.loads(path.read_text()) | sections
     path.write_text(json.dumps({k: v for k, v in results.items() if k not in set(drop)}))
@@ -88,8 +105,8 @@ def _book(data: Dataset, seed: int, skill: float) -> ScoreBook:
     split = data.split("test")
     columns = ["key", "label", "source", "slide", "patient", "site"]
     rows = split.table.select(columns).append_column("group", groups(split.table))
-    book, shared = ScoreBook(rows, len(CLASSES)), np.random.default_rng(9)
-    own = np.random.default_rng(seed)
+    book = ScoreBook(rows, len(CLASSES))
+    shared, own = np.random.default_rng(9), np.random.default_rng(seed)
     conditions = []
     for features in ("mean", "random_init"):
         conditions.append(Condition(features, "logistic"))
@@ -98,9 +115,9 @@ def _book(data: Dataset, seed: int, skill: float) -> ScoreBook:
             Condition(features, "logistic", f"{kind}-{s}") for kind in GRADED for s in range(1, 6)
         ]
     for condition in conditions:
-        of_model = skill if condition.features == "mean" else 0.1
+        separation = skill if condition.features == "mean" else 0.1
         noise = shared.normal(size=len(split)) + 0.1 * own.normal(size=len(split))
-        p = 1 / (1 + np.exp(-(of_model * (2 * split.labels - 1) + noise)))
+        p = 1 / (1 + np.exp(-(separation * (2 * split.labels - 1) + noise)))
         book.add(condition, np.stack([1 - p, p], 1), np.arange(2))
     return book
 

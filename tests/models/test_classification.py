@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from common.errors import DataError
 from eval.main import evaluate
-from eval.report.__main__ import write_report
+from eval.report.report import write_report
 from eval.session import EvalConfig
 from models.classification import Classification
 from models.objective import ObjectiveConfig

@@ -1,7 +1,7 @@
 """The page in a real browser: no error, charts drawn, the map answers pointer, keys and filters.
 
-Actions are a script of the test that runs after the page's own and leaves what it saw in the
-document, which headless Chromium prints.
+The test appends a script of actions, which leaves what it saw in the document that headless
+Chromium prints.
 """
 
 import html
@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from eval.report.__main__ import write_report
 from eval.report.document import shown
-from tests.helpers.report_runs import CLASSES, made, packed
+from eval.report.report import write_report
+from tests.helpers.report_runs import CLASSES, pack_noise, write_run
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -33,16 +33,16 @@ for (const name of ["error", "warn"]) console[name] = (...words) => caught.push(
 </script>"""
 ACTIONS = """<script>
 addEventListener("load", () => setTimeout(() => {
-  const found = { caught, scheme: document.documentElement.dataset.theme };
+  const seen = { caught, scheme: document.documentElement.dataset.theme };
   const canvas = document.querySelector("canvas"), tip = document.querySelector(".tip");
   const key = (name) => canvas.dispatchEvent(new KeyboardEvent("keydown", { key: name }));
   const inked = () => canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height)
     .data.filter((value, i) => i % 4 === 3 && value > 0).length;
-  found.all = canvas.dataset.drawn;
-  found.ink = inked();
+  seen.all = canvas.dataset.drawn;
+  seen.ink = inked();
   key("ArrowRight");
-  found.first = [...tip.querySelectorAll(".facts div")].map((div) => div.textContent);
-  found.thumb = getComputedStyle(tip.querySelector(".thumb")).backgroundImage.slice(0, 21);
+  seen.first = [...tip.querySelectorAll(".facts div")].map((div) => div.textContent);
+  seen.thumb = getComputedStyle(tip.querySelector(".thumb")).backgroundImage.slice(0, 21);
   const box = canvas.getBoundingClientRect();
   const data = JSON.parse(document.querySelector("[data-atlas] script").textContent);
   const at = (i) => data.runs[0].xy.slice(2 * i, 2 * i + 2).map((value) => value / data.grid);
@@ -53,58 +53,66 @@ addEventListener("load", () => setTimeout(() => {
   const point = { clientX: box.left + 14 + x * (box.width - 28),
                   clientY: box.top + box.height - 14 - y * (box.height - 28) };
   canvas.dispatchEvent(new PointerEvent("pointermove", point));
-  found.told = tip.querySelector(".facts").lastChild.textContent;
-  found.key = data.key[alone];
-  found.label = data.classes[data.class[0]];
-  found.hidden = tip.hidden;
+  seen.told = tip.querySelector(".facts").lastChild.textContent;
+  seen.key = data.key[alone];
+  seen.label = data.classes[data.class[0]];
+  seen.hidden = tip.hidden;
   document.querySelector('[data-filter="class"] input').click();
-  found.filtered = canvas.dataset.drawn;
+  seen.filtered = canvas.dataset.drawn;
   document.getElementById("theme").click();
-  found.theme = document.documentElement.dataset.theme;
-  found.charts = [...document.querySelectorAll("svg")].filter((svg) =>
+  seen.theme = document.documentElement.dataset.theme;
+  seen.charts = [...document.querySelectorAll("svg")].filter((svg) =>
     svg.getBoundingClientRect().height > 100).length;
-  found.pictures = [...document.images].every((image) => image.naturalWidth > 0);
-  found.overflow = document.documentElement.scrollWidth - innerWidth;
+  seen.pictures = [...document.images].every((image) => image.naturalWidth > 0);
+  seen.overflow = document.documentElement.scrollWidth - innerWidth;
   const out = document.createElement("pre");
-  out.id = "found";
-  out.textContent = JSON.stringify(found);
+  out.id = "seen";
+  out.textContent = JSON.stringify(seen);
   document.body.append(out);
 }, 200));
 </script>"""
 
 
-def opened(page: Path, width: int) -> dict[str, Any]:
-    """What the actions saw in a window of that many CSS pixels."""
+def open_page(page: Path, width: int) -> dict[str, Any]:
+    """Run the actions in a window `width` CSS pixels wide, and return what they saw."""
     assert CHROMIUM is not None
-    text = page.read_text()
+    before, after = page.read_text().split("<head>", 1)
     acted = page.with_name("acted.html")
-    head, rest = text.split("<head>", 1)
-    acted.write_text(f"{head}<head>{CAUGHT}{rest.replace('</body>', ACTIONS + '</body>')}")
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-               f"--window-size={width},900", "--virtual-time-budget=5000", "--dump-dom",
-               f"--user-data-dir={page.parent / 'profile'}", acted.as_uri()]  # fmt: skip
+    acted.write_text(f"{before}<head>{CAUGHT}{after.replace('</body>', ACTIONS + '</body>')}")
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        f"--window-size={width},900",
+        "--virtual-time-budget=5000",
+        "--dump-dom",
+        f"--user-data-dir={page.parent / 'profile'}",
+        acted.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    printed = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
+    printed = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
     assert printed, done.stdout[-2000:] + done.stderr
-    found: dict[str, Any] = json.loads(html.unescape(printed.group(1)))
-    return found
+    seen: dict[str, Any] = json.loads(html.unescape(printed.group(1)))
+    return seen
 
 
 def test_the_page_works(tmp_path: Path) -> None:
-    data = packed(tmp_path / "data")
-    runs = [made(tmp_path / p, data, p, 0, 1.0) for p in ("eq-dvae", "dvae")]
+    data = pack_noise(tmp_path / "data")
+    runs = [write_run(tmp_path / p, data, p, 0, 1.0) for p in ("eq-dvae", "dvae")]
     picture = (data.root.parent / "raw" / "test" / CLASSES[0]).glob("*.png")
     (runs[0] / "figures").mkdir()
     shutil.copy(next(picture), runs[0] / "figures" / "orbit.png")
     page = write_report(runs, tmp_path / "out").with_name("report.html")
     for width in (1280, 500):
-        found = opened(page, width)
-        assert found["caught"] == []
-        assert (found["all"], found["filtered"]) == ("48", "24")
-        assert found["ink"] > 500
-        assert found["first"][0] == found["label"] in map(shown, CLASSES)
-        assert found["thumb"] == 'url("data:image/jpeg;'[:21]
-        assert found["told"] == found["key"] and not found["hidden"]
-        assert {found["scheme"], found["theme"]} == {"light", "dark"}
-        assert found["charts"] >= 10 and found["pictures"]
-        assert found["overflow"] <= 0
+        seen = open_page(page, width)
+        assert seen["caught"] == []
+        assert (seen["all"], seen["filtered"]) == ("48", "24")
+        assert seen["ink"] > 500
+        assert seen["first"][0] == seen["label"] in map(shown, CLASSES)
+        assert seen["thumb"] == 'url("data:image/jpeg;'[:21]
+        assert seen["told"] == seen["key"] and not seen["hidden"]
+        assert {seen["scheme"], seen["theme"]} == {"light", "dark"}
+        assert seen["charts"] >= 10 and seen["pictures"]
+        assert seen["overflow"] <= 0

@@ -11,62 +11,75 @@ import pytest
 from bench import counts
 from common.errors import DataError
 from eval.report import efficiency
-from eval.report import runs as entries
-from eval.report.__main__ import main, write_report
-from eval.report.arms import gather
+from eval.report.__main__ import main
+from eval.report.report import write_report
+from eval.report.runs import compare_runs, load_runs
 from models.vae import ModelConfig, build
-from tests.helpers.report_runs import changed, made, packed
+from tests.helpers.report_runs import change_results, pack_noise, write_run
 
 SEED = ModelConfig(architecture="seed")
 
 
-def measured(path: Path) -> Path:
-    """As `bench/throughput.py model --json` writes it, of the architecture `seed`."""
+def write_measurement(path: Path) -> Path:
+    """What `bench/throughput.py model --json` writes for the architecture `seed`."""
     model = build(SEED, 0)
-    about = {"mode": "model", "architecture": "seed", "model": asdict(SEED)}
+    facts = {"mode": "model", "architecture": "seed", "model": asdict(SEED)}
     sizes = {"macs": counts.multiply_adds(model), "flops": counts.flops(model)}
     rates = {"eager fp32": 900.4, "eager bf16": 1200.6}
-    speeds = [
-        {"kind": "speed", **about, "pass": name, "variant": variant,
-         "images_per_s": {"median": rate, "low": rate - 9, "high": rate + 9, "repeats": 3}}
+    speeds: list[dict[str, Any]] = [
+        {
+            **facts,
+            "kind": "speed",
+            "pass": name,
+            "variant": variant,
+            "images_per_s": {"median": rate, "low": rate - 9, "high": rate + 9, "repeats": 3},
+        }
         for name in ("encode", "eq-dvae forward+backward")
         for variant, rate in rates.items()
-    ]  # fmt: skip
-    none = {"not_measured": "needs --compiled"}
-    speeds.append({**speeds[0], "variant": "compiled bf16", "images_per_s": none})
-    machine = {"device": "=a <machine>", "threads": 2, "packages": {"torch": "2.11.0"},
-               "commit": "0123456789abcdef"}  # fmt: skip
-    records = [{"kind": "size", **about, **sizes}, *speeds]
-    path.write_text(json.dumps({"environment": machine, "mode": "model", "results": records}))
+    ]
+    unmeasured = {"not_measured": "needs --compiled"}
+    speeds.append({**speeds[0], "variant": "compiled bf16", "images_per_s": unmeasured})
+    environment = {
+        "device": "=a <machine>",
+        "threads": 2,
+        "packages": {"torch": "2.11.0"},
+        "commit": "0123456789abcdef",
+    }
+    records = [{"kind": "size", **facts, **sizes}, *speeds]
+    document = {"environment": environment, "mode": "model", "results": records}
+    path.write_text(json.dumps(document))
     return path
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Path]:
     """An eq-dvae and a dvae of the architecture seed, and one of another."""
-    data = packed(tmp_path / "data", groups=2)
-    found = []
+    data = pack_noise(tmp_path / "data", groups=2)
+    tied = ModelConfig("tied")
+    runs = []
     for name, config, weight in (
-        ("eq-dvae", SEED, 0.3), ("dvae", SEED, 0.0), ("d4-dvae", ModelConfig("tied"), 0.0),
-    ):  # fmt: skip
+        ("eq-dvae", SEED, 0.3),
+        ("dvae", SEED, 0.0),
+        ("d4-dvae", tied, 0.0),
+    ):
         facts: dict[str, Any] = json.loads(json.dumps(asdict(config)))
-        about = {"snapshot": f"{name}0", "parameters": counts.parameters(build(config, 0))}
-        run = made(tmp_path / name, data, name, 0, 1.0, equivariance=weight, decodes=True)
-        found.append(changed(run, model=facts | about))
-    return found
+        facts |= {"snapshot": f"{name}0", "parameters": counts.parameters(build(config, 0))}
+        run = write_run(tmp_path / name, data, name, 0, 1.0, equivariance=weight, decodes=True)
+        runs.append(change_results(run, model=facts))
+    return runs
 
 
-def rows(runs: list[Path], found: efficiency.Efficiency | None) -> dict[str, list[str]]:
-    table = efficiency.table(gather(entries.load(runs)).arms.values(), found)
+def rows(runs: list[Path], measured: efficiency.Efficiency | None) -> dict[str, list[str]]:
+    table = efficiency.table(compare_runs(load_runs(runs)).arms.values(), measured)
     return {str(name): list(cells) for name, *cells in table.rows}
 
 
 def test_every_arm_has_the_cost_of_its_architecture(runs: list[Path], tmp_path: Path) -> None:
-    cells = rows(runs, efficiency.load(measured(tmp_path / "model.json")))
+    cells = rows(runs, efficiency.load(write_measurement(tmp_path / "model.json")))
     model = build(SEED, 0)
     macs, flops = counts.multiply_adds(model), counts.flops(model)
-    size = ["217,311", "68,790", f"{macs['encoder'] / 1e6:.1f}", f"{macs['total'] / 1e6:.1f}",
-            f"{flops['forward'] / 1e6:.1f}"]  # fmt: skip
+    millions = [macs["encoder"] / 1e6, macs["total"] / 1e6, flops["forward"] / 1e6]
+    size = ["217,311", "68,790", *(f"{count:.1f}" for count in millions)]
     fastest = "1,201 (1,192–1,210) eager bf16"
     assert cells["eq-dvae"] == [*size, fastest, fastest]
     assert cells["dvae"] == [*size, fastest, "not measured"]  # its own step was not timed
@@ -80,7 +93,7 @@ def test_without_a_benchmark_only_parameters_are_known(runs: list[Path]) -> None
 
 
 def test_the_report_names_the_machine(runs: list[Path], tmp_path: Path) -> None:
-    written = write_report(runs, tmp_path / "out", (), measured(tmp_path / "m.json"))
+    written = write_report(runs, tmp_path / "out", (), write_measurement(tmp_path / "m.json"))
     text = html.unescape(written.with_name("report.html").read_text())
     assert "a <machine>, 2 threads, torch 2.11.0, commit 0123456789." in text
 
@@ -94,10 +107,12 @@ def test_another_file_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_a_measurement_of_another_mode_or_version_is_refused(
-    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    runs: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    path = measured(tmp_path / "old.json")
+) -> None:
+    path = write_measurement(tmp_path / "old.json")
     document = json.loads(path.read_text())
     for record in document["results"]:
         del record["model"]
@@ -105,5 +120,5 @@ def test_a_measurement_of_another_mode_or_version_is_refused(
     argv = ["eval.report", str(runs[0]), "--out", str(tmp_path / "out"), "--efficiency", str(path)]
     monkeypatch.setattr("sys.argv", argv)
     assert main() != 0
-    said = capsys.readouterr().err
-    assert "old.json is not of this version" in said and "throughput.py model --json" in said
+    message = capsys.readouterr().err
+    assert "old.json is not of this version" in message and "throughput.py model --json" in message

@@ -15,30 +15,31 @@ from sklearn.neighbors import NearestNeighbors
 
 from eval import code_figures
 from eval.measure.scores import Condition, read_scores
-from eval.report import arms, atlas, latex, ranking, tables, verdicts
-from eval.report import runs as entries
-from eval.report import svg as charts
-from eval.report.__main__ import write_report
+from eval.report import atlas, ranking, svg, tables, verdicts
 from eval.report.document import Table, shown
+from eval.report.report import write_report
+from eval.report.runs import Baseline, ComparedArms, EvaluatedRun, compare_runs, load_runs
 from eval.report.svg import Axis, Point, Series
+from eval.report.writers import escape_latex
+from eval.results import DataFacts, FeatureScores, Results
 from eval.stats.contrasts import compare, holm
 from pipeline.corruptions import GRADED
 from pipeline.index import Dataset
-from tests.helpers.report_runs import FORMULA, HOSTILE, changed, made, packed
+from tests.helpers.report_runs import FORMULA, HOSTILE, change_results, pack_noise, write_run
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return packed(tmp_path_factory.mktemp("data"))
+    return pack_noise(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, data: Dataset) -> list[Path]:
     """Four seeds of eq-dvae and three of dvae; no vae; names that attack."""
     root = tmp_path_factory.mktemp("runs")
-    found = [made(root / f"eq-{s}", data, "eq-dvae", s, 1.5) for s in range(4)]
-    found += [made(root / f"dvae-{s}{HOSTILE}", data, "dvae", s, 0.6) for s in range(3)]
-    return found
+    runs = [write_run(root / f"eq-{s}", data, "eq-dvae", s, 1.5) for s in range(4)]
+    runs += [write_run(root / f"dvae-{s}{HOSTILE}", data, "dvae", s, 0.6) for s in range(3)]
+    return runs
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +47,23 @@ def written(tmp_path_factory: pytest.TempPathFactory, runs: list[Path]) -> Path:
     return write_report(runs, tmp_path_factory.mktemp("out")).parent
 
 
-def gathered(runs: list[Path]) -> arms.Compared:
-    return arms.gather(entries.load(runs))
+def compared_arms(runs: list[Path]) -> ComparedArms:
+    return compare_runs(load_runs(runs))
+
+
+def _runs_of(root: Path, data: Dataset, skills: dict[str, float], seeds: int) -> list[Path]:
+    """Runs of every preset, seed by seed."""
+    return [
+        write_run(root / f"{preset}{seed}", data, preset, seed, skill)
+        for seed in range(seeds)
+        for preset, skill in skills.items()
+    ]
 
 
 def test_verdicts_are_those_of_the_contrasts(runs: list[Path]) -> None:
-    compared = gathered(runs)
+    compared = compared_arms(runs)
     judged = verdicts.primary(compared)
-    words = [said.word for said, _ in judged]
+    words = [verdict.word for verdict, _ in judged]
     assert words[2] == "not measured" and "no run of vae" in judged[2][0].meaning
     seeds = [[read_scores(run / "scores.parquet")[0] for run in runs[a : a + 3]] for a in (0, 4)]
     rows = seeds[0][0].rows
@@ -61,9 +71,9 @@ def test_verdicts_are_those_of_the_contrasts(runs: list[Path]) -> None:
     clean = Condition("mean", "logistic")
     stacked = [np.stack([book.scores[clean] for book in of]) for of in seeds]
     direct = compare({"a": stacked[0], "b": stacked[1]}, labels, groups)
-    found = judged[0][1]
-    assert found is not None and found.difference.estimate == direct.difference.estimate
-    assert (found.difference.low, found.p) == (direct.difference.low, direct.p)
+    contrast = judged[0][1]
+    assert contrast is not None and contrast.difference.estimate == direct.difference.estimate
+    assert (contrast.difference.low, contrast.p) == (direct.difference.low, direct.p)
     measured = {str(i): c.p for i, (_, c) in enumerate(judged) if c is not None}
     adjusted = holm({name: p for name, p in measured.items() if p is not None})
     assert f"Holm's p {adjusted['0']:.4f}" in judged[0][0].numbers
@@ -74,50 +84,46 @@ def test_verdicts_are_those_of_the_contrasts(runs: list[Path]) -> None:
 
 
 def test_few_seeds_or_few_groups_decide_nothing(tmp_path: Path, data: Dataset) -> None:
-    found = [made(tmp_path / f"{p}{seed}", data, p, seed, s) for seed in range(2)
-             for p, s in (("eq-dvae", 3.0), ("dvae", 0.1))]  # fmt: skip
-    for runs, counted in ((found[:2], "one seed"), (found, "2 seeds")):
-        compared = gathered(runs)
-        (said, contrast), *_ = verdicts.primary(compared)
-        assert said.word == "cannot be decided" and counted in said.meaning
-        assert contrast is not None and contrast.difference.low is not None  # the numbers are told
+    skills = {"eq-dvae": 3.0, "dvae": 0.1}
+    two_seeds = _runs_of(tmp_path / "two", data, skills, seeds=2)
+    for runs, counted in ((two_seeds[:2], "one seed"), (two_seeds, "2 seeds")):
+        compared = compared_arms(runs)
+        (verdict, contrast), *_ = verdicts.primary(compared)
+        assert verdict.word == "cannot be decided" and counted in verdict.meaning
+        assert contrast is not None and contrast.difference.low is not None  # the numbers are shown
         assert counted in next(line for line in ranking.sentences(compared, None))
-    few = packed(tmp_path / "few", groups=4)
-    many = [made(tmp_path / f"f{p}{s}", few, p, s, k) for s in range(3)
-            for p, k in (("eq-dvae", 3.0), ("dvae", 0.1))]  # fmt: skip
-    (said, _), *_ = verdicts.primary(gathered(many))
-    assert said.word == "cannot be decided" and "4 groups" in said.meaning
+    few = pack_noise(tmp_path / "few", groups=4)
+    three_seeds = _runs_of(tmp_path / "three", few, skills, seeds=3)
+    (verdict, _), *_ = verdicts.primary(compared_arms(three_seeds))
+    assert verdict.word == "cannot be decided" and "4 groups" in verdict.meaning
 
 
-def test_what_cannot_be_paired_is_said(tmp_path: Path, data: Dataset) -> None:
-    found = [made(tmp_path / f"r{i}", data, "dvae", 0, 1.0) for i in range(2)]
-    found.append(made(tmp_path / "lost", data, "dvae", 1, 1.0))
-    (found[-1] / "scores.parquet").unlink()
-    stale = made(tmp_path / "stale", data, "dvae", 2, 1.0)
-    found.append(changed(stale, model={"architecture": "seed", "snapshot": "another"}))
-    found.append(made(tmp_path / "longer", data, "dvae", 3, 1.0, images_seen=2000))
-    compared = gathered(found)
+def test_runs_that_cannot_be_paired_are_named(tmp_path: Path, data: Dataset) -> None:
+    runs = [write_run(tmp_path / f"r{i}", data, "dvae", 0, 1.0) for i in range(2)]
+    runs.append(write_run(tmp_path / "lost", data, "dvae", 1, 1.0))
+    (runs[-1] / "scores.parquet").unlink()
+    stale = write_run(tmp_path / "stale", data, "dvae", 2, 1.0)
+    runs.append(change_results(stale, model={"architecture": "seed", "snapshot": "another"}))
+    runs.append(write_run(tmp_path / "longer", data, "dvae", 3, 1.0, images_seen=2000))
+    compared = compared_arms(runs)
     assert list(compared.arms) == ["dvae (images_seen 1000)", "dvae (images_seen 2000)"]
-    said = "\n".join(compared.dropped)
-    assert "r1: the seed and settings of another run" in said
-    assert "lost:" in said and "stale: scores.parquet is of another snapshot_xxh3" in said
+    dropped = "\n".join(compared.dropped)
+    assert "r1: the seed and settings of another run" in dropped
+    assert "lost:" in dropped and "stale: scores.parquet is of another snapshot_xxh3" in dropped
 
 
 def test_a_data_set_that_ranks_nothing_is_named_and_gaps_are_closed(
     tmp_path: Path, data: Dataset
 ) -> None:
-    found = [made(tmp_path / f"{p}{s}", data, p, s, skill) for s in range(3)
-             for p, skill in (("dvae", 0.1), ("supervised", 3.0))]  # fmt: skip
-    compared = gathered(found)
-    lines = ranking.sentences(compared, ("mean_rgb", 0.45))
-    for arm, seed in (
-        ("dvae", 1),
-        ("supervised", 0),
-        ("supervised", 1),
-        ("supervised", 2),
-    ):  # evaluated once is enough
+    runs = _runs_of(tmp_path, data, {"dvae": 0.1, "supervised": 3.0}, seeds=3)
+    results = Results(data=DataFacts(hash=""), probe={"mean_rgb": FeatureScores(auroc=0.45)})
+    best = Baseline("mean_rgb", "mean_rgb", EvaluatedRun(tmp_path, "any", "any", results))
+    compared = compared_arms(runs)
+    lines = ranking.sentences(compared, best)
+    evaluated_again = [("dvae", 1), ("supervised", 0), ("supervised", 1), ("supervised", 2)]
+    for arm, seed in evaluated_again:  # once is enough
         del compared.arms[arm].books[seed].scores[Condition("random_init", "logistic")]
-    assert ranking.sentences(compared, ("mean_rgb", 0.45)) == lines
+    assert ranking.sentences(compared, best) == lines
     assert "cannot rank models" in next(line for line in lines if line.startswith("dvae - untr"))
     assert "training shows" in next(line for line in lines if line.startswith("supervised - "))
     dvae, ceiling = (np.mean([0.5 + k / 10 + s / 1000 for s in range(3)]) for k in (0.1, 3.0))
@@ -127,43 +133,54 @@ def test_a_data_set_that_ranks_nothing_is_named_and_gaps_are_closed(
 PAIRED = {
     "compute": (
         ("dvae", "dvae-equal-compute", "dvae-2x", "eq-dvae"),
-        {("dvae-equal-compute", "dvae"), ("dvae-2x", "dvae"), ("eq-dvae", "dvae-equal-compute"),
-         ("eq-dvae", "dvae-2x"), ("eq-dvae", "dvae")},
+        {
+            ("dvae-equal-compute", "dvae"),
+            ("dvae-2x", "dvae"),
+            ("eq-dvae", "dvae-equal-compute"),
+            ("eq-dvae", "dvae-2x"),
+            ("eq-dvae", "dvae"),
+        },
     ),
     "groups": (
         ("eq-dvae", "eq-dvae-c4", "eq-dvae-refined", "d4-dvae", "c4-dvae"),
-        {("eq-dvae-c4", "eq-dvae"), ("eq-dvae-refined", "eq-dvae"), ("c4-dvae", "d4-dvae"),
-         ("d4-dvae", "eq-dvae-refined")},
+        {
+            ("eq-dvae-c4", "eq-dvae"),
+            ("eq-dvae-refined", "eq-dvae"),
+            ("c4-dvae", "d4-dvae"),
+            ("d4-dvae", "eq-dvae-refined"),
+        },
     ),
     "beta": (
         ("dvae", "dvae-beta2", "dvae-beta2-fixed"),
         {("dvae-beta2", "dvae"), ("dvae-beta2-fixed", "dvae-beta2")},
     ),
     "any encoder": (("ae", "dvae", "uni"), {("ae", "dvae"), ("uni", "dvae")}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("recipe", PAIRED)
 def test_every_arm_meets_what_it_is_a_variant_of(recipe: str) -> None:
     names, expected = PAIRED[recipe]
-    found = verdicts.pairs({name: arms.Arm(name, name, 1000) for name in names})
-    assert set(found) == expected and len(found) == len(expected)
+    pairs = verdicts.pairs(dict(zip(names, names, strict=True)))
+    assert set(pairs) == expected and len(pairs) == len(expected)
 
 
 def test_baselines_stand_beside_every_headline(tmp_path: Path, data: Dataset) -> None:
-    """Of the first run that measured them, without seeds: what they know has none."""
-    found = [made(tmp_path / f"d{s}", data, "dvae", s, 1.0) for s in range(2)]
-    compared = gathered(found)
+    """Taken from the first run that measured them, without an effect of seeds."""
+    compared = compared_arms(_runs_of(tmp_path, data, {"dvae": 1.0}, seeds=2))
     arm = compared.arms["dvae"]
     for condition in [c for c in arm.books[0].scores if c.features == "random_init"]:
         del arm.books[0].scores[condition]
-    cells = verdicts.intervals(compared, {"untrained": ("random_init", "dvae")})
+    cells = verdicts.intervals(compared, [Baseline("untrained", "random_init", arm.runs[0])])
     assert list(cells) == ["dvae", "baseline untrained"]
     assert set(cells["baseline untrained"]) == {m.name for m in verdicts.MEASURES}
     book, test = arm.books[1], compared.test
     assert test is not None
-    levels = [book.scores[Condition("random_init", "logistic", f"{kind}-{s}")][:, 1]
-              for kind in GRADED for s in range(1, 6)]  # fmt: skip
+    levels = [
+        book.scores[Condition("random_init", "logistic", f"{kind}-{severity}")][:, 1]
+        for kind in GRADED
+        for severity in range(1, 6)
+    ]
     area = np.mean([roc_auc_score(test.labels, scores) for scores in levels])
     measured = cells["baseline untrained"]["area under the robustness curve"]
     assert measured.estimate == pytest.approx(area) and measured.seeds == 1
@@ -224,12 +241,12 @@ def test_numbers_of_the_page_are_those_of_the_results(runs: list[Path], written:
 
 
 def test_tables_take_seeds_together_and_count_them(tmp_path: Path, data: Dataset) -> None:
-    found = [made(tmp_path / f"d{s}", data, "dvae", s, 1.0) for s in range(3)]
-    changed(found[1], equivariance={"error": 0.5, "by_element": {"rotation 90": 0.2321}})
-    changed(found[2], drop=["equivariance"])
-    found.append(made(tmp_path / "alone", data, "vae", 0, 1.0))
-    compared = gathered(found).arms.values()
-    by_element, readouts = tables.by_element(compared), tables.readouts(compared)
+    runs = _runs_of(tmp_path, data, {"dvae": 1.0}, seeds=3)
+    change_results(runs[1], equivariance={"error": 0.5, "by_element": {"rotation 90": 0.2321}})
+    change_results(runs[2], drop=["equivariance"])
+    runs.append(write_run(tmp_path / "alone", data, "vae", 0, 1.0))
+    arms = list(compared_arms(runs).arms.values())
+    by_element, readouts = tables.by_element(arms), tables.readouts(arms)
     assert isinstance(by_element, Table) and isinstance(readouts, Table)
     assert list(by_element.header) == ["element", "dvae", "alone"]
     row = next(row for row in by_element.rows if row[0] == "rotation 90")
@@ -250,31 +267,38 @@ def test_formulas_and_commands_are_harmless_everywhere(written: Path) -> None:
     body = re.sub(r"\\[a-zA-Z]+(\{\})?|\\[{}$&#%_\\]", "", tex)
     assert not set(body) & set("\\#~^_<>|")
     assert tex.count(r"\toprule") == tex.count(r"\end{tabular}") > 5
-    assert latex.escape(r"\input{x} 5% a_b") == r"\textbackslash{}input\{x\} 5\% a\_b"
+    assert escape_latex(r"\input{x} 5% a_b") == r"\textbackslash{}input\{x\} 5\% a\_b"
 
 
 def test_commands_repeat_what_was_done(tmp_path: Path, data: Dataset) -> None:
-    run = made(tmp_path / "noise", data, "dvae-noise", 0, 1.0)
-    given = changed(made(tmp_path / "uni", data, "uni", 0, 1.0), external={"features": "uni.npy"})
-    text = write_report([run, given], tmp_path / "out").read_text()
-    said = text[text.index("## To reproduce") :]
-    assert f"train/main.py {run}/config.json --out {run}-again\n" in said
-    assert f"eval.main {run}-again --data {data.root}\n" in said
-    named = f"--data {data.root} --name uni --seed 0 --out {given}-again\n"
-    assert f"eval.external uni.npy {named}" in said
-    assert f"eval.main {given}" not in said and "train/main.py dvae-noise" not in said
+    run = write_run(tmp_path / "noise", data, "dvae-noise", 0, 1.0)
+    external = write_run(tmp_path / "uni", data, "uni", 0, 1.0)
+    change_results(external, external={"features": "uni.npy"})
+    text = write_report([run, external], tmp_path / "out").read_text()
+    commands = text[text.index("## To reproduce") :]
+    assert f"train/main.py {run}/config.json --out {run}-again\n" in commands
+    assert f"eval.main {run}-again --data {data.root}\n" in commands
+    options = f"--data {data.root} --name uni --seed 0 --out {external}-again\n"
+    assert f"eval.external uni.npy {options}" in commands
+    assert f"eval.main {external}" not in commands and "train/main.py dvae-noise" not in commands
 
 
 def test_sections_that_are_missing_are_not_measured(tmp_path: Path, data: Dataset) -> None:
-    folder = made(tmp_path / "run", data, "dvae", 0, 1.0)
-    kept = {"data", "run"}
-    changed(folder, drop=set(json.loads((folder / "results.json").read_text())) - kept)
+    folder = write_run(tmp_path / "run", data, "dvae", 0, 1.0)
+    sections = set(json.loads((folder / "results.json").read_text()))
+    change_results(folder, drop=sections - {"data", "run"})
     for name in ("scores.parquet", "metrics.jsonl"):
         (folder / name).unlink()
     text = write_report([folder], tmp_path / "out").read_text()
-    for what in ("Denoising", "Equivariance", "Linear probes", "Rate and distortion",
-                 "Robustness to noise", "AUROC with intervals"):  # fmt: skip
-        assert f"{what}: not measured" in text
+    for part in (
+        "Denoising",
+        "Equivariance",
+        "Linear probes",
+        "Rate and distortion",
+        "Robustness to noise",
+        "AUROC with intervals",
+    ):
+        assert f"{part}: not measured" in text
     assert text.count("**Not measured.**") == len(verdicts.PRIMARY)
 
 
@@ -288,13 +312,13 @@ def test_reports_repeat(runs: list[Path], written: Path, tmp_path: Path) -> None
 def test_charts_are_valid_and_in_proportion() -> None:
     points = [Point(x, y, y - 1, y + 1) for x, y in ((1, 2.0), (10, 4.0), (100, 8.0))]
     series = [Series("<a&b>", points, 0), Series("none", [Point(0, float("nan"))], 1)]
-    svg = charts.plot(series, Axis("x", log=True), Axis("y"), '"><script>')
-    root = ET.fromstring(charts.standalone(svg))
+    drawing = svg.plot(series, Axis("x", log=True), Axis("y"), '"><script>')
+    root = ET.fromstring(svg.standalone(drawing))
     circles = root.findall(".//{*}g[@class='c0']/{*}circle")[:3]
     x, y = ([float(c.attrib[n]) for c in circles] for n in ("cx", "cy"))
     assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.2)  # decades
     assert (y[0] - y[1]) * 2 == pytest.approx(y[1] - y[2], abs=0.4)
-    assert charts.plot(series[1:], Axis("x"), Axis("y"), "") == ""
+    assert svg.plot(series[1:], Axis("x"), Axis("y"), "") == ""
 
 
 def test_the_map_is_the_principal_components(data: Dataset) -> None:
@@ -316,12 +340,11 @@ def test_nearest_neighbours_agree_with_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(60, 16)).astype(np.float32)
     labels = np.repeat([0, 1, 2], 20)
-    chosen = code_figures.queries(labels)
-    assert np.bincount(labels[chosen]).tolist() == [2, 2, 2]
-    found, cosines = code_figures.nearest(features, chosen)
+    queries = code_figures.queries(labels)
+    assert np.bincount(labels[queries]).tolist() == [2, 2, 2]
+    neighbours, cosines = code_figures.nearest(features, queries)
     centred = features - features.mean(0)
-    far, expected = NearestNeighbors(n_neighbors=9, metric="cosine").fit(centred).kneighbors(
-        centred[chosen]
-    )  # fmt: skip
-    np.testing.assert_array_equal(found, expected[:, 1:])
-    np.testing.assert_allclose(cosines, 1 - far[:, 1:], atol=1e-5)
+    search = NearestNeighbors(n_neighbors=9, metric="cosine").fit(centred)
+    distances, expected = search.kneighbors(centred[queries])
+    np.testing.assert_array_equal(neighbours, expected[:, 1:])
+    np.testing.assert_allclose(cosines, 1 - distances[:, 1:], atol=1e-5)

@@ -9,12 +9,12 @@ import pytest
 
 from common.errors import DataError
 from eval.measure.scores import SCORES, Condition, read_scores
-from eval.report.__main__ import write_report
 from eval.report.document import Document, Table, shown
-from eval.report.markdown import render
+from eval.report.report import write_report
+from eval.report.writers import to_markdown
 from eval.transfer import contrasts as transfer_contrasts
 from eval.transfer import tables as transfer_report
-from tests.helpers.report_runs import FORMULA, HOSTILE, made, packed
+from tests.helpers.report_runs import FORMULA, HOSTILE, pack_noise, write_run
 
 SITES = ("oral", FORMULA)
 
@@ -70,8 +70,8 @@ def test_other_budgets_are_other_arms() -> None:
 
 
 def test_the_report_takes_in_transfers(tmp_path: Path) -> None:
-    data = packed(tmp_path / "data")
-    run = made(tmp_path / "run", data, "dvae", 0, 1.0)
+    data = pack_noise(tmp_path / "data")
+    run = write_run(tmp_path / "run", data, "dvae", 0, 1.0)
     (tmp_path / "transfer.json").write_text(json.dumps(results()))
     page = write_report([run], tmp_path / "out", [tmp_path])
     markdown, numbers = page.read_text(), json.loads(page.with_name("report.json").read_text())
@@ -86,8 +86,8 @@ def test_the_report_takes_in_transfers(tmp_path: Path) -> None:
 def test_commands_and_numbers_name_no_folder_above_the_working_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = packed(tmp_path / "data")
-    run = made(tmp_path / "run", data, "dvae", 0, 1.0)
+    data = pack_noise(tmp_path / "data")
+    run = write_run(tmp_path / "run", data, "dvae", 0, 1.0)
     monkeypatch.chdir(tmp_path)
     page = write_report([run], tmp_path / "out")
     assert "train/main.py run/config.json --out run-again" in page.read_text()
@@ -96,13 +96,13 @@ def test_commands_and_numbers_name_no_folder_above_the_working_one(
 
 
 def test_arms_that_were_carried_are_compared_by_seed(tmp_path: Path) -> None:
-    data = packed(tmp_path / "data")
+    data = pack_noise(tmp_path / "data")
     found: dict[str, Any] = {"runs": {}, "data": {"oral": {}, "../oral": {}}}
     for seed in range(3):
         for arm, skill in (("dvae", 0.5), ("eq-dvae", 2.0)):
             name = f"{arm}-s{seed}"
             found["runs"][name] = {"seed": seed, "snapshot": f"{arm}{seed}"}
-            book, about = read_scores(made(tmp_path / name, data, arm, seed, skill) / SCORES)
+            book, about = read_scores(write_run(tmp_path / name, data, arm, seed, skill) / SCORES)
             clean = book.scores[Condition("mean", "logistic")]
             clean[0] = np.nan  # a patch without a site
             book.scores = {Condition("mean", "logistic", "train=colon,stain=none"): clean}
@@ -131,5 +131,5 @@ def test_a_file_of_another_version_is_refused(tmp_path: Path, change: dict[str, 
 
 
 def test_names_are_harmless_in_markdown() -> None:
-    text = render(Document("t", "", transfer_report.sections(results())))
+    text = to_markdown(Document("t", "", transfer_report.sections(results())))
     assert "<script" not in text and "'=cmd" in text

@@ -1,0 +1,206 @@
+"""A document as Markdown, as LaTeX tables, and as one HTML page.
+
+All text is escaped. The page opens from the disk without network, fonts or other files: Jinja
+escapes its text, data reach its script as JSON whose `<`, `>` and `&` are escaped, and its content
+security policy allows what is inside and nothing else.
+"""
+
+import base64
+import html
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from eval.report.document import (
+    Atlas,
+    Bullets,
+    Chart,
+    Code,
+    Document,
+    Part,
+    Picture,
+    Table,
+    Text,
+    Verdict,
+    shown,
+)
+from eval.report.svg import DARK, LIGHT, RULES, palette
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#|~$!^])")
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "[": "{[}",  # "[" and "*" would be arguments of the "\\" that ends the row before
+    "]": "{]}",
+    "*": "{*}",
+    "`": r"\textasciigrave{}",
+    "'": r"\textquotesingle{}",
+    "-": "{-}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "−": "$-$",
+    "–": "--",
+    "…": r"\ldots{}",
+    "μ": r"$\mu$",
+    "ρ": r"$\rho$",
+    "λ": r"$\lambda$",
+    "\N{NO-BREAK SPACE}": "~",
+}
+_LATEX_TRANSLATION = str.maketrans(_LATEX)
+_LATEX_HEADER = (
+    "% Needs \\usepackage{booktabs,textcomp}; for names beyond Latin, XeLaTeX or LuaLaTeX."
+)
+WORD_STYLES = {"holds": "good", "superior": "good", "non-inferior": "good", "inferior": "bad"}
+
+
+def to_markdown(document: Document) -> str:
+    """The whole document; pictures are expected in figures/ beside it."""
+    blocks = [f"# {escape_markdown(document.title)}", escape_markdown(document.lead)]
+    for section in document.sections:
+        blocks.append("#" * section.level + " " + escape_markdown(section.title))
+        blocks += map(_markdown_part, section.parts)
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _markdown_part(part: Part) -> str:
+    match part:
+        case Text(text):
+            return _markdown(text)
+        case Bullets(items):
+            return "\n".join(f"- {_markdown(item)}" for item in items)
+        case Code(text):
+            return _code_block(text)
+        case Table(title, header, rows, caption):
+            blocks = [f"**{_markdown(title)}**", _markdown_table(header, rows), _markdown(caption)]
+            return "\n\n".join(block for block in blocks if block)
+        case Verdict(question, before, word, meaning, numbers):
+            start, end = _markdown(f"{question}. {before}"), _markdown(f"{meaning} {numbers}")
+            return f"- {start} **{_markdown(word).capitalize()}.** {end}"
+        case Picture(name, _, caption) | Chart(name, _, _, caption):
+            return f"![{escape_markdown(caption)}](figures/{name})\n\n*{_markdown(caption)}*"
+        case Atlas():
+            return ""
+
+
+def escape_markdown(text: object) -> str:
+    """Untrusted text as one line of at most 400 characters without markup, link or formula."""
+    return _markdown(shown(text))
+
+
+def _markdown(text: str) -> str:
+    safe = _MARKDOWN.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    return safe.replace("://", ":&#47;&#47;").replace("www.", "www&#46;").replace("@", "&#64;")
+
+
+def _markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The first column is aligned left, the others right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    escaped = [[_markdown(cell) for cell in row] for row in (header, *rows)]
+    escaped.insert(1, rule)
+    return "\n".join("| " + " | ".join(row) + " |" for row in escaped)
+
+
+def _code_block(text: str) -> str:
+    """A fence longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"
+
+
+def to_latex(document: Document) -> str:
+    """Every table of the document with booktabs, ready to be pasted into a paper."""
+    tables = [
+        _latex_table(section.title, part)
+        for section in document.sections
+        for part in section.parts
+        if isinstance(part, Table)
+    ]
+    return "\n\n".join([_LATEX_HEADER, *tables]) + "\n"
+
+
+def _latex_table(section: str, table: Table) -> str:
+    # no \label: a name in it could not be escaped
+    caption = f"{table.title}. {section}. {table.caption}".strip()
+    lines = [
+        r"\begin{table}",
+        rf"\caption{{{escape_latex(caption)}}}",
+        r"\centering\small",
+        rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
+        r"\toprule",
+        _latex_row(table.header),
+        r"\midrule",
+        *map(_latex_row, table.rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines)
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(map(escape_latex, cells)) + r" \\"
+
+
+def escape_latex(text: str) -> str:
+    """Text as one line without a live command."""
+    return " ".join(text.split()).translate(_LATEX_TRANSLATION)
+
+
+def to_html(document: Document) -> str:
+    """The whole page."""
+    environment = Environment(
+        loader=PackageLoader("eval.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "kind": lambda part: type(part).__name__.lower(),
+        "data_url": _data_url,
+        "look": lambda word: WORD_STYLES.get(word, "open"),
+        "fields": msgspec.to_builtins,
+    }
+    style = (_template("report.css") + RULES).replace("/*LIGHT*/", palette(LIGHT))
+    return environment.get_template("report.html").render(
+        document=document,
+        style=Markup(style.replace("/*DARK*/", palette(DARK))),
+        script=Markup(_template("report.js")),
+        markup=Markup,
+    )
+
+
+def _template(name: str) -> str:
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+
+
+def _data_url(picture: Picture) -> str:
+    """Lossless WebP of half the size; the file as it is where Pillow cannot read it."""
+    content = picture.file.read_bytes()
+    packed = io.BytesIO()
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            image.save(packed, "WEBP", lossless=True, exact=True)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    return f"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}"
