@@ -1,0 +1,18 @@
+"""Throughput of this machine: training, packing, reading and embedding, beside other tools.
+
+throughput     the command: `python bench/throughput.py [MODE]`
+command        its arguments, its JSON file and its tables
+settings       how much is measured, by default per device
+patches        the patches to measure on, in every form that a tool reads
+timing         timers, rounds, and what a piece of work used
+processes      processes that start together on a signal
+records        what was measured: spreads, records and their JSON
+steps          training steps to time, and the parts of one
+counts         parameters, multiply-adds and FLOPs of a model
+roofline       a step beside the arithmetic and bandwidth of the machine
+plain_trainer  a trainer and its loaders as one writes them without this project
+baselines      whole steps from the plain trainer to ours
+readers        our ways to read shuffled batches
+peers          other tools on the work of the readers
+modes          what the command measures, a module per mode
+"""

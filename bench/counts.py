@@ -5,67 +5,79 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from msgspec import Struct, field
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.table import Record, not_measured
+from bench.records import NotMeasured
 from models.vae import VAE
 from shards.schema import CHANNELS, PATCH
 
 MACS_UNIT = "multiply-adds in convolutions, one image"
-FLOPS_UNIT = "floating-point operations in convolutions, two a multiply-add, one image"
+FLOPS_UNIT = "floating-point operations in convolutions, two per multiply-add, one image"
 
 
-def parameters(model: VAE) -> Record:
-    encoder, decoder = _count(model.encoder), _count(model.decoder)
+class MultiplyAdds(Struct, frozen=True):
+    """Multiply-adds of one image."""
+
+    unit: str
+    encoder: int
+    decoder: int
+    total: int
+
+
+class Flops(Struct, frozen=True):
+    """FLOPs of a reconstruction from the mean, and of that with the gradient of all weights."""
+
+    unit: str
+    forward: int
+    backward: int = field(name="forward+backward")
+
+
+def parameters(model: VAE) -> dict[str, int]:
+    """Count the numbers in the encoder, the decoder and both."""
+    encoder, decoder = (
+        sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.decoder)
+    )
     return {"encoder": encoder, "decoder": decoder, "total": encoder + decoder}
 
 
-def multiply_adds(model: VAE) -> Record:
-    """By fvcore, which calls them flops; convolutions only."""
+def multiply_adds(model: VAE) -> MultiplyAdds | NotMeasured:
+    """Count by fvcore, which calls them flops; convolutions only."""
     try:
         from fvcore.nn import FlopCountAnalysis
     except ImportError:
-        return not_measured("fvcore is not installed")
+        return NotMeasured("fvcore is not installed")
     analysis = FlopCountAnalysis(model, _image())
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    by_module = analysis.by_module_and_operator()
-    parts = {"encoder": "encoder", "decoder": "decoder", "total": ""}
-    return {"unit": MACS_UNIT, **{name: int(by_module[m]["conv"]) for name, m in parts.items()}}
+    operations = analysis.by_module_and_operator()
+    modules = ("encoder", "decoder", "")
+    return MultiplyAdds(MACS_UNIT, *(int(operations[name]["conv"]) for name in modules))
 
 
-def flops(model: VAE) -> Record:
-    """The reconstruction from the mean, and that with the gradient of every parameter."""
-    return {
-        "unit": FLOPS_UNIT,
-        "forward": count_flops(lambda: model(_image())),
-        "forward+backward": count_flops(lambda: model(_image()).sum().backward()),
-    }
+def flops(model: VAE) -> Flops:
+    """Count for one image."""
+    forward = count_flops(lambda: model(_image()))
+    return Flops(FLOPS_UNIT, forward, count_flops(lambda: model(_image()).sum().backward()))
 
 
 def count_flops(call: Callable[[], Any]) -> int:
-    """Floating-point operations of the convolutions and matrix products in `call`, by torch."""
+    """Count the FLOPs of the convolutions and matrix products in `call`, by torch."""
     mapping = {torch.ops.aten.convolution_backward: _backward_flops}
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         call()
     return counter.get_total_flops()
 
 
-def _backward_flops(
-    grad: Any, x: Any, weight: Any, _bias: Any, _stride: Any, _padding: Any, _dilation: Any,
-    transposed: bool, _output_padding: Any, _groups: Any, wanted: Any, **_: Any,
-) -> int:  # fmt: skip
+def _backward_flops(grad: Any, x: Any, weight: Any, *arguments: Any, **_: Any) -> int:
     """From shapes: the gradients of input and weight each cost what the convolution did.
 
     torch's own formula ignores the groups: it takes the weight of a depthwise convolution for a
     full one, and the backward pass of this model for 2.9 times what it is.
     """
+    _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, needed = arguments
     positions = prod(x if transposed else grad)
-    return 2 * positions * prod(weight[1:]) * sum(map(bool, wanted[:2]))
-
-
-def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+    return 2 * positions * prod(weight[1:]) * sum(map(bool, needed[:2]))
 
 
 def _image() -> Tensor:

@@ -1,11 +1,10 @@
-"""Other tools on the work of `read`, each as its documentation has it.
+"""Other tools on the work of the mode `read`, each used as its documentation has it.
 
-Those that are not installed (`uv run --with-requirements bench/peers.txt`) are reported with the
-error.
+A tool that is not installed is reported with its error; all are there with
+`uv run --with-requirements bench/peers.txt`.
 """
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import PILToTensor
 
-from bench.made import Made
-from bench.modes.reading import REFERENCE, Batch, Epochs, Reading
+from bench.patches import PatchSet
+from bench.readers import REFERENCE, Batch, Epochs, Reader
+from common.machine import usable_cores
 from shards.schema import CHANNELS, PATCH
 
 SHUFFLE = 1000  # samples in webdataset's buffer
@@ -26,16 +26,13 @@ SHARD = 1024
 START = "fork"  # what Linux does by itself, unless one of the tools has changed that for all
 
 
-def _numpy(images: Any, labels: Any) -> Batch:
-    return np.asarray(images, np.uint8), np.asarray(labels, np.int64)
-
-
 def _stacked(samples: Iterable[tuple[Any, Any]]) -> Batch:
     images, labels = zip(*samples, strict=True)
-    return _numpy(np.stack([np.asarray(image) for image in images]), labels)
+    pixels = np.stack([np.asarray(image, np.uint8) for image in images])
+    return pixels, np.asarray(labels, np.int64)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     """Batches are made in the workers: nothing is left to collate."""
     return batch
 
@@ -44,26 +41,28 @@ def _context(workers: int) -> str | None:
     return START if workers else None
 
 
-def _made_once(name: str, made: Made) -> tuple[Path, bool]:
-    """A folder for one tool's form of the set, and whether it is new."""
-    root = made.folder / name
-    return root, not root.exists()
+def _made_once(name: str, write: Callable[[PatchSet, Path], None]) -> Callable[[PatchSet], Path]:
+    """Write one tool's form of a set into a folder of its own when it is asked for first."""
+
+    def make(patches: PatchSet) -> Path:
+        root = patches.folder / name
+        if not root.exists():
+            write(patches, root)
+        return root
+
+    return make
 
 
-def _samples(made: Made) -> Iterator[tuple[bytes, int]]:
-    root = made.pngs()
-    for path in sorted(root.rglob("*.png")):
+def _png_samples(patches: PatchSet) -> Iterator[tuple[bytes, int]]:
+    for path in sorted(patches.pngs().rglob("*.png")):
         yield path.read_bytes(), int(path.parent.name.removeprefix("class"))
 
 
-def _make_tars(made: Made) -> Path:
-    root, fresh = _made_once("webdataset", made)
-    if fresh:
-        root.mkdir()
-        with wds.ShardWriter(str(root / "train-%06d.tar"), maxcount=SHARD, verbose=0) as writer:
-            for i, (png, label) in enumerate(_samples(made)):
-                writer.write({"__key__": f"s{i:09d}", "png": png, "cls": label})
-    return root
+def _write_tars(patches: PatchSet, root: Path) -> None:
+    root.mkdir()
+    with wds.ShardWriter(str(root / "train-%06d.tar"), maxcount=SHARD, verbose=0) as writer:
+        for i, (png, label) in enumerate(_png_samples(patches)):
+            writer.write({"__key__": f"s{i:09d}", "png": png, "cls": label})
 
 
 def _webdataset(decoder: str, workers: int, root: Path, batch: int) -> Epochs:
@@ -77,15 +76,11 @@ def _webdataset(decoder: str, workers: int, root: Path, batch: int) -> Epochs:
             dataset,
             None,
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             multiprocessing_context=_context(workers),
         )
 
     return epoch
-
-
-def _pngs(made: Made) -> Path:
-    return made.pngs()
 
 
 def _image_folder(workers: int, root: Path, batch: int) -> Epochs:
@@ -94,9 +89,12 @@ def _image_folder(workers: int, root: Path, batch: int) -> Epochs:
     def epoch(number: int) -> Iterator[Batch]:
         torch.manual_seed(number)
         loader = DataLoader(
-            dataset, batch, shuffle=True, num_workers=workers,
+            dataset,
+            batch,
+            shuffle=True,
+            num_workers=workers,
             multiprocessing_context=_context(workers),
-        )  # fmt: skip
+        )
         for images, labels in loader:
             yield images.numpy(), labels.numpy()
 
@@ -108,17 +106,12 @@ def _litdata_sample(pixels: str, labels: str, index: int) -> dict[str, Any]:
     return {"image": image, "label": int(np.load(labels, mmap_mode="r")[index])}
 
 
-def _make_litdata(made: Made) -> Path:
+def _write_litdata(patches: PatchSet, root: Path) -> None:
     from litdata import optimize
 
-    root, fresh = _made_once("litdata", made)
-    if fresh:
-        sample = partial(_litdata_sample, str(made.array), str(made.label_array))
-        optimize(
-            sample, list(range(made.count)), str(root), chunk_bytes="16MB", num_workers=1,
-            start_method=START,
-        )  # fmt: skip
-    return root
+    sample = partial(_litdata_sample, str(patches.array), str(patches.label_array))
+    indices = list(range(patches.count))
+    optimize(sample, indices, str(root), chunk_bytes="16MB", num_workers=1, start_method=START)
 
 
 def _litdata(root: Path, batch: int) -> Epochs:
@@ -126,47 +119,39 @@ def _litdata(root: Path, batch: int) -> Epochs:
 
     dataset = StreamingDataset(str(root), shuffle=True, drop_last=False)
     loader = StreamingDataLoader(dataset, batch_size=batch)
-
-    def epoch(number: int) -> Iterator[Batch]:
-        for found in loader:
-            yield found["image"].numpy(), found["label"].numpy()
-
-    return epoch
+    return lambda number: _dict_batches(loader)
 
 
-def _make_mosaic(made: Made) -> Path:
+def _dict_batches(loader: Iterable[dict[str, Any]]) -> Iterator[Batch]:
+    for samples in loader:
+        yield samples["image"].numpy(), samples["label"].numpy()
+
+
+def _write_mosaicml(patches: PatchSet, root: Path) -> None:
     from streaming import MDSWriter
 
-    root, fresh = _made_once("mosaicml", made)
-    if fresh:
-        columns = {"image": f"ndarray:uint8:{PATCH},{PATCH},{CHANNELS}", "label": "int"}
-        with MDSWriter(out=str(root), columns=columns) as writer:
-            for image, label in zip(made.pixels, made.labels, strict=True):
-                writer.write({"image": np.array(image), "label": int(label)})
-    return root
+    columns = {"image": f"ndarray:uint8:{PATCH},{PATCH},{CHANNELS}", "label": "int"}
+    with MDSWriter(out=str(root), columns=columns) as writer:
+        for image, label in zip(patches.pixels, patches.labels, strict=True):
+            writer.write({"image": np.array(image), "label": int(label)})
 
 
-def _mosaic(root: Path, batch: int) -> Epochs:
+def _mosaicml(root: Path, batch: int) -> Epochs:
     from streaming import StreamingDataset
 
     dataset = StreamingDataset(local=str(root), shuffle=True, batch_size=batch)
-
-    def epoch(number: int) -> Iterator[Batch]:
-        for found in DataLoader(dataset, batch):
-            yield found["image"].numpy(), found["label"].numpy()
-
-    return epoch
+    return lambda number: _dict_batches(DataLoader(dataset, batch))
 
 
-def _make_hf(made: Made) -> Path:
+def _write_hf(patches: PatchSet, root: Path) -> None:
     from datasets import Dataset, Features, Image, Value
 
-    root, fresh = _made_once("datasets", made)
-    if fresh:
-        samples = [{"image": {"bytes": p, "path": None}, "label": y} for p, y in _samples(made)]
-        features = Features({"image": Image(), "label": Value("int64")})
-        Dataset.from_list(samples, features=features).save_to_disk(str(root))
-    return root
+    samples = [
+        {"image": {"bytes": png, "path": None}, "label": label}
+        for png, label in _png_samples(patches)
+    ]
+    features = Features({"image": Image(), "label": Value("int64")})
+    Dataset.from_list(samples, features=features).save_to_disk(str(root))
 
 
 def _hf(root: Path, batch: int) -> Epochs:
@@ -175,23 +160,21 @@ def _hf(root: Path, batch: int) -> Epochs:
     dataset = load_from_disk(str(root)).with_format("numpy")
 
     def epoch(number: int) -> Iterator[Batch]:
-        for found in dataset.shuffle(seed=number, keep_in_memory=True).iter(batch):
-            yield _numpy(found["image"], found["label"])
+        for samples in dataset.shuffle(seed=number, keep_in_memory=True).iter(batch):
+            images, labels = samples["image"], samples["label"]
+            yield np.asarray(images, np.uint8), np.asarray(labels, np.int64)
 
     return epoch
 
 
-def _make_ffcv(made: Made) -> Path:
+def _write_ffcv(patches: PatchSet, root: Path) -> None:
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
-    root, fresh = _made_once("ffcv", made)
-    if fresh:
-        root.mkdir()
-        fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
-        writer = DatasetWriter(str(root / "train.beton"), fields, num_workers=1)
-        writer.from_indexed_dataset(list(zip(made.pixels, made.labels.tolist(), strict=True)))
-    return root
+    root.mkdir()
+    fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
+    writer = DatasetWriter(str(root / "train.beton"), fields, num_workers=1)
+    writer.from_indexed_dataset(list(zip(patches.pixels, patches.labels.tolist(), strict=True)))
 
 
 def _ffcv(root: Path, batch: int) -> Epochs:
@@ -203,8 +186,8 @@ def _ffcv(root: Path, batch: int) -> Epochs:
         "image": [SimpleRGBImageDecoder(), ToTensor()],
         "label": [IntDecoder(), ToTensor(), Squeeze()],
     }
-    path, cores = str(root / "train.beton"), len(os.sched_getaffinity(0))
-    loader = Loader(path, batch, cores, order=OrderOption.RANDOM, pipelines=pipelines)
+    path = str(root / "train.beton")
+    loader = Loader(path, batch, usable_cores(), order=OrderOption.RANDOM, pipelines=pipelines)
 
     def epoch(number: int) -> Iterator[Batch]:
         for images, labels in loader:
@@ -213,19 +196,21 @@ def _ffcv(root: Path, batch: int) -> Epochs:
     return epoch
 
 
-def _plain_tars(made: Made) -> Path:
-    return made.packed("keep")
+def _our_tars(patches: PatchSet) -> Path:
+    return patches.packed("keep")
 
+
+_THEIR_TARS = _made_once("webdataset", _write_tars)
 
 PEERS = {
-    REFERENCE: Reading(_make_tars, partial(_webdataset, "pil", 0)),
-    f"{REFERENCE}, 2 workers": Reading(_make_tars, partial(_webdataset, "pil", 2)),
-    "webdataset, rgb8, its own tar": Reading(_make_tars, partial(_webdataset, "rgb8", 0)),
-    "webdataset, rgb8, our tar": Reading(_plain_tars, partial(_webdataset, "rgb8", 0)),
-    "ImageFolder": Reading(_pngs, partial(_image_folder, 0)),
-    "ImageFolder, 2 workers": Reading(_pngs, partial(_image_folder, 2)),
-    "litdata": Reading(_make_litdata, _litdata),
-    "MosaicML streaming": Reading(_make_mosaic, _mosaic),
-    "HF datasets": Reading(_make_hf, _hf),
-    "FFCV, raw": Reading(_make_ffcv, _ffcv),
+    REFERENCE: Reader(_THEIR_TARS, partial(_webdataset, "pil", 0)),
+    f"{REFERENCE}, 2 workers": Reader(_THEIR_TARS, partial(_webdataset, "pil", 2)),
+    "webdataset, rgb8, its own tar": Reader(_THEIR_TARS, partial(_webdataset, "rgb8", 0)),
+    "webdataset, rgb8, our tar": Reader(_our_tars, partial(_webdataset, "rgb8", 0)),
+    "ImageFolder": Reader(PatchSet.pngs, partial(_image_folder, 0)),
+    "ImageFolder, 2 workers": Reader(PatchSet.pngs, partial(_image_folder, 2)),
+    "litdata": Reader(_made_once("litdata", _write_litdata), _litdata),
+    "MosaicML streaming": Reader(_made_once("mosaicml", _write_mosaicml), _mosaicml),
+    "HF datasets": Reader(_made_once("datasets", _write_hf), _hf),
+    "FFCV, raw": Reader(_made_once("ffcv", _write_ffcv), _ffcv),
 }

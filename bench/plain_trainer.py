@@ -1,24 +1,42 @@
-"""A trainer as one writes it without this project: the peer of `train.loop.Trainer`.
+"""A trainer and its loaders as one writes them without this project.
 
-Eager float32 in NCHW, kornia's random modules, AdamW as it comes, EMA by torch. The architecture,
-the objective, the clipping and the batch are ours, so that the work is the same. It is spared what
-many scripts do beside: it logs nothing, so nothing waits for the device.
+The peer of `train.loop.Trainer`: eager float32 in NCHW, kornia's random modules, AdamW as it comes,
+EMA by torch; PNG files or webdataset tars, read by DataLoader workers. The architecture, the
+objective, the clipping and the batch are ours, so that the work is the same. It is spared what many
+scripts do beside: it logs nothing, so nothing waits for the device.
 """
 
 import copy
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import kornia.augmentation as K
+import numpy as np
 import torch
+import webdataset as wds
+from PIL import Image
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import ToTensor
 
+from common.machine import usable_cores
 from models.objective import LATENT_SIDE, Objective
-from models.vae import build
+from models.vae import VAE, build
 from pipeline.corruptions import CorruptionConfig
 from pipeline.corruptions.blur import KERNEL
+from pipeline.index import Split
+from pipeline.reader import read_split
 from train.config import Config
 
 EMA_DECAY = 0.999
+PATCHES = 4096  # written out at most, or four batches where that is more
+MAX_WORKERS = 8
+SHARDS_PER_WORKER = 4
+SHUFFLE = 1000  # samples of webdataset's buffer
+
+Batches = Generator[Tensor, None, None]  # float32 (B, 3, 32, 32) in [0, 1], on the host
 
 
 def augmentation() -> nn.Module:
@@ -51,12 +69,17 @@ def mixture(config: CorruptionConfig) -> nn.Module:
     return K.AugmentationSequential(*corruption_modules(config).values())
 
 
+def nchw(model: VAE) -> VAE:
+    """The model in the memory format that it has unless one asks for another."""
+    return model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
 class PlainTrainer:
+    """One process that trains a preset on float batches from the host."""
+
     def __init__(self, config: Config, device: torch.device) -> None:
-        nchw = torch.contiguous_format
         self.config, self.device, self.done = config, device, 0
-        model = build(config.model, config.seed)
-        self.model = model.to(device, memory_format=nchw)  # type: ignore[call-overload]
+        self.model = nchw(build(config.model, config.seed).to(device))
         self.objective = Objective(config.objective, config.model.latent_channels).to(device)
         self.parameters = [*self.model.parameters(), *self.objective.parameters()]
         # on the device, where kornia then draws its random numbers too
@@ -82,9 +105,74 @@ class PlainTrainer:
         self.done += 1
 
     def losses(self, x: Tensor, x_tilde: Tensor) -> dict[str, Tensor]:
-        """Those of `Objective`, on random tensors of torch's global generator."""
-        cells = (len(x), self.config.model.latent_channels, LATENT_SIDE, LATENT_SIDE)
-        noise = torch.randn(cells, device=self.device)
+        """Losses of `Objective`, on random tensors of torch's global generator."""
+        latents = (len(x), self.config.model.latent_channels, LATENT_SIDE, LATENT_SIDE)
+        noise = torch.randn(latents, device=self.device)
         g_B = torch.randint(1, self.objective.action.order, (len(x),), device=self.device)
         losses: dict[str, Tensor] = self.objective(self.model, x, x_tilde, noise, g_B)
         return losses
+
+
+def workers() -> int:
+    """One DataLoader worker per core, as its documentation advises, 8 at most."""
+    return min(MAX_WORKERS, usable_cores())
+
+
+def write_out(split: Split, folder: Path, batch: int) -> None:
+    """Write patches of a split as `folder/png/CLASS/*.png` by PIL and `folder/tar/*.tar`.
+
+    webdataset's ShardWriter writes the tars from the same files.
+    """
+    count = min(len(split), max(PATCHES, 4 * batch))
+    pixels = read_split(split, np.arange(count))
+    (folder / "tar").mkdir()
+    tars = str(folder / "tar" / "train-%06d.tar")
+    with wds.ShardWriter(tars, -(-count // (SHARDS_PER_WORKER * workers())), verbose=0) as writer:
+        for i, (image, label) in enumerate(zip(pixels, split.labels[:count], strict=True)):
+            path = folder / "png" / f"class{label}" / f"{i:06d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+            sample = {"__key__": path.stem, "png": path.read_bytes(), "cls": int(label)}
+            writer.write(sample)
+
+
+def webdataset_batches(folder: Path, batch: int, pin: bool) -> Batches:
+    """Endless, as the webdataset documentation has it."""
+    urls = sorted(str(path) for path in (folder / "tar").glob("*.tar"))
+    dataset = wds.WebDataset(urls, shardshuffle=len(urls)).shuffle(SHUFFLE)
+    dataset = dataset.decode("torchrgb").to_tuple("png", "cls").repeat()
+    yield from _images(DataLoader(dataset, batch, num_workers=workers(), pin_memory=pin))
+
+
+def tar_batches(folder: Path, batch: int, pin: bool) -> Batches:
+    """Every sample of the tars once, in the order of the workers."""
+    urls = sorted(str(path) for path in (folder / "tar").glob("*.tar"))
+    dataset = wds.WebDataset(urls, shardshuffle=False).decode("torchrgb").to_tuple("png", "cls")
+    yield from _images(DataLoader(dataset, batch, num_workers=workers(), pin_memory=pin))
+
+
+def image_folder_batches(folder: Path, batch: int, pin: bool) -> Batches:
+    """Endless, epoch after epoch on the same workers."""
+    dataset = ImageFolder(str(folder / "png"), ToTensor())
+    loader = DataLoader(
+        dataset,
+        batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers(),
+        pin_memory=pin,
+        persistent_workers=True,
+    )
+    while True:
+        yield from _images(loader)
+
+
+def _images(loader: "DataLoader[tuple[Tensor, Tensor]]") -> Iterator[Tensor]:
+    for images, _ in loader:
+        yield images.float()
+
+
+LOADERS: dict[str, Callable[[Path, int, bool], Batches]] = {
+    "plain, webdataset": webdataset_batches,
+    "plain, ImageFolder": image_folder_batches,
+}

@@ -1,7 +1,7 @@
 """Processes that wait until they are told to go, so that what they do at once can be timed.
 
-A process is a module of this folder with a main program: it prints READY when it is warm, does its
-work when a line arrives on its standard input, and ends when that is closed.
+Such a process is a module of `bench.modes` with a main program: it prints READY when it is warm,
+does its work when a line arrives on its standard input, and ends when that is closed.
 """
 
 import subprocess
@@ -17,47 +17,55 @@ Process = subprocess.Popen[str]
 
 
 @contextmanager
-def started(module: str, orders: Sequence[Sequence[str]]) -> Iterator[list[Process]]:
-    """A process of `module` for the arguments of each order, warm and waiting.
+def started(module: str, arguments: Sequence[Sequence[str]]) -> Iterator[list[Process]]:
+    """Start a process of `module` per entry of `arguments`; yield them warm and waiting.
 
     Raises:
         DataError: one of them ended.
     """
     with ExitStack() as stack:
-        processes = [stack.enter_context(_popen(module, order)) for order in orders]
-        for process in processes:
-            expect(process, READY)
+        processes = []
+        for words in arguments:
+            command = [sys.executable, "-m", module, *words]
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            processes.append(stack.enter_context(process))
+        expect_ready(processes)
         yield processes
 
 
-def _popen(module: str, order: Sequence[str]) -> Process:
-    command = [sys.executable, "-m", module, *order]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def tell(processes: Sequence[Process]) -> None:
+    """Send each process a line: go, or go on."""
+    for process in processes:
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended: its next line says so
+            print(GO, file=process.stdin, flush=True)
 
 
-def tell(process: Process) -> None:
-    assert process.stdin is not None
-    with suppress(BrokenPipeError):  # it has ended: its next line says so
-        print(GO, file=process.stdin, flush=True)
+def read_line(process: Process) -> str:
+    """Wait for the next line of a process.
 
-
-def line(process: Process) -> str:
-    """What a process says next; waits for it."""
+    Raises:
+        DataError: it ended.
+    """
     assert process.stdout is not None
-    found = process.stdout.readline().strip()
-    if not found:
+    line = process.stdout.readline().strip()
+    if not line:
         raise DataError(
             f"one of several processes ended with exit status {process.wait()}; its error stands "
             f"above"
         )
-    return found
+    return line
 
 
-def expect(process: Process, wanted: str) -> None:
-    if (found := line(process)) != wanted:
-        raise DataError(f"one of several processes said {found[:80]!r}, expected {wanted!r}")
+def expect_ready(processes: Sequence[Process]) -> None:
+    """Wait until every process says READY."""
+    for process in processes:
+        if (line := read_line(process)) != READY:
+            raise DataError(f"one of several processes said {line[:80]!r}, expected {READY!r}")
 
 
 def answer(text: str) -> None:
-    """From such a process to the one that started it."""
+    """Send a line from such a process to the one that started it."""
     print(text, flush=True)

@@ -1,22 +1,29 @@
-"""How much is measured: the same settings for every mode, chosen by the device."""
+"""How much is measured: the same settings for every mode, by default those of the device."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
+
+from train import launch
 from train.launch import CPU_BATCH, GPU_BATCH
+from train.step import Precision
 
 
 @dataclass(frozen=True)
 class Settings:
+    """Options of the command, as they are written to the JSON file."""
+
     batch_size: int
     repeats: int  # rounds over all that is compared
-    steps: int  # in a row, timed together, each round
+    steps: int  # in a row, timed together, in each round
     compiled: bool  # also measure (model), or use (train), the compiled graph
-    window: float = 3.0  # seconds that runs side by side are watched, each round
+    window: float = 3.0  # seconds that runs side by side are watched in each round
     data: str | None = None  # packed folder; None: a synthetic set made for the measurement
     peers: bool = False  # also measure other tools on the same work
-    batch_sizes: tuple[int, ...] = ()  # of the ladder of `train`; none: the batch size alone
+    batch_sizes: tuple[int, ...] = ()  # of the baselines of `train`; none: the batch size alone
     patches: tuple[int, ...] = (8192,)  # of the sets that are packed and read, one after the other
-    plot: str | None = None  # picture of the ladder against the batch size
+    plot: str | None = None  # picture of the baselines against the batch size
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "repeats", "steps"):
@@ -31,11 +38,34 @@ class Settings:
 
     @property
     def sizes(self) -> tuple[int, ...]:
+        """Batch sizes of the baselines."""
         return self.batch_sizes or (self.batch_size,)
 
 
-# Two minutes a mode on two cores; on a GPU most of the time goes into compiling.
+# Two minutes per mode on two cores; on a GPU most of the time goes into compiling.
 DEFAULTS = {
     "cpu": Settings(CPU_BATCH, repeats=7, steps=2, compiled=False),
     "cuda": Settings(GPU_BATCH, repeats=9, steps=30, compiled=True),
+}
+
+
+class Variant(NamedTuple):
+    """How the same work is run."""
+
+    precision: Precision
+    compiled: bool
+
+    def obstacle(self, device: torch.device, settings: Settings) -> str | None:
+        """Say why this variant is not measured; None where it is."""
+        if self.precision == "bf16" and not launch.has_bf16(device):
+            return "no bfloat16 in this hardware"
+        if self.compiled and not settings.compiled:
+            return "needs --compiled"
+        return None
+
+
+VARIANTS = {
+    "eager fp32": Variant("fp32", False),
+    "eager bf16": Variant("bf16", False),
+    "compiled bf16": Variant("bf16", True),
 }

@@ -1,16 +1,19 @@
-"""Timers: device events on CUDA, the wall clock on the CPU; medians with their spread."""
+"""Timers: device events on CUDA, the wall clock on the CPU; processor time and memory of work."""
 
-import statistics
+import gc
+import logging
+import resource
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
+import psutil
 import torch
 
-Say = Callable[[str], None]
 K = TypeVar("K", bound=Hashable)
+
+log = logging.getLogger("eqdvae.bench")  # progress of a measurement
 
 
 class Mark:
@@ -31,22 +34,8 @@ class Mark:
         return earlier.event.elapsed_time(self.event) / 1000
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Repeated measurements of one thing: the median, and the smallest and largest."""
-
-    median: float
-    low: float
-    high: float
-    repeats: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        return cls(statistics.median(values), min(values), max(values), len(values))
-
-
 def timed(call: Callable[[], Any], steps: int, device: torch.device) -> float:
-    """Mean seconds of a call over `steps` calls in a row."""
+    """Mean seconds per call over `steps` calls in a row."""
     if device.type == "cuda":  # what was queued before is not part of it
         torch.cuda.synchronize(device)
     begin = Mark(device)
@@ -55,8 +44,8 @@ def timed(call: Callable[[], Any], steps: int, device: torch.device) -> float:
     return Mark(device).since(begin) / steps
 
 
-def rounds(blocks: Mapping[K, Callable[[], float]], repeats: int, say: Say) -> dict[K, list[float]]:
-    """What each block returns, `repeats` times.
+def rounds(blocks: Mapping[K, Callable[[], float]], repeats: int) -> dict[K, list[float]]:
+    """Call each block `repeats` times and return what it returned.
 
     The blocks run in turn, in every other round backwards: a machine that becomes slower or
     faster meanwhile does so for all of them alike, and the same round of two blocks compares.
@@ -66,7 +55,7 @@ def rounds(blocks: Mapping[K, Callable[[], float]], repeats: int, say: Say) -> d
         began = time.perf_counter()
         for name in reversed(list(blocks)) if i % 2 else blocks:
             values[name].append(blocks[name]())
-        say(f"  round {i + 1} of {repeats} took {time.perf_counter() - began:.1f} s")
+        log.info(f"  round {i + 1} of {repeats} took {time.perf_counter() - began:.1f} s")
     return values
 
 
@@ -78,7 +67,7 @@ class Spans:
         self._marks: dict[str, list[tuple[Mark, Mark]]] = defaultdict(list)
 
     def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """`call`, watched under `name`."""
+        """Wrap `call` so that it is timed under `name`."""
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             begin = Mark(self.device)
@@ -91,3 +80,31 @@ class Spans:
     def seconds(self) -> dict[str, list[float]]:
         """Seconds of every call by name, in the order of the calls."""
         return {name: [end.since(begin) for begin, end in m] for name, m in self._marks.items()}
+
+
+class Usage(NamedTuple):
+    """What a piece of work used."""
+
+    seconds: float
+    core_seconds: float  # user and system, of children too once they have ended
+    grown: int  # bytes of resident memory of this process, after the work
+
+
+def usage(work: Callable[[], object]) -> Usage:
+    """Do the work and return what it used."""
+    gc.collect()
+    memory, cores, began = resident(), _core_seconds(), time.perf_counter()
+    work()
+    seconds, cores = time.perf_counter() - began, _core_seconds() - cores
+    gc.collect()
+    return Usage(seconds, cores, resident() - memory)
+
+
+def resident() -> int:
+    """Bytes of resident memory of this process."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def _core_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)

@@ -4,8 +4,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import tyro
-
 from common.console import show_messages
 from common.errors import DataError
 
@@ -31,6 +29,8 @@ def run_command(
         prog: the module, as in `python -m PROG`.
         arguments: what tyro calls with the parsed arguments; returns the action.
     """
+    import tyro  # slow, and not what everybody needs who asks for an exit status
+
     try:
         action = tyro.cli(arguments, prog=f"python -m {prog}", config=config)
     except ValueError as error:  # a dataclass refused a value

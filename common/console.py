@@ -96,9 +96,12 @@ class Rate:
 def progress(task: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """Yield a function to call with the number of units just done.
 
-    A bar on a terminal, a line every few seconds elsewhere, both on stderr.
+    A bar on a terminal, a line every few seconds elsewhere, both on stderr; nothing where
+    information is not shown (see `show_messages`).
     """
-    if sys.stderr.isatty():
+    if not log.isEnabledFor(logging.INFO):
+        yield lambda count: None
+    elif sys.stderr.isatty():
         with _bar(task, total, unit) as advance:
             yield advance
     else:

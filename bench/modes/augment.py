@@ -12,15 +12,17 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import msgspec
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from bench.data import packed
-from bench.ladder import PRESETS_TIMED, endless, make_trainer
+from bench.patches import packed_folder
+from bench.records import CELL, Record, Spread
 from bench.settings import Settings
-from bench.table import CELL, Record, cell, spread, table
-from bench.timing import Say, rounds, timed
+from bench.steps import PRESETS_TIMED, endless, make_trainer
+from bench.timing import log, rounds, timed
+from common.console import table
 from pipeline import corruptions, d4
 from pipeline.corruptions import TRAINABLE, CorruptionConfig
 from pipeline.index import Dataset, open_dataset
@@ -35,14 +37,30 @@ ALL = "D4 and mixture"
 STEP = "step: "
 
 
+class Augmentation(Record, tag="augment", frozen=True):
+    """An augmentation, a corruption or several, on a batch."""
+
+    name: str
+    us_per_image: Spread = msgspec.field(name="us_an_image")
+    share_of: dict[str, Spread]  # of the whole step, by step
+
+
+class WholeStep(Record, tag="step", frozen=True):
+    """The whole training step of a preset; the fields are those of `Augmentation`."""
+
+    name: str
+    us_per_image: Spread = msgspec.field(name="us_an_image")
+    share_of: dict[str, Spread]
+
+
 def ours(images: Tensor, compiled: bool) -> dict[str, Call]:
-    """By name, a call that draws and applies; images uint8 (B, 3, 32, 32)."""
+    """Calls that draw and apply, by name; images are uint8 (B, 3, 32, 32)."""
     device, batch = images.device, len(images)
     table_GP, generator = d4.pixel_index(PATCH).to(device), generator_for(0, 0, 0, device)
     x = to_float(images)
     # the memory layout as in the graph of the step: alone, inductor would choose another
-    how = {"fullgraph": True, "dynamic": False, "options": {"layout_optimization": False}}
-    prepare: Callable[..., Any] = partial(torch.compile, **how) if compiled else _as_it_is
+    options = {"fullgraph": True, "dynamic": False, "options": {"layout_optimization": False}}
+    prepare: Callable[..., Any] = partial(torch.compile, **options) if compiled else _eager
 
     def moved(g_B: Tensor) -> Tensor:
         return to_float(d4.act(images, g_B, table_GP))
@@ -57,8 +75,8 @@ def ours(images: Tensor, compiled: bool) -> dict[str, Call]:
         return corruptions.draw(config, batch, PATCH, generator)
 
     def corrupted(config: CorruptionConfig) -> Call:
-        def applied(given: corruptions.Draws) -> Tensor:
-            return corruptions.corrupt(x, config, given)
+        def applied(parameters: corruptions.Draws) -> Tensor:
+            return corruptions.corrupt(x, config, parameters)
 
         apply = prepare(applied)
         return lambda: apply(draws(config))
@@ -73,12 +91,12 @@ def ours(images: Tensor, compiled: bool) -> dict[str, Call]:
     }
 
 
-def _as_it_is(call: Callable[..., Any]) -> Callable[..., Any]:
+def _eager(call: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
 def kornias(images: Tensor) -> dict[str, Call]:
-    """The same by kornia's random modules."""
+    """The same calls by kornia's random modules."""
     from bench.plain_trainer import augmentation, corruption_modules, mixture
 
     x = to_float(images).contiguous()
@@ -91,33 +109,28 @@ def kornias(images: Tensor) -> dict[str, Call]:
     return {f"kornia {n}": partial(module.to(x.device), x) for n, module in modules.items()}
 
 
-def measure(settings: Settings, accelerator: Accelerator, say: Say) -> list[Record]:
-    """Records of kind `augment`, one a call, and `step`, one a preset: seconds a batch."""
-    with packed(settings, say) as root:
+def measure(settings: Settings, accelerator: Accelerator) -> list[Augmentation | WholeStep]:
+    """Time the whole steps and each call on the same batch."""
+    with packed_folder(settings) as root:
         dataset = open_dataset(root)
         torch.compiler.reset()
         steps, images = _steps(settings, accelerator, dataset)
-        calls = ours(images, settings.compiled)
+        calls = steps | ours(images, settings.compiled)
         calls |= kornias(images) if settings.peers else {}
-        say(f"augment: warming up {', '.join([*steps, *calls])}")
-        for call in [*steps.values(), *calls.values()] * WARMUP:
+        log.info(f"augment: warming up {', '.join(calls)}")
+        for call in [*calls.values()] * WARMUP:
             call()
-        device = accelerator.device
         blocks = {
-            name: partial(timed, call, settings.steps, device)
-            for name, call in {**steps, **calls}.items()
+            name: partial(timed, call, settings.steps, accelerator.device)
+            for name, call in calls.items()
         }
-        seconds = rounds(blocks, settings.repeats, say)
+        seconds = rounds(blocks, settings.repeats)
     return [
-        {
-            "kind": "step" if name in steps else "augment",
-            "name": name,
-            "us_an_image": spread([1e6 * s / len(images) for s in values]),
-            "share_of": {
-                step: spread([s / whole for s, whole in zip(values, seconds[step], strict=True)])
-                for step in steps
-            },
-        }
+        (WholeStep if name in steps else Augmentation)(
+            name=name,
+            us_per_image=Spread.of([1e6 * s / len(images) for s in values]),
+            share_of={step: Spread.of_ratios(values, seconds[step]) for step in steps},
+        )
         for name, values in seconds.items()
     ]
 
@@ -138,15 +151,14 @@ def _steps(
     return steps, batch.images
 
 
-def report(records: list[Record], settings: Settings) -> str:
-    """A table: each beside the steps."""
-    steps = [r["name"] for r in records if r["kind"] == "step"]
-    how = "compiled" if settings.compiled else "eager"
-    title = f"microseconds an image at batch {settings.batch_size:,}, ours {how}: {CELL}"
-    rows = [["", "us an image", *(f"share of {name}" for name in steps)]]
+def report(records: list[Augmentation | WholeStep], settings: Settings) -> str:
+    """Show each beside the steps."""
+    steps = [record.name for record in records if isinstance(record, WholeStep)]
+    mode = "compiled" if settings.compiled else "eager"
+    rows = [["", "us per image", *(f"share of {name}" for name in steps)]]
     rows += [
-        [r["name"], cell(r["us_an_image"], ",.2f"),
-         *(cell(r["share_of"][name], ".1%") for name in steps)]
+        [r.name, f"{r.us_per_image:,.2f}", *(f"{r.share_of[name]:.1%}" for name in steps)]
         for r in records
-    ]  # fmt: skip
+    ]
+    title = f"microseconds per image at batch {settings.batch_size:,}, ours {mode}: {CELL}"
     return f"{title}\n{table(rows)}"

@@ -6,19 +6,20 @@ from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from bench import counts
-from bench.settings import Settings
-from bench.table import CELL, Record, cell, not_measured, spread, table
-from bench.timing import Say, rounds, timed
+from bench.records import CELL, NotMeasured, Record, Spread
+from bench.settings import VARIANTS, Settings
+from bench.timing import log, rounds, timed
+from common.console import table
 from models.objective import Objective
 from models.vae import ModelConfig, build
 from pipeline.pixels import to_float
 from shards.schema import CHANNELS, PATCH
-from train import launch
 from train.config import PRESETS
 from train.step import Precision, TrainStep, generator_for
 
@@ -31,16 +32,27 @@ ARCHITECTURES: dict[str, ModelConfig] = {
 WARMUP = 2
 
 
-class Variant(NamedTuple):
-    precision: Precision
-    compiled: bool
+class ModelRecord(Record, frozen=True):
+    """A record of one architecture."""
+
+    architecture: str
+    model: dict[str, Any]  # the fields of its `ModelConfig`: reports find the record by them
 
 
-VARIANTS = {
-    "eager fp32": Variant("fp32", False),
-    "eager bf16": Variant("bf16", False),
-    "compiled bf16": Variant("bf16", True),
-}
+class Size(ModelRecord, tag="size", frozen=True):
+    """The size of an architecture."""
+
+    parameters: dict[str, int]  # of "encoder", "decoder", "total"
+    macs: counts.MultiplyAdds | NotMeasured
+    flops: counts.Flops
+
+
+class Speed(ModelRecord, tag="speed", frozen=True):
+    """A pass of an architecture over a batch, in one variant."""
+
+    work: str = msgspec.field(name="pass")
+    variant: str
+    images_per_s: Spread | NotMeasured
 
 
 class Work(NamedTuple):
@@ -72,7 +84,7 @@ def _reconstruct(config: ModelConfig, images: Tensor, precision: Precision) -> W
 
 
 def _learn(preset: str, config: ModelConfig, images: Tensor, precision: Precision) -> Work:
-    """The step of a preset from uint8 to gradients, on random tensors drawn beforehand."""
+    """The step of a preset, from uint8 to gradients, on random tensors drawn beforehand."""
     settings = PRESETS[preset]()
     objective = Objective(settings.objective, config.latent_channels)
     model = build(config, 0)
@@ -95,98 +107,95 @@ PASSES: dict[str, Callable[[ModelConfig, Tensor, Precision], Work]] = {
 }
 
 
-def measure(settings: Settings, accelerator: Accelerator, say: Say) -> list[Record]:
-    """Records of kind `size`, one an architecture, and `speed`, one a pass and variant."""
-    device = accelerator.device
+def measure(settings: Settings, accelerator: Accelerator) -> list[Size | Speed]:
+    """Count the size of each architecture and time its passes."""
     pixels = torch.randint(256, (settings.batch_size, PATCH, PATCH, CHANNELS), dtype=torch.uint8)
-    images = pixels.to(device).permute(0, 3, 1, 2)  # channels-last memory, as the loader gives
-    records = []
+    # channels-last memory, as the loader gives
+    images = pixels.to(accelerator.device).permute(0, 3, 1, 2)
+    records: list[Size | Speed] = []
     for name, config in ARCHITECTURES.items():
-        say(f"model: {name}: counting")
-        about = {"architecture": name, "model": asdict(config)}
-        records.append({"kind": "size", **about, **_size(config)})
-        speeds = _speeds(name, config, images, settings, say)
-        records += [{"kind": "speed", **about, **speed} for speed in speeds]
+        log.info(f"model: {name}: counting")
+        model = build(config, 0)
+        records.append(
+            Size(
+                architecture=name,
+                model=asdict(config),
+                parameters=counts.parameters(model),
+                macs=counts.multiply_adds(model),
+                flops=counts.flops(model),
+            )
+        )
+        records += _speeds(name, config, images, settings)
     return records
 
 
-def _size(config: ModelConfig) -> Record:
-    model = build(config, 0)
-    return {
-        "parameters": counts.parameters(model),
-        "macs": counts.multiply_adds(model),
-        "flops": counts.flops(model),
-    }
-
-
-def _speeds(
-    name: str, config: ModelConfig, images: Tensor, settings: Settings, say: Say
-) -> list[Record]:
+def _speeds(name: str, config: ModelConfig, images: Tensor, settings: Settings) -> list[Speed]:
     torch.compiler.reset()  # dynamo keeps a limited number of graphs for one piece of code
-    why_not = {v: obstacle(variant, images.device, settings) for v, variant in VARIANTS.items()}
+    obstacles = {v: variant.obstacle(images.device, settings) for v, variant in VARIANTS.items()}
     blocks: dict[tuple[str, str], Callable[[], float]] = {}
-    for v, title in product(VARIANTS, PASSES):
-        if why_not[v] is None:
-            say(f"model: {name}: {title}, {v}: warming up")
-            work = PASSES[title](config, images, VARIANTS[v].precision)
-            blocks[v, title] = _ready(work, VARIANTS[v].compiled, settings.steps, images.device)
-    say(f"model: {name}: timing {len(blocks)} passes on batches of {len(images)}")
-    seconds = rounds(blocks, settings.repeats, say)
+    for variant, title in product(VARIANTS, PASSES):
+        if obstacles[variant] is None:
+            log.info(f"model: {name}: {title}, {variant}: warming up")
+            precision, compiled = VARIANTS[variant]
+            work = PASSES[title](config, images, precision)
+            if compiled:
+                work.module.compile(fullgraph=True, dynamic=False)
+            for _ in range(WARMUP):
+                work.call()
+            blocks[variant, title] = partial(timed, work.call, settings.steps, images.device)
+    log.info(f"model: {name}: timing {len(blocks)} passes on batches of {len(images)}")
+    seconds = rounds(blocks, settings.repeats)
+
+    def speed(variant: str, title: str) -> Spread | NotMeasured:
+        if (variant, title) not in seconds:
+            return NotMeasured(str(obstacles[variant]))
+        return Spread.of([len(images) / s for s in seconds[variant, title]])
+
     return [
-        {
-            "pass": title,
-            "variant": v,
-            "images_per_s": spread([len(images) / s for s in seconds[v, title]])
-            if (v, title) in seconds
-            else not_measured(str(why_not[v])),
-        }
-        for v, title in product(VARIANTS, PASSES)
+        Speed(
+            architecture=name,
+            model=asdict(config),
+            work=title,
+            variant=variant,
+            images_per_s=speed(variant, title),
+        )
+        for variant, title in product(VARIANTS, PASSES)
     ]
 
 
-def obstacle(variant: Variant, device: torch.device, settings: Settings) -> str | None:
-    """Why a variant is not measured here; None where it is."""
-    if variant.precision == "bf16" and not launch.has_bf16(device):
-        return "no bfloat16 in this hardware"
-    if variant.compiled and not settings.compiled:
-        return "needs --compiled"
-    return None
-
-
-def _ready(work: Work, compiled: bool, steps: int, device: torch.device) -> Callable[[], float]:
-    """The work, compiled and warm, as a block that returns its seconds a call."""
-    if compiled:
-        work.module.compile(fullgraph=True, dynamic=False)
-    for _ in range(WARMUP):
-        work.call()
-    return partial(timed, work.call, steps, device)
-
-
-def report(records: list[Record], settings: Settings) -> str:
-    """The sizes, then a table of speeds for each architecture."""
-    sizes = [record for record in records if record["kind"] == "size"]
-    notes = f"  MACs: {counts.MACS_UNIT}\n  FLOPs: {counts.FLOPS_UNIT}"
-    parts = [f"size\n{table([SIZE_HEADER, *map(_size_row, sizes)])}\n{notes}"]
-    for name in (size["architecture"] for size in sizes):
-        cells = {
-            (record["pass"], record["variant"]): cell(record["images_per_s"])
-            for record in records
-            if record["kind"] == "speed" and record["architecture"] == name
-        }
-        rows = [[title, *(cells[title, v] for v in VARIANTS)] for title in PASSES]
+def report(records: list[Size | Speed], settings: Settings) -> str:
+    """Show the sizes, then a table of speeds per architecture."""
+    sizes = [record for record in records if isinstance(record, Size)]
+    speeds = {
+        (r.architecture, r.work, r.variant): r.images_per_s for r in records if isinstance(r, Speed)
+    }
+    notes = f"MACs: {counts.MACS_UNIT}\nFLOPs: {counts.FLOPS_UNIT}"
+    tables = [f"size\n{table([SIZE_HEADER, *map(_size_row, sizes)])}\n{notes}"]
+    for name in (size.architecture for size in sizes):
+        rows = [["pass", *VARIANTS]]
+        rows += [[work, *(f"{speeds[name, work, v]:,.0f}" for v in VARIANTS)] for work in PASSES]
         title = f"{name}: images/s at batch {settings.batch_size:,}, channels-last: {CELL}"
-        parts.append(f"{title}\n{table([['pass', *VARIANTS], *rows])}")
-    return "\n\n".join(parts)
+        tables.append(f"{title}\n{table(rows)}")
+    return "\n\n".join(tables)
 
 
 SIZE_HEADER = [
-    "architecture", "parameters", "encoder", "decoder", "MACs", "FLOPs forward",
+    "architecture",
+    "parameters",
+    "encoder",
+    "decoder",
+    "MACs",
+    "FLOPs forward",
     "FLOPs forward+backward",
-]  # fmt: skip
+]
 
 
-def _size_row(size: Record) -> list[str]:
-    parameters, macs, flops = size["parameters"], size["macs"], size["flops"]
-    numbers = [parameters["total"], parameters["encoder"], parameters["decoder"],
-               macs.get("total"), flops["forward"], flops["forward+backward"]]  # fmt: skip
-    return [size["architecture"], *("not measured" if n is None else f"{n:,}" for n in numbers)]
+def _size_row(size: Size) -> list[str]:
+    parameters, macs = size.parameters, size.macs
+    return [
+        size.architecture,
+        *(f"{parameters[part]:,}" for part in ("total", "encoder", "decoder")),
+        f"{macs if isinstance(macs, NotMeasured) else macs.total:,}",
+        f"{size.flops.forward:,}",
+        f"{size.flops.backward:,}",
+    ]

@@ -15,111 +15,114 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from bench.made import Made, base
-from bench.modes import packing
-from bench.modes.reading import BATCH, consume
-from bench.processes import READY, Process, answer, expect, started, tell
+from bench.modes.packing import pack_folder
+from bench.modes.reading import BATCH
+from bench.patches import PatchSet, base_patches
+from bench.processes import READY, answer, expect_ready, started, tell
+from bench.readers import consume
+from bench.records import CELL, Record, Spread, grouped
 from bench.settings import Settings
-from bench.spent import spent
-from bench.table import CELL, Record, cell, spread, table
-from bench.timing import Say, rounds
+from bench.timing import log, rounds, usage
+from common.console import table
 from common.errors import DataError
 from common.machine import usable_cores
 from pipeline.index import open_dataset
 from pipeline.loader import Loader
 
-_FILES = 200_000  # as many are written to be packed
+MAX_FILES = 200_000  # larger sets are not packed from files
+PROCESSES = (1, 2, 4, 8, 16, 32, 64)
 
 
-def measure(settings: Settings, accelerator: Accelerator, say: Say) -> list[Record]:
-    """Records of kind `scaling`: a task, a number of patches, a number of processes."""
-    say("scaling: making the patches")
-    pixels, labels = base(settings)
-    crews = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= usable_cores()]
-    records: list[Record] = []
+class Scaling(Record, tag="scaling", frozen=True):
+    """A task by a number of processes."""
+
+    task: str
+    patches: int
+    processes: int
+    patches_per_s: Spread
+
+
+def measure(settings: Settings, accelerator: Accelerator) -> list[Scaling]:
+    """Time packing and reading on each number of patches."""
+    pixels, labels = base_patches(settings)
+    counts = [n for n in PROCESSES if n <= usable_cores()]
+    records: list[Scaling] = []
     for patches in settings.patches:
-        if patches < crews[-1]:
-            raise DataError(f"{patches} patches for {crews[-1]} processes: give more --patches")
-        batch = min(BATCH, patches // crews[-1])  # of a process
-        count = patches // (batch * crews[-1]) * batch * crews[-1]  # an epoch is whole batches
+        if patches < counts[-1]:
+            raise DataError(f"{patches} patches for {counts[-1]} processes: give more --patches")
+        batch = min(BATCH, patches // counts[-1])  # of a process
+        whole = batch * counts[-1]  # an epoch is whole batches of all processes
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            made = Made(Path(folder) / "made", pixels, labels, count)
-            if count <= _FILES:
-                records += _packing(made, crews, settings, say)
-            records += _reading(made, crews, batch, settings, say)
+            patch_set = PatchSet(Path(folder) / "made", pixels, labels, patches // whole * whole)
+            seconds = {}
+            if patch_set.count <= MAX_FILES:
+                seconds["pack, stored"] = _pack(patch_set, counts, settings.repeats)
+            seconds["read, stored, streamed"] = _read(patch_set, counts, batch, settings.repeats)
+        records += [
+            Scaling(
+                task=task,
+                patches=patch_set.count,
+                processes=n,
+                patches_per_s=Spread.of([patch_set.count / s for s in by_processes[n]]),
+            )
+            for task, by_processes in seconds.items()
+            for n in counts
+        ]
     return records
 
 
-def _packing(made: Made, crews: list[int], settings: Settings, say: Say) -> list[Record]:
-    root, out = made.pngs(), made.folder / "out"
+def _pack(patches: PatchSet, counts: list[int], repeats: int) -> dict[int, list[float]]:
+    """Seconds by number of processes."""
+    root, out = patches.pngs(), patches.folder / "out"
 
     def seconds(workers: int) -> float:
-        taken = spent(lambda: packing.packed(packing.options("stored", workers), root, out))
+        used = usage(lambda: pack_folder("stored", workers, root, out))
         shutil.rmtree(out)
-        return taken.seconds
+        return used.seconds
 
-    say(f"scaling: packing {made.count:,} patches with {crews} processes in turn")
-    found = rounds({n: partial(seconds, n) for n in crews}, settings.repeats, say)
-    return [_record("pack, stored", made.count, n, found[n]) for n in crews]
-
-
-def _reading(
-    made: Made, crews: list[int], batch: int, settings: Settings, say: Say
-) -> list[Record]:
-    root = made.packed("stored")
-    say(f"scaling: reading {made.count:,} patches with {crews} processes")
-    found: dict[int, list[float]] = {}
-    for n in crews:  # not in turn: so many processes would lie in memory at once
-        orders = [[str(root), *map(str, (rank, n, batch))] for rank in range(n)]
-        with started("bench.modes.scaling", orders) as ranks:
-            found[n] = [_epoch(ranks) for _ in range(settings.repeats)]
-    return [_record("read, stored, streamed", made.count, n, found[n]) for n in crews]
+    log.info(f"scaling: packing {patches.count:,} patches with {counts} processes in turn")
+    return rounds({n: partial(seconds, n) for n in counts}, repeats)
 
 
-def _epoch(processes: list[Process]) -> float:
-    """Seconds until the last of them has given its share of an epoch."""
-    began = time.perf_counter()
-    for process in processes:
-        tell(process)
-    for process in processes:
-        expect(process, READY)
-    return time.perf_counter() - began
-
-
-def _record(task: str, patches: int, processes: int, seconds: list[float]) -> Record:
-    return {
-        "kind": "scaling",
-        "task": task,
-        "patches": patches,
-        "processes": processes,
-        "patches_per_s": spread([patches / s for s in seconds]),
-    }
+def _read(patches: PatchSet, counts: list[int], batch: int, repeats: int) -> dict[int, list[float]]:
+    """Seconds by number of processes, until the last one has given its share of an epoch."""
+    root = patches.packed("stored")
+    log.info(f"scaling: reading {patches.count:,} patches with {counts} processes")
+    seconds: dict[int, list[float]] = {n: [] for n in counts}
+    for n in counts:  # not in turn: so many processes would lie in memory at once
+        arguments = [[str(root), str(rank), str(n), str(batch)] for rank in range(n)]
+        with started("bench.modes.scaling", arguments) as ranks:
+            for _ in range(repeats):
+                began = time.perf_counter()
+                tell(ranks)
+                expect_ready(ranks)
+                seconds[n].append(time.perf_counter() - began)
+    return seconds
 
 
 def read(root: Path, rank: int, world: int, batch: int) -> None:
-    """One of the readers: an epoch each time it is told to go."""
+    """Read an epoch's share of one rank each time a line arrives; the main program of a reader."""
     split = open_dataset(root).split("train")
     while True:
         loader = Loader(split, batch * world, 0, torch.device("cpu"), "stream", rank, world)
         batches = loader.batches(0, len(split))
-        consume((found.images.numpy(), found.labels.numpy()) for found in batches)
+        consume((images.numpy(), labels.numpy()) for images, labels, _ in batches)
         answer(READY)
         if not sys.stdin.readline():
             return
 
 
-def report(records: list[Record], settings: Settings) -> str:
-    """A table for each task and number of patches."""
-    parts = []
-    for task, patches in dict.fromkeys((r["task"], r["patches"]) for r in records):
-        mine = [r for r in records if (r["task"], r["patches"]) == (task, patches)]
-        alone = mine[0]["patches_per_s"]["median"]
+def report(records: list[Scaling], settings: Settings) -> str:
+    """A table per task and number of patches."""
+    tables = []
+    for (task, patches), group in grouped(records, lambda r: (r.task, r.patches)).items():
+        alone = group[0].patches_per_s.median
         rows = [["processes", "patches/s", "x one"]]
-        for record in mine:
-            rate = record["patches_per_s"]
-            rows.append([str(record["processes"]), cell(rate), f"{rate['median'] / alone:.2f}"])
-        parts.append(f"{task}, {patches:,} patches: {CELL}\n{table(rows)}")
-    return "\n\n".join(parts)
+        for r in group:
+            ratio = r.patches_per_s.median / alone
+            rows.append([str(r.processes), f"{r.patches_per_s:,.0f}", f"{ratio:.2f}"])
+        tables.append(f"{task}, {patches:,} patches: {CELL}\n{table(rows)}")
+    return "\n\n".join(tables)
 
 
 if __name__ == "__main__":

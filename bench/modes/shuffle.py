@@ -6,38 +6,45 @@ classes of a batch are from those of the split (total variation distance, in [0,
 input there is, sorted by class; a uniform permutation has a distance too: batches are finite.
 """
 
-from typing import Any
-
 import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
+from bench.records import CELL, Record, Spread
 from bench.settings import Settings
-from bench.table import CELL, Record, cell, spread, table
-from bench.timing import Say
+from bench.timing import log
+from common.console import table
 from pipeline.order import BLOCKS_PER_WINDOW, STREAM_BLOCK, Order
 
 SIZES = (10_000, 100_000, 1_000_000)
 BATCH, CLASSES = 512, 7
-ORDERS = {"stream": STREAM_BLOCK, "memory (exact)": 1}
+BLOCKS = {"stream": STREAM_BLOCK, "memory (exact)": 1}  # samples per block of an order
 
 
-def measure(settings: Settings, accelerator: Accelerator, say: Say) -> list[Record]:
-    """Records of kind `shuffle`, one a size and order; a repeat is an epoch."""
+class Shuffling(Record, tag="shuffle", frozen=True):
+    """An order of a number of samples; a repeat is an epoch."""
+
+    samples: int
+    order: str
+    displacement: Spread
+    mix: Spread
+
+
+def measure(settings: Settings, accelerator: Accelerator) -> list[Shuffling]:
+    """Measure each order on each number of samples."""
     records = []
     for count in SIZES:
-        say(f"shuffle: {count:,} samples")
-        for name, block in ORDERS.items():
+        log.info(f"shuffle: {count:,} samples")
+        for name, block in BLOCKS.items():
             order = Order(count, 0, block)
             epochs = [order.take(e * count, (e + 1) * count) for e in range(settings.repeats)]
             records.append(
-                {
-                    "kind": "shuffle",
-                    "samples": count,
-                    "order": name,
-                    "displacement": spread([displacement(epoch) for epoch in epochs]),
-                    "mix": spread([mix(epoch) for epoch in epochs]),
-                }
+                Shuffling(
+                    samples=count,
+                    order=name,
+                    displacement=Spread.of([displacement(epoch) for epoch in epochs]),
+                    mix=Spread.of([mix(epoch) for epoch in epochs]),
+                )
             )
     return records
 
@@ -56,17 +63,14 @@ def mix(order_N: NDArray[np.int64]) -> float:
     return float(0.5 * np.abs(shares - 1 / CLASSES).sum(1).mean())
 
 
-def report(records: list[Record], settings: Settings) -> str:
-    """A row a size and order."""
+def report(records: list[Shuffling], settings: Settings) -> str:
+    """A row per number of samples and order."""
     rows = [["samples, order", "displacement (uniform: 0.333)", "distance of the class mix"]]
-    rows += [_row(record) for record in records]
+    rows += [
+        [f"{r.samples:,}, {r.order}", f"{r.displacement:.3f}", f"{r.mix:.4f}"] for r in records
+    ]
     window = BLOCKS_PER_WINDOW * STREAM_BLOCK
     return (
         f"windows of {window:,} samples in blocks of {STREAM_BLOCK}, batches of {BATCH}, "
         f"{CLASSES} classes: {CELL} over epochs\n{table(rows)}"
     )
-
-
-def _row(record: dict[str, Any]) -> list[str]:
-    name = f"{record['samples']:,}, {record['order']}"
-    return [name, cell(record["displacement"], ".3f"), cell(record["mix"], ".4f")]

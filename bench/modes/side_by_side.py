@@ -6,25 +6,25 @@ over, and goes on training until every other is done too, so that none is watche
 is the sum of what each reached in the same window. On a CPU the cores are shared out evenly.
 """
 
-import json
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import torch
 from accelerate import Accelerator
 
-from bench.data import packed
-from bench.ladder import WARMUP, endless, make_trainer
-from bench.processes import READY, Process, answer, expect, line, started, tell
+from bench.patches import packed_folder
+from bench.processes import READY, Process, answer, expect_ready, read_line, started, tell
+from bench.records import CELL, Record, Spread
 from bench.settings import Settings
-from bench.table import CELL, Record, cell, spread, table
-from bench.timing import Say
+from bench.steps import WARMUP, endless, make_trainer
+from bench.timing import log
+from common.console import table
 from common.machine import usable_cores
 from pipeline.index import open_dataset
 from pipeline.loader import Batch
@@ -36,45 +36,58 @@ PRESET = "dvae"
 RUNS = (1, 2, 4)
 
 
-def measure(settings: Settings, accelerator: Accelerator, say: Say) -> list[Record]:
-    """Records of kind `runs`, one a number of runs: images/s of all together and of each."""
+class Runs(Record, tag="runs", frozen=True):
+    """A number of runs at once."""
+
+    preset: str
+    runs: int
+    threads: int | None  # of each run; None on a GPU
+    images_per_s: Spread  # of all together
+    images_per_s_of_each: Spread
+
+
+class RunSettings(msgspec.Struct, frozen=True):
+    """What the process of one run is told."""
+
+    settings: Settings
+    threads: int
+
+
+def measure(settings: Settings, accelerator: Accelerator) -> list[Runs]:
+    """Time each number of runs at once."""
     records = []
-    with packed(settings, say) as root:
+    with packed_folder(settings) as root:
         for runs in RUNS:
             threads = max(1, usable_cores() // runs)
-            say(f"side by side: {runs} at once, {threads} threads each: starting")
-            one = replace(settings, data=str(root))
-            order = json.dumps({"settings": asdict(one), "threads": threads})
-            with started("bench.modes.side_by_side", [[order]] * runs) as processes:
-                say(f"side by side: {settings.repeats} windows of {settings.window:g} s")
+            log.info(f"side by side: {runs} at once, {threads} threads each: starting")
+            told = RunSettings(replace(settings, data=str(root)), threads)
+            arguments = [[msgspec.json.encode(told).decode()]] * runs
+            with started("bench.modes.side_by_side", arguments) as processes:
+                log.info(f"side by side: {settings.repeats} windows of {settings.window:g} s")
                 rates = [_window(processes) for _ in range(settings.repeats)]
             records.append(
-                {
-                    "kind": "runs",
-                    "preset": PRESET,
-                    "runs": runs,
-                    "threads": threads if accelerator.device.type == "cpu" else None,
-                    "images_per_s": spread([sum(each) for each in rates]),
-                    "images_per_s_of_each": spread([rate for each in rates for rate in each]),
-                }
+                Runs(
+                    preset=PRESET,
+                    runs=runs,
+                    threads=threads if accelerator.device.type == "cpu" else None,
+                    images_per_s=Spread.of([sum(window) for window in rates]),
+                    images_per_s_of_each=Spread.of([r for window in rates for r in window]),
+                )
             )
     return records
 
 
 def _window(processes: list[Process]) -> list[float]:
     """Images/s of each over one window."""
-    for process in processes:
-        tell(process)
-    rates = [float(line(process)) for process in processes]
-    for process in processes:  # all have been watched: they may rest
-        tell(process)
-    for process in processes:
-        expect(process, READY)
+    tell(processes)
+    rates = [float(read_line(process)) for process in processes]
+    tell(processes)  # all have been watched: they may pause
+    expect_ready(processes)
     return rates
 
 
 def train(settings: Settings, threads: int) -> None:
-    """One of the runs: it follows what its standard input says, until that is closed."""
+    """Train as standard input says, until it is closed; the main program of a run."""
     accelerator = launch.start_accelerator()
     torch.set_num_threads(threads)
     config = replace(PRESETS[PRESET](), batch_size=settings.batch_size, compile=settings.compiled)
@@ -84,15 +97,15 @@ def train(settings: Settings, threads: int) -> None:
         _steps(trainer, batches, WARMUP)
         answer(READY)
         while sys.stdin.readline():
-            answer(str(_watched(trainer, batches, settings)))
-            rest = threading.Thread(target=sys.stdin.readline, daemon=True)
-            rest.start()
-            while rest.is_alive():
+            answer(str(watched_rate(trainer, batches, settings)))
+            pause = threading.Thread(target=sys.stdin.readline, daemon=True)
+            pause.start()
+            while pause.is_alive():
                 _steps(trainer, batches, 1)
             answer(READY)
 
 
-def _watched(trainer: Trainer, batches: Iterator[Batch], settings: Settings) -> float:
+def watched_rate(trainer: Trainer, batches: Iterator[Batch], settings: Settings) -> float:
     """Images/s over a window, in whole steps."""
     began, steps = time.perf_counter(), 0
     while (passed := time.perf_counter() - began) < settings.window:
@@ -102,37 +115,30 @@ def _watched(trainer: Trainer, batches: Iterator[Batch], settings: Settings) -> 
 
 
 def _steps(trainer: Trainer, batches: Iterator[Batch], steps: int) -> None:
-    """Steps in a row, done when this returns."""
+    """Make steps in a row, done when this returns."""
     for _ in range(steps):
         trainer.update(next(batches))
     if trainer.device.type == "cuda":
         torch.cuda.synchronize(trainer.device)
 
 
-def report(records: list[Record], settings: Settings) -> str:
-    """A table, a row a number of runs."""
-    alone = records[0]["images_per_s"]["median"]
-    title = f"{PRESET}, batch {settings.batch_size:,} each, images/s: {CELL}"
+def report(records: list[Runs], settings: Settings) -> str:
+    """A row per number of runs."""
+    alone = records[0].images_per_s.median
     rows = [["runs at once", "threads each", "all together", "each", "all / one alone"]]
-    rows += [_row(record, alone) for record in records]
-    return f"{title}\n{table(rows)}"
-
-
-def _row(record: Record, alone: float) -> list[str]:
-    threads = "-" if record["threads"] is None else str(record["threads"])
-    ratio = f"{record['images_per_s']['median'] / alone:.2f}"
-    rates = (record[name] for name in ("images_per_s", "images_per_s_of_each"))
-    return [str(record["runs"]), threads, *map(cell, rates), ratio]
-
-
-def main(order: str) -> None:
-    given = json.loads(order)
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in given["settings"].items()
-    }
-    train(Settings(**values), given["threads"])
+    rows += [
+        [
+            str(r.runs),
+            "-" if r.threads is None else str(r.threads),
+            f"{r.images_per_s:,.0f}",
+            f"{r.images_per_s_of_each:,.0f}",
+            f"{r.images_per_s.median / alone:.2f}",
+        ]
+        for r in records
+    ]
+    return f"{PRESET}, batch {settings.batch_size:,} each, images/s: {CELL}\n{table(rows)}"
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    received = msgspec.json.decode(sys.argv[1], type=RunSettings)
+    train(received.settings, received.threads)

@@ -1,23 +1,36 @@
 """`train`: steps of `train.loop.Trainer`, loader included.
 
 First the same steps with batches from every storage, against one batch that lies on the device;
-then the parts of a step, its share of what the machine can do, and the rungs from a plain trainer.
+then the parts of a step, its share of what the machine can do, and plain trainers beside it.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
-from bench import ladder, limits, split
-from bench.data import packed
-from bench.ladder import PRESETS_TIMED, endless, make_trainer, paced
+from bench import baselines, roofline
+from bench.patches import packed_folder
+from bench.records import CELL, Record, Spread, grouped
+from bench.roofline import Peaks, Roofline
 from bench.settings import Settings
-from bench.table import CELL, Record, cell, spread, table
-from bench.timing import Say, rounds
+from bench.steps import (
+    PRESETS_TIMED,
+    StepPart,
+    TrainRecord,
+    endless,
+    make_trainer,
+    measure_parts,
+    paced,
+    report_parts,
+    training_of,
+)
+from bench.timing import log, rounds
+from common.console import table
 from pipeline.index import Dataset, open_dataset
 from pipeline.loader import STORES, Batch, Loader, choose_storage
 from train.config import PRESETS
@@ -28,63 +41,67 @@ FIXED = "fixed"  # one batch that lies on the device already
 Source = Callable[[], Generator[Batch, None, None]]
 
 
-def measure(settings: Settings, accelerator: Accelerator, say: Say) -> list[Record]:
-    """Records of kind `peak`, once; by preset `speed`, one a source, `split`, one a part, and
-    `limits`; and `rung`, one a preset, batch size and rung."""
-    with packed(settings, say) as root:
+class StepSpeed(TrainRecord, tag="speed", frozen=True):
+    """Whole steps on batches from one source."""
+
+    source: str
+    images_per_s: Spread
+    step_s: Spread
+    step_over_fixed: Spread
+
+
+def measure(settings: Settings, accelerator: Accelerator) -> list[Record]:
+    """Measure the peaks once; each preset's speeds, parts and roofline; the baselines."""
+    with packed_folder(settings) as root:
         dataset = open_dataset(root)
-        peak = limits.peaks(accelerator.device, settings.repeats, say)
-        records: list[Record] = [{"kind": "peak", "rates": peak}]
+        peaks = roofline.peaks(accelerator.device, settings.repeats)
+        records: list[Record] = [peaks]
         for preset in PRESETS_TIMED:
-            records += _preset(preset, settings, accelerator, dataset, peak, say)
-        return records + ladder.measure(settings, accelerator, dataset, say)
+            records += _preset(preset, settings, accelerator, dataset, peaks)
+        comparisons = baselines.measure(settings, accelerator, dataset)
+    if settings.plot is not None:
+        baselines.plot(comparisons, Path(settings.plot))
+        log.info(f"wrote {settings.plot}")
+    return records + comparisons
 
 
 def _preset(
-    preset: str, settings: Settings, accelerator: Accelerator, dataset: Dataset, peak: Record,
-    say: Say,
-) -> list[Record]:  # fmt: skip
-    say(f"train: {preset}: making the trainer")
+    preset: str, settings: Settings, accelerator: Accelerator, dataset: Dataset, peaks: Peaks
+) -> list[TrainRecord]:
+    log.info(f"train: {preset}: making the trainer")
     torch.compiler.reset()
     config = replace(
-        PRESETS[preset](), batch_size=settings.batch_size, compile=settings.compiled,
+        PRESETS[preset](),
+        batch_size=settings.batch_size,
+        compile=settings.compiled,
         storage="stream",
-    )  # fmt: skip
+    )
     trainer = make_trainer(config, accelerator, dataset)
-    found = sources(trainer)
-    records = speeds(trainer, found, settings, say)
-    fastest = list(loaders(trainer).values())[-1]
-    records += split.measure(trainer, fastest, settings, say)
-    with closing(found[FIXED]()) as batches:
-        rates = records[0]["images_per_s"]
-        records.append(limits.measure(trainer, next(batches), rates, peak))
-    about = {
-        "preset": preset,
-        "architecture": trainer.config.model.architecture,
-        "precision": trainer.config.precision,
-        "compiled": trainer.config.compile,
-    }
-    return [{**about, **record} for record in records]
+    loaders = fitting_loaders(trainer)
+    fixed = fixed_batch(trainer)
+    sources: dict[str, Source] = {FIXED: partial(_again, fixed)}
+    sources |= {name: partial(endless, loader) for name, loader in loaders.items()}
+    speeds = _speeds(trainer, preset, sources, settings)
+    parts = measure_parts(trainer, list(loaders.values())[-1], preset, settings)
+    rate = speeds[0].images_per_s.median
+    return [*speeds, *parts, roofline.measure(trainer, fixed, preset, rate, peaks.rates)]
 
 
-def loaders(trainer: Trainer) -> dict[str, Loader]:
-    """By storage, every one that the split fits in, the slowest first."""
+def fitting_loaders(trainer: Trainer) -> dict[str, Loader]:
+    """A loader by storage, for every one that the split fits in, the slowest first."""
     device, train = trainer.device, trainer.split
-    fits = {"stream", choose_storage(train, torch.device("cpu")), choose_storage(train, device)}
+    fitting = {"stream", choose_storage(train, torch.device("cpu")), choose_storage(train, device)}
     return {
         storage: Loader(train, trainer.plan.batch, trainer.config.seed, device, storage)
-        for storage in sorted(fits, key=list(STORES).index)
+        for storage in sorted(fitting, key=list(STORES).index)
     }
 
 
-def sources(trainer: Trainer) -> dict[str, Source]:
-    """Where batches come from: one fixed batch, and every storage that the split fits in."""
+def fixed_batch(trainer: Trainer) -> Batch:
+    """A batch that lies on the device, as dense as those that are copied there."""
     with closing(endless(trainer.loader)) as batches:
-        first = next(batches)
-    dense = first.images.contiguous(memory_format=torch.channels_last)
-    fixed = first._replace(images=dense)
-    found: dict[str, Source] = {FIXED: partial(_again, fixed)}
-    return found | {name: partial(endless, loader) for name, loader in loaders(trainer).items()}
+        batch = next(batches)
+    return batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
 
 
 def _again(batch: Batch) -> Generator[Batch, None, None]:
@@ -92,57 +109,56 @@ def _again(batch: Batch) -> Generator[Batch, None, None]:
         yield batch
 
 
-def speeds(
-    trainer: Trainer, found: dict[str, Source], settings: Settings, say: Say
-) -> list[Record]:
-    """Records of kind `speed`, FIXED first."""
-    say(f"train: {'compiling the step' if trainer.config.compile else 'the first step'}")
-    trainer.update(next(found[FIXED]()))
-    say(f"train: timing {', '.join(found)}: {settings.steps} steps each in a round")
-    blocks = {name: partial(_block, trainer, found[name], settings.steps) for name in found}
-    seconds = rounds(blocks, settings.repeats, say)
+def _speeds(
+    trainer: Trainer, preset: str, sources: dict[str, Source], settings: Settings
+) -> list[StepSpeed]:
+    """Time whole steps on each source; FIXED comes first."""
+    log.info(f"train: {'compiling the step' if trainer.config.compile else 'the first step'}")
+    trainer.update(next(sources[FIXED]()))
+    log.info(f"train: timing {', '.join(sources)}: {settings.steps} steps each in a round")
+
+    def block(source: Source) -> float:
+        with closing(source()) as batches:
+            return paced(trainer.update, batches, settings.steps, trainer.device)
+
+    blocks = {name: partial(block, source) for name, source in sources.items()}
+    seconds = rounds(blocks, settings.repeats)
     return [
-        {
-            "kind": "speed",
-            "source": name,
-            "images_per_s": spread([trainer.plan.batch / s for s in values]),
-            "step_s": spread(values),
-            "step_over_fixed": spread(
-                [s / fixed for s, fixed in zip(values, seconds[FIXED], strict=True)]
-            ),
-        }
+        StepSpeed(
+            **training_of(trainer, preset),
+            source=name,
+            images_per_s=Spread.of([trainer.plan.batch / s for s in values]),
+            step_s=Spread.of(values),
+            step_over_fixed=Spread.of_ratios(values, seconds[FIXED]),
+        )
         for name, values in seconds.items()
     ]
 
 
-def _block(trainer: Trainer, source: Source, steps: int) -> float:
-    """Seconds a step, once the loader is at its pace."""
-    with closing(source()) as batches:
-        return paced(trainer.update, batches, steps, trainer.device)
-
-
-def report(records: list[Record], settings: Settings) -> str:
-    """The peaks; by preset a table of sources, the shares of a step, its limits; the rungs."""
-    parts = [limits.report_peaks(r["rates"]) for r in records if r["kind"] == "peak"]
-    rungs = [record for record in records if record["kind"] == "rung"]
-    for preset in dict.fromkeys(r["preset"] for r in records if r["kind"] == "speed"):
-        mine = [r for r in records if r.get("preset") == preset and r["kind"] != "rung"]
-        about, how = mine[0], "compiled" if mine[0]["compiled"] else "eager"
-        title = f"{preset} ({about['architecture']}, {how} {about['precision']}): whole steps at "
-        title += f"batch {settings.batch_size:,}: {CELL}"
-        rows = [["batches from", "images/s", "ms a step", "step / fixed step"]]
-        rows += [_row(record) for record in mine if record["kind"] == "speed"]
-        shares = split.report([record for record in mine if record["kind"] == "split"])
-        needs = [limits.report(record) for record in mine if record["kind"] == "limits"]
-        parts.append("\n".join([title, table(rows), shares, *needs]))
-    return "\n\n".join([*parts, ladder.report(rungs)])
-
-
-def _row(record: Record) -> list[str]:
-    milliseconds = {k: v if k == "repeats" else 1000 * v for k, v in record["step_s"].items()}
-    return [
-        record["source"],
-        cell(record["images_per_s"]),
-        cell(milliseconds, ",.1f"),
-        cell(record["step_over_fixed"], ".3f"),
-    ]
+def report(records: Sequence[Record], settings: Settings) -> str:
+    """Show the peaks; per preset the sources, the parts of a step and its roofline; baselines."""
+    tables = [roofline.report_peaks(record) for record in records if isinstance(record, Peaks)]
+    of_presets = [record for record in records if isinstance(record, TrainRecord)]
+    for preset, group in grouped(of_presets, lambda r: r.preset).items():
+        first, mode = group[0], "compiled" if group[0].compiled else "eager"
+        rows = [["batches from", "images/s", "ms per step", "step / fixed step"]]
+        rows += [
+            [
+                speed.source,
+                f"{speed.images_per_s:,.0f}",
+                f"{speed.step_s.times(1000):,.1f}",
+                f"{speed.step_over_fixed:,.3f}",
+            ]
+            for speed in group
+            if isinstance(speed, StepSpeed)
+        ]
+        lines = [
+            f"{preset} ({first.architecture}, {mode} {first.precision}): whole steps at "
+            f"batch {settings.batch_size:,}: {CELL}",
+            table(rows),
+            report_parts([record for record in group if isinstance(record, StepPart)]),
+            *(roofline.report(record) for record in group if isinstance(record, Roofline)),
+        ]
+        tables.append("\n".join(lines))
+    comparisons = [record for record in records if isinstance(record, baselines.Baseline)]
+    return "\n\n".join([*tables, baselines.report(comparisons)])

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench import throughput
-from bench.ladder import PEERS
+from bench import command
+from bench.baselines import PEERS
 from bench.modes import augment, embedding, scaling, side_by_side
-from bench.modes.model import VARIANTS
+from bench.plain_trainer import nchw
+from bench.settings import VARIANTS
 from eval.encoder import load
 from models import snapshot
 from models.vae import ModelConfig, build
@@ -21,26 +22,26 @@ from pipeline.corruptions import TRAINABLE
 from pipeline.index import open_dataset
 from pipeline.reader import read_split
 from shards.schema import PATCH
-from tests.bench.test_throughput import is_spread
+from tests.helpers.spreads import is_spread
 from train import launch
 
 TINY = [
-    "--batch-size", "8", "--repeats", "2", "--steps", "1", "--window", "0.01", "--no-compiled",
-    "--peers",
-]  # fmt: skip
+    *("--batch-size", "8", "--repeats", "2", "--steps", "1"),
+    *("--window", "0.01", "--no-compiled", "--peers"),
+]
 
 
-def run(
+def run_mode(
     mode: str, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str
 ) -> list[dict[str, Any]]:
     monkeypatch.setattr(launch, "usable_cores", lambda: 1)
-    target = folder / "found.json"
+    target = folder / "results.json"
     argv = [mode, "--json", str(target), "--data", str(data), *TINY, *more]
     threads = torch.get_num_threads()
-    assert throughput.main(argv) == 0
+    assert command.main(argv) == 0
     torch.set_num_threads(threads)
-    found: list[dict[str, Any]] = json.loads(target.read_bytes())["results"]
-    return found
+    results: list[dict[str, Any]] = json.loads(target.read_bytes())["results"]
+    return results
 
 
 def test_parts_of_the_augmentation_are_those_of_training() -> None:
@@ -59,27 +60,27 @@ def test_parts_of_the_augmentation_are_those_of_training() -> None:
 def test_our_embeddings_are_those_of_the_plain_loop(
     architecture: Any, small_dataset: Path, tmp_path: Path
 ) -> None:
-    about = asdict(embedding.ABOUT)
-    snapshot.save(build(ModelConfig(architecture), 0), tmp_path / "snapshot", about)
+    model = build(ModelConfig(architecture), 0)
+    snapshot.save(model, tmp_path / "snapshot", asdict(embedding.ABOUT))
     pixels = read_split(open_dataset(small_dataset).split("train"))
-    plain = embedding.nchw(load(tmp_path, "cpu").model)
+    plain = nchw(load(tmp_path, "cpu").model)
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 255
     expected = embedding.plain_embeddings(plain, iter(x.split(20)))
     assert expected.std() > 0.01
-    found = load(tmp_path, "cpu").encode(pixels)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=embedding.TOLERANCE)
+    embeddings = load(tmp_path, "cpu").encode(pixels)
+    np.testing.assert_allclose(embeddings, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.long
-def test_rungs_are_measured_with_the_plain_trainers(
+def test_baselines_are_measured_with_the_plain_trainers(
     small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture = tmp_path / "rungs.png"
+    picture = tmp_path / "baselines.png"
     sizes = ["--batch-sizes", "4", "8", "--plot", str(picture)]
-    records = run("train", small_dataset, tmp_path, monkeypatch, *sizes)
+    records = run_mode("train", small_dataset, tmp_path, monkeypatch, *sizes)
     rungs = [r for r in records if r["kind"] == "rung"]
-    found = {(r["preset"], r["batch_size"], r["rung"]) for r in rungs}
-    assert len(found) == len(rungs) == 2 * 2 * len([*PEERS, *VARIANTS])
+    keys = {(r["preset"], r["batch_size"], r["rung"]) for r in rungs}
+    assert len(keys) == len(rungs) == 2 * 2 * len([*PEERS, *VARIANTS])
     for record in rungs:
         if record["rung"] in PEERS or record["ours"]:
             assert is_spread(record["images_per_s"]) and is_spread(record["ours_is_faster_by"])
@@ -91,7 +92,7 @@ def test_rungs_are_measured_with_the_plain_trainers(
 def test_kornias_modules_are_measured_beside_ours(
     small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records = run("augment", small_dataset, tmp_path, monkeypatch)
+    records = run_mode("augment", small_dataset, tmp_path, monkeypatch)
     names = [r["name"] for r in records if r["kind"] == "augment"]
     ours = ["D4", "noise", "blur", "jpeg", "mixture", augment.ALL]
     assert names == ours + [f"kornia {name}" for name in ours]
@@ -106,7 +107,7 @@ def test_several_runs_share_a_device(
     small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(side_by_side, "RUNS", (1, 2))
-    records = run("side-by-side", small_dataset, tmp_path, monkeypatch)
+    records = run_mode("side-by-side", small_dataset, tmp_path, monkeypatch)
     assert [r["runs"] for r in records] == [1, 2]
     for record in records:
         total, each = record["images_per_s"], record["images_per_s_of_each"]
@@ -120,7 +121,7 @@ def test_processes_share_the_packing_and_the_reading(
     small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scaling, "usable_cores", lambda: 2)
-    records = run("scaling", small_dataset, tmp_path, monkeypatch, "--patches", "64")
+    records = run_mode("scaling", small_dataset, tmp_path, monkeypatch, "--patches", "64")
     tasks = [(r["task"], r["processes"]) for r in records]
     assert tasks == [(t, n) for t in ("pack, stored", "read, stored, streamed") for n in (1, 2)]
     assert all(is_spread(r["patches_per_s"]) for r in records)
@@ -130,7 +131,7 @@ def test_processes_share_the_packing_and_the_reading(
 def test_embeddings_are_measured_from_shards_to_the_disk(
     small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records = run("embed", small_dataset, tmp_path, monkeypatch)
+    records = run_mode("embed", small_dataset, tmp_path, monkeypatch)
     names = [embedding.OURS, embedding.ENCODING, embedding.PLAIN]
     assert [r["name"] for r in records] == names
     assert all(is_spread(r["images_per_s"]) for r in records)

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,18 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import counts, limits, throughput
-from bench.modes.model import ARCHITECTURES, PASSES, VARIANTS
-from bench.settings import DEFAULTS, Settings
-from bench.table import cell, not_measured, table
+from bench import command, counts, roofline
+from bench.modes.model import ARCHITECTURES, PASSES
+from bench.records import NotMeasured, Spread
+from bench.settings import VARIANTS, Settings
+from common.console import table
 from models.vae import build
+from tests.helpers.spreads import is_spread
 from train import launch
 
-COMMAND = Path(throughput.__file__)
+COMMAND = Path(command.__file__).with_name("throughput.py")
 TINY = Settings(batch_size=8, repeats=2, steps=1, compiled=False)
-TWO = {mode: throughput.MODES[mode] for mode in ("model", "train")}  # those of any machine
+TWO = {mode: command.MODES[mode] for mode in ("model", "train")}  # those of any machine
 STEM_MACS = 32 * 32 * 16 * 3 * 5 * 5
 
 
@@ -31,12 +35,13 @@ STEM_MACS = 32 * 32 * 16 * 3 * 5 * 5
 )
 def test_sizes_are_exact(name: str, parameters: int, macs: int) -> None:
     model = build(ARCHITECTURES[name], 0)
-    found, flops = counts.multiply_adds(model), counts.flops(model)
+    multiply_adds, flops = counts.multiply_adds(model), counts.flops(model)
     assert counts.parameters(model)["total"] == parameters
-    assert found["total"] == macs == found["encoder"] + found["decoder"]
-    assert flops["forward"] == 2 * macs
+    assert isinstance(multiply_adds, counts.MultiplyAdds)
+    assert multiply_adds.total == macs == multiply_adds.encoder + multiply_adds.decoder
+    assert flops.forward == 2 * macs
     # every convolution has two gradients as dear as itself, but the image needs none
-    assert flops["forward+backward"] == 3 * 2 * macs - 2 * STEM_MACS
+    assert flops.backward == 3 * 2 * macs - 2 * STEM_MACS
 
 
 CONVOLUTIONS = {
@@ -55,58 +60,55 @@ def test_backward_flops_without_groups_are_those_of_torch(conv: nn.Module) -> No
 
 
 def test_backward_flops_of_groups_are_those_of_their_parts() -> None:
-    def spent(channels: int, groups: int) -> int:
+    def flops(channels: int, groups: int) -> int:
         conv = nn.Conv2d(channels, 2 * channels, 3, groups=groups)
         x = torch.rand(2, channels, 8, 8, requires_grad=True)
         return counts.count_flops(lambda: conv(x).sum().backward())
 
-    assert spent(6, groups=6) == 6 * spent(1, groups=1)
-    assert spent(6, groups=2) == 2 * spent(3, groups=1)
+    assert flops(6, groups=6) == 6 * flops(1, groups=1)
+    assert flops(6, groups=2) == 2 * flops(3, groups=1)
 
 
 def test_without_fvcore_the_number_is_missing_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fvcore.nn", None)
-    assert "fvcore" in counts.multiply_adds(build(ARCHITECTURES["seed"], 0))["not_measured"]
+    missing = counts.multiply_adds(build(ARCHITECTURES["seed"], 0))
+    assert isinstance(missing, NotMeasured) and "fvcore" in missing.not_measured
 
 
 def test_a_table_is_aligned() -> None:
     lines = table([["name", "n"], ["a", "1,000"], ["longer", "7"]]).splitlines()
-    assert lines[0] == "  name        n" and lines[3] == "  longer      7"
-    assert {len(line) for line in lines} == {15}
-    assert cell({"median": 1234.5, "low": 1000.0, "high": 2000.0}) == "1,234 (1,000..2,000)"
-    assert cell(not_measured("needs a GPU")) == "not measured"
-
-
-def is_spread(value: Any) -> bool:
-    return (
-        set(value) == {"median", "low", "high", "repeats"}
-        and 0 < value["low"] <= value["median"] <= value["high"]
-    )
+    assert lines == ["name    n", "a       1,000", "longer      7"]
+    assert f"{Spread(1234.5, 1000.0, 2000.0, 3):,.0f}" == "1,234 (1,000..2,000)"
+    assert f"{NotMeasured('needs a GPU'):,.0f}" == "not measured"
 
 
 @pytest.fixture(scope="module")
 def everything(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The JSON of a tiny run of two modes, on one thread, which suits so small a batch."""
+    """The JSON of a tiny run of two modes, on one thread, which suits so small a batch.
+
+    What the command printed is under "printed".
+    """
     target = tmp_path_factory.mktemp("bench") / "all.json"
     argv = ["all", "--json", str(target), "--data", str(small_dataset)]
     tiny = ["--batch-size", "8", "--repeats", "2", "--steps", "1", "--no-compiled"]
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(launch, "usable_cores", lambda: 1)
-        patched.setattr(throughput, "MODES", TWO)
-        patched.setitem(limits.MATRIX, "cpu", 64)
-        patched.setitem(limits.COPY_BYTES, "cpu", 1 << 16)
-        assert throughput.main([*argv, *tiny]) == 0
+        patched.setattr(command, "MODES", TWO)
+        patched.setitem(roofline.MATRIX, "cpu", 64)
+        patched.setitem(roofline.COPY_BYTES, "cpu", 1 << 16)
+        with redirect_stdout(StringIO()) as printed:
+            assert command.main([*argv, *tiny]) == 0
     torch.set_num_threads(threads)
     assert [path.name for path in target.parent.iterdir()] == ["all.json"]
     document: dict[str, Any] = json.loads(target.read_bytes())
-    return document
+    return {**document, "printed": printed.getvalue()}
 
 
 def test_the_document_says_what_was_measured_and_where(
     everything: dict[str, Any], small_dataset: Path
 ) -> None:
-    assert set(everything) == {"environment", "mode", "settings", "results"}
+    assert set(everything) == {"environment", "mode", "settings", "results", "printed"}
     assert everything["mode"] == "all"
     tuples = {"batch_sizes": [], "patches": list(TINY.patches)}  # JSON has lists
     assert everything["settings"] == {**vars(TINY), **tuples, "data": str(small_dataset)}
@@ -116,12 +118,12 @@ def test_the_document_says_what_was_measured_and_where(
 
 def test_every_pass_is_measured_or_says_why_not(everything: dict[str, Any]) -> None:
     records = [r for r in everything["results"] if r["mode"] == "model" and r["kind"] == "speed"]
-    found = {(r["architecture"], r["pass"], r["variant"]): r["images_per_s"] for r in records}
-    assert len(found) == len(records) == len(ARCHITECTURES) * len(PASSES) * len(VARIANTS)
+    rates = {(r["architecture"], r["pass"], r["variant"]): r["images_per_s"] for r in records}
+    assert len(rates) == len(records) == len(ARCHITECTURES) * len(PASSES) * len(VARIANTS)
     for record in records:  # as results.json has it: the report finds the measurement by it
         config = ARCHITECTURES[record["architecture"]]
         assert record["model"] == json.loads(json.dumps(asdict(config)))
-    for (_, _, variant), rate in found.items():
+    for (_, _, variant), rate in rates.items():
         if VARIANTS[variant].compiled:
             assert set(rate) == {"not_measured"}
         elif VARIANTS[variant].precision == "fp32":
@@ -141,14 +143,12 @@ def test_training_is_compared_with_the_same_steps_on_one_batch(everything: dict[
 
 
 def test_tables_show_what_the_document_holds(everything: dict[str, Any]) -> None:
-    settings = replace(DEFAULTS["cpu"], batch_size=8)
-    shown = ""
-    for name in TWO:
-        records = [r for r in everything["results"] if r["mode"] == name]
-        shown += throughput.load_mode(name).report(records, settings)
+    shown = everything["printed"]
     for record in everything["results"]:
         if record["kind"] == "speed":
-            assert cell(record["images_per_s"]) in shown
+            rate = record["images_per_s"]
+            missing = "not_measured" in rate
+            assert ("not measured" if missing else f"{Spread(**rate):,.0f}") in shown
     assert "217,311" in shown and "31,930,368" in shown and "63,860,736" in shown
 
 
@@ -165,23 +165,29 @@ def test_tables_show_what_the_document_holds(everything: dict[str, Any]) -> None
     ],
 )
 def test_unusable_arguments_are_refused_before_any_work(
-    argv: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(launch, "usable_cores", lambda: 1)  # the threads of the next tests
     try:
-        found = throughput.main(argv)
+        status = command.main(argv)
     except SystemExit as stopped:
-        found = int(stopped.code or 0)
-    assert found == code and message in capsys.readouterr().err
+        status = int(stopped.code or 0)
+    assert status == code and message in capsys.readouterr().err
 
 
 def test_the_command_starts_by_path_from_anywhere_and_imports_little(tmp_path: Path) -> None:
     """Neither what training does without, nor what takes long to import."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", str(COMMAND), "--help"],
-        cwd=tmp_path, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "--batch-size" in done.stdout and "torch" in imported
     assert not imported & {"tyro", "sklearn", "tensorboard", "pandas", "fvcore", "webdataset"}

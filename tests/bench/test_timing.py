@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench import ladder, split, timing
+from bench import steps, timing
+from bench.records import Spread
 
 CPU = torch.device("cpu")
 
@@ -47,13 +48,13 @@ def test_rounds_alternate_their_direction() -> None:
 
         return call
 
-    values = timing.rounds({n: block(n) for n in "abc"}, 2, lambda line: None)
+    values = timing.rounds({n: block(n) for n in "abc"}, 2)
     assert "".join(order) == "abccba"
     assert values == {"a": [0, 5], "b": [1, 4], "c": [2, 3]}
 
 
 def test_spread() -> None:
-    assert timing.Spread.of([3.0, 1.0, 8.0]) == timing.Spread(3.0, 1.0, 8.0, 3)
+    assert Spread.of([3.0, 1.0, 8.0]) == Spread(3.0, 1.0, 8.0, 3)
 
 
 def test_spans_see_the_calls_inside_them(clock: Clock) -> None:
@@ -73,9 +74,9 @@ def test_spans_see_the_calls_inside_them(clock: Clock) -> None:
 def test_steps_are_timed_only_when_the_loader_is_at_its_pace(clock: Clock) -> None:
     def source() -> Iterator[float]:
         for step in count():
-            yield 100.0 if step < ladder.WARMUP else 1.0
+            yield 100.0 if step < steps.WARMUP else 1.0
 
-    assert ladder.paced(lambda seconds: clock.work(seconds)(), source(), 3, CPU) == 1.0
+    assert steps.paced(lambda seconds: clock.work(seconds)(), source(), 3, CPU) == 1.0
 
 
 def test_the_parts_of_a_step_add_up_to_it(clock: Clock) -> None:
@@ -97,13 +98,12 @@ def test_the_parts_of_a_step_add_up_to_it(clock: Clock) -> None:
         "load": spans.around("load", load),
         "forward": spans.around("forward", lambda: (corrupt(), clock.work(8.0)())),
     }
-    whole = spans.around(split.STEP, step)
-    for _ in range(ladder.WARMUP + 3):
+    whole = spans.around(steps.STEP, step)
+    for _ in range(steps.WARMUP + 3):
         whole()
-    total, parts = split._parts(split._by_step(spans))
+    total, seconds = steps.step_parts(spans.seconds())
     assert total.tolist() == [16.5] * 3
-    found = {name: values.tolist() for name, values in parts.items()}
-    assert found == {
-        "copy": [2.0] * 3, "load": [2.0] * 3, "corrupt": [4.0] * 3, "forward": [8.0] * 3,
-        split.REST: [0.5] * 3,
-    }  # fmt: skip
+    expected = {"copy": 2.0, "load": 2.0, "corrupt": 4.0, "forward": 8.0, steps.REMAINDER: 0.5}
+    assert {name: values.tolist() for name, values in seconds.items()} == {
+        name: [value] * 3 for name, value in expected.items()
+    }

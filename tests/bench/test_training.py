@@ -11,11 +11,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 import train.step
-from bench import ladder, limits, plot, split, traffic
+from bench import baselines, plain_trainer, roofline, steps
+from bench.baselines import Baseline
 from bench.modes import training
-from bench.modes.side_by_side import _watched
-from bench.plain_data import LOADERS, tar_batches, write_out
+from bench.modes.side_by_side import watched_rate
 from bench.plain_trainer import PlainTrainer
+from bench.records import NotMeasured, Spread
 from bench.settings import Settings
 from models.objective import Objective
 from models.vae import build
@@ -29,14 +30,10 @@ CPU = torch.device("cpu")
 TINY = Settings(batch_size=8, repeats=2, steps=1, compiled=False, window=1e-6)
 
 
-def quiet(line: str) -> None:
-    pass
-
-
 @pytest.fixture
 def trainer(small_dataset: Path) -> Trainer:
     config = replace(PRESETS["dvae"](), batch_size=8, precision="fp32")
-    return ladder.make_trainer(config, Accelerator(cpu=True), open_dataset(small_dataset))
+    return steps.make_trainer(config, Accelerator(cpu=True), open_dataset(small_dataset))
 
 
 def test_the_parts_of_a_step_are_named_and_the_trainer_is_left_as_it_was(trainer: Trainer) -> None:
@@ -45,26 +42,28 @@ def test_the_parts_of_a_step_are_named_and_the_trainer_is_left_as_it_was(trainer
         return [trainer.step.draw, trainer.forward, corruptions.corrupt, *names]
 
     before = watched()
-    records = split.measure(trainer, trainer.loader, TINY, quiet)
-    assert {r["part"] for r in records} == {
-        "load", "draw", "augment", "corrupt", "forward", "backward", "clip, optimizer",
-        "EMA", split.REST,
-    }  # fmt: skip
-    assert sum(r["share"] for r in records) == pytest.approx(1)
-    assert all(r["seconds"]["median"] > 0 for r in records)
-    assert trainer.done == ladder.WARMUP + TINY.repeats * TINY.steps
+    records = steps.measure_parts(trainer, trainer.loader, "dvae", TINY)
+    assert {r.part for r in records} == {
+        *("load", "draw", "augment", "corrupt", "forward", "backward", "clip, optimizer"),
+        *("EMA", steps.REMAINDER),
+    }
+    assert sum(r.share for r in records) == pytest.approx(1)
+    assert all(r.seconds.median > 0 for r in records)
+    assert trainer.done == steps.WARMUP + TINY.repeats * TINY.steps
     assert watched() == before
 
 
 def test_traffic_of_a_convolution_is_what_it_reads_and_writes() -> None:
     conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
     x = torch.rand(2, 3, 8, 8, requires_grad=True)
-    weight, seen, made = 4 * 3 * 9 * 4, 2 * 3 * 64 * 4, 2 * 4 * 64 * 4  # bytes
+    weight, inputs, outputs = 4 * 3 * 9 * 4, 2 * 3 * 64 * 4, 2 * 4 * 64 * 4  # bytes
     out: list[Tensor] = []
-    assert traffic.moved(lambda: out.append(conv(x))) == seen + weight + made
+    assert roofline.moved_bytes(lambda: out.append(conv(x))) == inputs + weight + outputs
     gradient = torch.ones_like(out[0])
     # the gradient, the image and the weight are read, the gradients of the last two written
-    assert traffic.moved(lambda: out[0].backward(gradient)) == made + 2 * (seen + weight)
+    assert roofline.moved_bytes(lambda: out[0].backward(gradient)) == outputs + 2 * (
+        inputs + weight
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,12 +79,12 @@ def test_traffic_of_a_convolution_is_what_it_reads_and_writes() -> None:
 )
 def test_views_move_nothing(call: Callable[[Tensor], Any], floats: int) -> None:
     x = torch.rand(4, 3)
-    assert traffic.moved(lambda: call(x)) == 4 * floats
+    assert roofline.moved_bytes(lambda: call(x)) == 4 * floats
 
 
 def test_what_is_kept_for_the_backward_pass_counts_once() -> None:
     x = torch.rand(10, 100, requires_grad=True)
-    with traffic.saved() as storages:
+    with roofline.kept_storages() as storages:
         y = x.exp()  # keeps its result
         z = y * y  # keeps the same twice
         w = z.sum()  # keeps nothing
@@ -94,17 +93,15 @@ def test_what_is_kept_for_the_backward_pass_counts_once() -> None:
 
 
 def test_needs_grow_with_the_images_and_shares_with_the_rate(trainer: Trainer) -> None:
-    batch = next(training.sources(trainer)[training.FIXED]())
-    need = limits.needs(trainer, batch)
+    need = roofline.needs(trainer, training.fixed_batch(trainer))
     model = 3 * 2 * 31_930_368 - 2 * 32 * 32 * 16 * 3 * 25  # as in test_bench
-    assert model < need["flops"] < 1.001 * model  # blur and JPEG are products as well
-    assert need["moved_bytes"] > 2 * need["saved_bytes"] > 2 * 2e6
-    assert "not_measured" in need["peak_bytes"]
-    peak = {"fp32": {"median": need["flops"] * 100}, "copy": {"median": need["saved_bytes"] * 40}}
-    share = limits.shares(need, "fp32", {"median": 5.0}, peak)
-    assert share["arithmetic"] == pytest.approx(0.05) and share["bound_arithmetic"] == 100
-    assert share["memory_kept"] == pytest.approx(0.25) and share["bound_kept"] == 20
-    assert share["memory_moved"] == pytest.approx(5 / share["bound_moved"])
+    assert model < need.flops < 1.001 * model  # blur and JPEG are products as well
+    assert need.moved_bytes > 2 * need.saved_bytes > 2 * 2e6
+    assert isinstance(need.peak_bytes, NotMeasured)
+    share = roofline.shares(need, 5.0, arithmetic=need.flops * 100, bandwidth=need.saved_bytes * 40)
+    assert share.arithmetic == pytest.approx(0.05) and share.bound_arithmetic == 100
+    assert share.memory_kept == pytest.approx(0.25) and share.bound_kept == 20
+    assert share.memory_moved == pytest.approx(5 / share.bound_moved)
 
 
 @pytest.mark.parametrize("preset", ["dvae", "eq-dvae"])
@@ -114,17 +111,17 @@ def test_the_plain_trainer_has_our_objective_and_learns(preset: str) -> None:
     x = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     ours = Objective(config.objective, config.model.latent_channels)
     torch.manual_seed(5)
-    found = plain.losses(x, x)
+    losses = plain.losses(x, x)
     torch.manual_seed(5)
     noise, g_B = torch.randn(8, 24, 4, 4), torch.randint(1, 8, (8,))
     expected = ours(build(config.model, config.seed), x, x, noise, g_B)
-    assert found.keys() == expected.keys()
+    assert losses.keys() == expected.keys()
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(losses[name], expected[name], rtol=1e-4, atol=1e-5)
     before = [p.detach().clone() for p in plain.ema.parameters()]
     for _ in range(2):
         plain.update(x)
-    assert plain.losses(x, x)["loss"] < found["loss"]
+    assert plain.losses(x, x)["loss"] < losses["loss"]
     assert any(not torch.equal(a, b) for a, b in zip(before, plain.ema.parameters(), strict=True))
 
 
@@ -142,35 +139,39 @@ def test_the_plain_modules_move_and_corrupt_as_ours_do() -> None:
 
 def test_the_plain_loaders_give_the_patches(small_dataset: Path, tmp_path: Path) -> None:
     train = open_dataset(small_dataset).split("train")
-    write_out(train, tmp_path, 4)
+    plain_trainer.write_out(train, tmp_path, 4)
     packed = {p.tobytes() for p in read_split(train)}
 
-    def known(images: Tensor) -> list[bool]:
+    def are_packed(images: Tensor) -> list[bool]:
         assert images.dtype == torch.float32 and images.shape[1:] == (3, 32, 32)
         rows = (images * 255).round().byte().permute(0, 2, 3, 1)
         return [row.contiguous().numpy().tobytes() in packed for row in rows]
 
-    for load in LOADERS.values():
+    for load in plain_trainer.LOADERS.values():
         batches = load(tmp_path, 20, False)
-        assert all(all(known(next(batches))) for _ in range(4))  # further than an epoch
+        assert all(all(are_packed(next(batches))) for _ in range(4))  # further than an epoch
         batches.close()
-    once = [ok for images in tar_batches(tmp_path, 20, False) for ok in known(images)]
+    tars = plain_trainer.tar_batches(tmp_path, 20, False)
+    once = [ok for images in tars for ok in are_packed(images)]
     assert len(once) == len(train) and all(once)
 
 
 def test_a_watched_run_counts_its_own_images(trainer: Trainer) -> None:
-    batch = next(training.sources(trainer)[training.FIXED]())
-    rate = _watched(trainer, iter([batch] * 9), replace(TINY, steps=2))
+    batch = training.fixed_batch(trainer)
+    rate = watched_rate(trainer, iter([batch] * 9), replace(TINY, steps=2))
     assert trainer.done == 2 and rate > 0
 
 
 def test_the_picture_shows_what_was_measured(tmp_path: Path) -> None:
-    rate = {"median": 5.0, "low": 4.0, "high": 7.0, "repeats": 3}
-    records: list[dict[str, Any]] = [
-        {"preset": preset, "batch_size": size, "rung": "eager", "images_per_s": rate}
-        for preset in ("dvae", "eq-dvae") for size in (32, 64)
-    ]  # fmt: skip
-    records.append({**records[0], "rung": "compiled", "images_per_s": {"not_measured": "why"}})
-    plot.against_batch_size(records, tmp_path / "rungs.svg")
-    text = (tmp_path / "rungs.svg").read_text()
+    rate = Spread(median=5.0, low=4.0, high=7.0, repeats=3)
+
+    def record(preset: str, size: int, name: str, rate: Spread | NotMeasured) -> Baseline:
+        return Baseline(preset, size, name, False, rate, rate)
+
+    records = [
+        record(preset, size, "eager", rate) for preset in ("dvae", "eq-dvae") for size in (32, 64)
+    ]
+    records.append(record("dvae", 32, "compiled", NotMeasured("why")))
+    baselines.plot(records, tmp_path / "baselines.svg")
+    text = (tmp_path / "baselines.svg").read_text()
     assert "<!-- eager -->" in text and "<!-- eq-dvae -->" in text and "compiled" not in text

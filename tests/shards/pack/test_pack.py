@@ -14,7 +14,7 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from common.console import progress
+from common.console import progress, show_messages
 from shards.codec import png
 from shards.codec.tar_writer import STORED_STRIDE_LABELLED, STORED_STRIDE_UNLABELLED
 from shards.pack.__main__ import main
@@ -226,6 +226,7 @@ def test_progress_says_rate_and_time_left(
     clock = iter(float(i) for i in range(0, 1000, 2))
     monkeypatch.setattr("common.console.time.monotonic", lambda: next(clock))
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    show_messages()
     with progress("packing", 1000, "patches") as advance:
         for _ in range(4):
             advance(100)

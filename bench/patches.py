@@ -1,8 +1,8 @@
-"""The same patches in every form that a tool reads or packs: arrays, PNG files, our shards."""
+"""The patches to measure on, in every form that a tool reads or packs: arrays, PNGs, our shards."""
 
+import tempfile
 from collections.abc import Iterator
-from contextlib import redirect_stderr
-from io import StringIO
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -12,21 +12,37 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.settings import Settings
+from bench.timing import log
 from pipeline.index import open_dataset
 from pipeline.reader import read_split
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.schema import CHANNELS, PATCH
-from shards.synthetic.__main__ import SyntheticConfig, sources
+from shards.synthetic.__main__ import SyntheticConfig, generate, sources
 
-BASE = 4096  # drawn or read; larger sets repeat them, shifted
+BASE = 4096  # patches drawn or read; larger sets repeat them, shifted
 SIDE = 32  # patches along a mosaic
-FEW = 50_000  # more are packed from mosaics: a file a patch takes half a minute for 100,000
+MAX_FILES = 50_000  # larger sets are packed from mosaics: 100,000 files take half a minute
 
 Pixels = NDArray[np.uint8]
 
 
-class Made:
+@contextmanager
+def packed_folder(settings: Settings) -> Iterator[Path]:
+    """Yield a packed folder with a train split; a synthetic one is removed at the end."""
+    if settings.data is not None:
+        yield Path(settings.data)
+        return
+    count = max(BASE, 4 * max(settings.sizes))
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        raw, shards = Path(folder) / "raw", Path(folder) / "shards"
+        log.info(f"making {count:,} synthetic patches")
+        generate(raw, SyntheticConfig(train=count, val=0, test=0))
+        pack(raw, shards, PackOptions())
+        yield shards
+
+
+class PatchSet:
     """A set of `count` patches in `folder`; each form is made when it is asked for first."""
 
     def __init__(self, folder: Path, base: Pixels, base_labels: NDArray[np.int64], count: int):
@@ -35,28 +51,28 @@ class Made:
         copies = -(-count // len(base))
         self.labels = np.tile(base_labels, copies)[:count]
         shape = (count, PATCH, PATCH, CHANNELS)
-        written = np.lib.format.open_memmap(self.array, "w+", np.uint8, shape)
+        array = np.lib.format.open_memmap(self.array, "w+", np.uint8, shape)
         for copy in range(copies):
-            part = written[copy * len(base) : (copy + 1) * len(base)]
-            part[:] = np.roll(base, (copy % PATCH, copy // PATCH), axis=(1, 2))[: len(part)]
-        written.flush()
+            rows = array[copy * len(base) : (copy + 1) * len(base)]
+            rows[:] = np.roll(base, (copy % PATCH, copy // PATCH), axis=(1, 2))[: len(rows)]
+        array.flush()
         np.save(self.label_array, self.labels)
 
     @property
     def array(self) -> Path:
-        """(n, 32, 32, 3) uint8, a NumPy file."""
+        """A NumPy file of (n, 32, 32, 3) uint8."""
         return self.folder / "pixels.npy"
 
     @property
     def label_array(self) -> Path:
-        """(n,) int64, a NumPy file."""
+        """A NumPy file of (n,) int64."""
         return self.folder / "labels.npy"
 
     @property
     def pixels(self) -> Pixels:
-        """Mapped, not in memory."""
-        found: Pixels = np.load(self.array, mmap_mode="r")
-        return found
+        """The array, mapped and not in memory."""
+        pixels: Pixels = np.load(self.array, mmap_mode="r")
+        return pixels
 
     def pngs(self) -> Path:
         """Class folders of PNG files as PIL compresses them."""
@@ -72,10 +88,10 @@ class Made:
         """Our shards."""
         out = self.folder / png
         if not out.exists():
-            if self.count <= FEW:
-                _quietly(self.pngs(), out, PackOptions(png=png))
+            if self.count <= MAX_FILES:
+                pack(self.pngs(), out, PackOptions(png=png))
             else:
-                _quietly(self._mosaics(), out, PackOptions(png="stored", convert="tile"))
+                pack(self._mosaics(), out, PackOptions(png="stored", convert="tile"))
         return out
 
     def _mosaics(self) -> Path:
@@ -92,29 +108,26 @@ class Made:
         return root
 
 
-def base(settings: Settings) -> tuple[Pixels, NDArray[np.int64]]:
-    """At most BASE patches (n, 32, 32, 3) and their labels: of `settings.data`, or synthetic.
+def base_patches(settings: Settings) -> tuple[Pixels, NDArray[np.int64]]:
+    """At most BASE patches (n, 32, 32, 3) and their labels, of `settings.data` or synthetic.
 
     Raises:
         DataError: the data set has no train split.
     """
-    wanted = min(BASE, max(settings.patches))
+    count = min(BASE, max(settings.patches))
+    log.info("making the patches")
     if settings.data is not None:
         split = open_dataset(Path(settings.data)).split("train")
-        rows = np.arange(min(wanted, len(split)))
+        rows = np.arange(min(count, len(split)))
         return read_split(split, rows), split.labels[rows]
-    drawn = list(islice(_drawn(wanted), wanted))
-    pixels = np.stack([patch for patch, _ in drawn])
-    names = sorted({name for _, name in drawn})
-    return pixels, np.array([names.index(name) for _, name in drawn])
+    patches = list(islice(_synthetic(count), count))
+    names = sorted({name for _, name in patches})
+    pixels = np.stack([pixels for pixels, _ in patches])
+    return pixels, np.array([names.index(name) for _, name in patches])
 
 
-def _drawn(count: int) -> Iterator[tuple[Pixels, str]]:
+def _synthetic(count: int) -> Iterator[tuple[Pixels, str]]:
+    """Patches with the names of their classes."""
     for source in sources(SyntheticConfig(train=count, val=0, test=0)):
         for patch in source.patches:
             yield patch, source.stem.parent.name
-
-
-def _quietly(root: Path, out: Path, options: PackOptions) -> None:
-    with redirect_stderr(StringIO()):
-        pack(root, out, options)

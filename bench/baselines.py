@@ -1,0 +1,161 @@
+"""From a plain trainer to ours: whole steps with their loaders, in images/s.
+
+All baselines do the same work: one architecture and objective, AdamW, clipping, EMA, one batch size
+and thread count. They take turns in each round, so that the ratio of two of them is of one moment.
+
+On a GPU an eager step waits for the device three times: kornia's blur and JPEG look at their
+arguments, which they leave in a compiled graph.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from bench.records import CELL, NotMeasured, Record, Spread, grouped
+from bench.settings import VARIANTS, Settings
+from bench.steps import PRESETS_TIMED, endless, make_trainer, paced
+from bench.timing import log, rounds
+from common.console import table
+from pipeline.index import Dataset
+from train.config import PRESETS, Config
+from train.loop import Trainer
+
+PEERS = ("plain, webdataset", "plain, ImageFolder")  # also the keys of plain_trainer.LOADERS
+
+Block = Callable[[], float]
+
+
+class Baseline(Record, tag="rung", frozen=True):
+    """Whole steps of one preset and batch size in one way."""
+
+    preset: str
+    batch_size: int
+    rung: str
+    ours: bool  # the best variant of ours, to which all are compared
+    images_per_s: Spread | NotMeasured
+    ours_is_faster_by: Spread | NotMeasured
+
+
+def measure(settings: Settings, accelerator: Accelerator, dataset: Dataset) -> list[Baseline]:
+    """Time every baseline of every preset and batch size."""
+    records: list[Baseline] = []
+    with tempfile.TemporaryDirectory(prefix="bench-plain-") as folder:
+        if settings.peers:
+            from bench import plain_trainer
+
+            log.info("baselines: writing PNG files and webdataset tars")
+            plain_trainer.write_out(dataset.split("train"), Path(folder), max(settings.sizes))
+        for preset, size in product(PRESETS_TIMED, settings.sizes):
+            one_size = replace(settings, batch_size=size)
+            records += _compare(preset, one_size, accelerator, dataset, Path(folder))
+    return records
+
+
+def _compare(
+    preset: str, settings: Settings, accelerator: Accelerator, dataset: Dataset, plain: Path
+) -> list[Baseline]:
+    torch.compiler.reset()
+    device, size = accelerator.device, settings.batch_size
+    config = replace(PRESETS[preset](), batch_size=size)
+    obstacles = {name: v.obstacle(device, settings) for name, v in VARIANTS.items()}
+    measurable = [name for name, reason in obstacles.items() if reason is None]
+    with ExitStack() as stack:
+        blocks: dict[str, Block] = {}
+        if settings.peers:
+            for name in PEERS:
+                peer = _plain_block(name, config, settings, device, plain)
+                blocks[name] = stack.enter_context(peer)
+        for name in measurable:
+            precision, compiled = VARIANTS[name]
+            variant = replace(config, precision=precision, compile=compiled)
+            trainer = make_trainer(variant, accelerator, dataset)
+            blocks[name] = partial(_our_block, trainer, settings.steps)
+        log.info(f"baselines: {preset}, batch {size}: the first steps of {', '.join(blocks)}")
+        for block in blocks.values():
+            block()
+        seconds = rounds(blocks, settings.repeats)
+    best = measurable[-1]
+    record = partial(Baseline, preset=preset, batch_size=size)
+    measured = [
+        record(
+            rung=name,
+            ours=name == best,
+            images_per_s=Spread.of([size / s for s in values]),
+            ours_is_faster_by=Spread.of_ratios(values, seconds[best]),
+        )
+        for name, values in seconds.items()
+    ]
+    missing = [
+        record(rung=name, ours=False, images_per_s=none, ours_is_faster_by=none)
+        for name, none in ((n, NotMeasured(reason)) for n, reason in obstacles.items() if reason)
+    ]
+    return measured + missing
+
+
+def _our_block(trainer: Trainer, steps: int) -> float:
+    with closing(endless(trainer.loader)) as batches:
+        return paced(trainer.update, batches, steps, trainer.device)
+
+
+@contextmanager
+def _plain_block(
+    name: str, config: Config, settings: Settings, device: torch.device, folder: Path
+) -> Iterator[Block]:
+    """A plain trainer whose workers live from round to round, as they do in training."""
+    from bench.plain_trainer import LOADERS, PlainTrainer  # needs webdataset
+
+    trainer = PlainTrainer(config, device)
+    with closing(LOADERS[name](folder, settings.batch_size, device.type == "cuda")) as batches:
+        yield partial(paced, trainer.update, batches, settings.steps, device)
+
+
+def report(records: list[Baseline]) -> str:
+    """A table per preset and batch size."""
+    tables = []
+    for (preset, size), group in grouped(records, lambda r: (r.preset, r.batch_size)).items():
+        rows = [["baseline", "images/s", "ours is faster by"]]
+        for r in group:
+            name = f"{r.rung} = ours" if r.ours else r.rung
+            rows.append([name, f"{r.images_per_s:,.0f}", f"{r.ours_is_faster_by:,.2f}"])
+        tables.append(f"{preset}: baselines at batch {size:,}: {CELL}\n{table(rows)}")
+    return "\n\n".join(tables)
+
+
+def plot(records: list[Baseline], target: Path) -> None:
+    """Draw images/s against the batch size: PNG, PDF or SVG, a panel per preset.
+
+    Points are medians, bars the range of all repeats; what was not measured is left out.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    presets = grouped(records, lambda r: r.preset)
+    figure, axes = plt.subplots(
+        1, len(presets), figsize=(5 * len(presets), 4), sharey=True, squeeze=False
+    )
+    for axis, (preset, group) in zip(axes[0], presets.items(), strict=True):
+        for name, points in grouped(group, lambda r: r.rung).items():
+            rates = {
+                r.batch_size: r.images_per_s for r in points if isinstance(r.images_per_s, Spread)
+            }
+            medians = [rate.median for rate in rates.values()]
+            below = [rate.median - rate.low for rate in rates.values()]
+            above = [rate.high - rate.median for rate in rates.values()]
+            if rates:
+                axis.errorbar([*rates], medians, [below, above], marker="o", capsize=3, label=name)
+        axis.set_xscale("log", base=2)
+        axis.set(title=preset, xlabel="batch size")
+        axis.set_ylim(bottom=0)
+    axes[0][0].set_ylabel("images/s, whole steps")
+    axes[0][-1].legend()
+    figure.savefig(target, dpi=150, bbox_inches="tight")
+    plt.close(figure)
