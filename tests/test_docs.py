@@ -26,6 +26,7 @@ from train.arguments import parse
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("common", "shards", "pipeline", "models", "eval", "train", "bench")
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+EXTENDING = "docs/extending.md"  # its commands are those of changed trees
 LOGS = ["docs/results/README.md", "train/LOG.md", "bench/LOG.md"]  # older names stay in them
 PACKAGE = "|".join(PACKAGES)
 SHORT = ["--images", "64", "--batch-size", "16", "--loop.validations", "1", "--track"]
@@ -109,8 +110,8 @@ def test_the_two_commands_stand_in_the_first_screen() -> None:
     assert "pip install uv && uv run pytest\n" in first_screen
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_training_commands_parse(page: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", [page for page in PAGES if page != EXTENDING])
+def test_training_commands_parse(page: str) -> None:
     for command in command_lines(text_of(page)):
         starts = [i for i, word in enumerate(command) if TRAINING.fullmatch(word)]
         if starts and not any(word.endswith(".json") for word in command):
@@ -129,7 +130,7 @@ def help_of(program: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != EXTENDING])
 def test_options_of_our_commands_exist(page: str) -> None:
     for command in command_lines(text_of(page)):
         programs = [word for word in command if re.fullmatch(rf"(?:{PACKAGE})[./][\w./]+", word)]
@@ -318,7 +319,7 @@ def change_tree(root: Path, text: str) -> list[str]:
     return scripts
 
 
-CHANGES = re.findall(r"^## (.*)$", text_of("docs/extending.md"), re.MULTILINE)
+CHANGES = re.findall(r"^## (.*)$", text_of(EXTENDING), re.MULTILINE)
 
 
 @pytest.mark.slow
@@ -331,7 +332,7 @@ def test_changes_work_as_described(heading: str, small_dataset: Path, tmp_path: 
         )
     (folder / "data").mkdir(parents=True)
     shutil.copytree(small_dataset, folder / "data/shards")
-    text = section("docs/extending.md", heading)
+    text = section(EXTENDING, heading)
     scripts = change_tree(root, text)
     for command in command_lines(text):
         run(command, folder, root)
