@@ -13,47 +13,19 @@ import xxhash
 
 from common.errors import DataError
 from common.files import atomic_file, sync_folder
+from shards import schema
 from shards.codec.sidecar import columns
 from shards.pack.plan import PackOptions, Plan
 from shards.pack.resume import ShardRecord, finish, shard_files
 from shards.pack.shard import MAX_LISTED
-from shards.schema import (
-    CHANNELS,
-    METADATA_NAME,
-    PATCH,
-    DatasetMetadata,
-    Shard,
-    SplitMetadata,
-    dumps_metadata,
-)
-from shards.sources.source import Collection, Origin, Patch, SplitDraw, list_refused
-from shards.sources.splits import SPLITS
+from shards.schema import CHANNELS, METADATA_NAME, PATCH, DatasetMetadata, Shard, SplitMetadata
+from shards.sources.source import ClassCount, Collection, Origin, Patch, list_refused
 
 _SHOWN_BAD = 20
 
 
-class ClassCount(msgspec.Struct, frozen=True, kw_only=True):
-    """Patches and groups of a class in a split."""
-
-    patches: int
-    groups: int
-
-
-class DrawnSplits(SplitDraw, frozen=True, kw_only=True):
-    """Splits that were drawn, and what came out by split and class; unlabelled: the class ''."""
-
-    achieved: dict[str, dict[str, ClassCount]]
-
-
-class Skipped(msgspec.Struct, frozen=True, kw_only=True):
-    """Files that are not usable patches: how many, and path and reason of the first."""
-
-    count: int
-    first: list[list[str]]
-
-
-class Duplicates(msgspec.Struct, frozen=True, kw_only=True):
-    """Patches with the bytes of an earlier one: how many, and the first (later, earlier) paths."""
+class Listed(msgspec.Struct, frozen=True, kw_only=True):
+    """How many there are of something, and the first of them."""
 
     count: int
     first: list[list[str]]
@@ -69,9 +41,21 @@ class Provenance(Origin, frozen=True, kw_only=True):
     group_regex: str | None
     order: str = "within each split by the stable argsort of the raw PCG64 stream of the seed"
     key_ranges: dict[str, list[int]]  # by split: first key, one past the last
-    splits: DrawnSplits | msgspec.UnsetType = msgspec.UNSET
-    skipped: Skipped
-    repeated: Duplicates
+    skipped: Listed  # path and reason of files that are not usable patches
+    repeated: Listed  # later and earlier path of patches with the same bytes
+
+
+def without_skipped(out: Path, collection: Collection, records: list[ShardRecord]) -> Collection:
+    """Return the collection without skipped patches, so that counts of groups cover packed patches
+    only."""
+    if not any(record.bad for record in records):
+        return collection
+    packed: set[str] = set()
+    for record in records:
+        if record.count:
+            packed.update(columns(shard_files(out, record.name)[1], ["path"])["path"].to_pylist())
+    patches = [patch for patch in collection.patches if patch.path in packed]
+    return replace(collection, patches=patches)
 
 
 def write_metadata(
@@ -90,35 +74,6 @@ def write_metadata(
     Raises:
         DataError: too many bad patches, or a shard without any usable one.
     """
-    metadata = make_metadata(out, collection, plan, records, options)
-    with atomic_file(out / METADATA_NAME) as file:
-        file.write(dumps_metadata(metadata))
-    sync_folder(out)
-    finish(out)
-    return metadata
-
-
-def without_skipped(out: Path, collection: Collection, records: list[ShardRecord]) -> Collection:
-    """Return the collection without skipped patches, so that counts of groups cover packed patches
-    only."""
-    if not any(record.bad for record in records):
-        return collection
-    packed: set[str] = set()
-    for record in records:
-        if record.count:
-            packed.update(columns(shard_files(out, record.name)[1], ["path"])["path"].to_pylist())
-    patches = [patch for patch in collection.patches if patch.path in packed]
-    return replace(collection, patches=patches)
-
-
-def make_metadata(
-    out: Path,
-    collection: Collection,
-    plan: Plan,
-    records: list[ShardRecord],
-    options: PackOptions,
-) -> DatasetMetadata:
-    """Make the metadata, if the bad patches are few enough; arguments as of `write_metadata`."""
     bad = [*collection.refused, *(pair for record in records for pair in record.bad_first)]
     bad_count = len(collection.refused) + sum(record.bad for record in records)
     if bad_count > options.skip_bad:
@@ -126,30 +81,33 @@ def make_metadata(
     for record in records:
         if not record.count:
             raise DataError(f"{collection.root}: no usable patch is left for {record.name}")
-    draw = collection.splits_drawn
+    origin = collection.origin
+    if origin.splits:
+        draw = msgspec.structs.replace(origin.splits, achieved=_achieved(collection.patches))
+        origin = msgspec.structs.replace(origin, splits=draw)
     provenance = Provenance(
-        **msgspec.structs.asdict(collection.origin),
+        **msgspec.structs.asdict(origin),
         source=collection.name,
         patches=sum(len(shard.patches) for shard in plan.shards),
         seed=options.seed,
         shard_size=options.shard_size,
         group_regex=options.group_regex,
         key_ranges={split: list(keys) for split, keys in plan.key_ranges.items()},
-        splits=msgspec.UNSET
-        if draw is None
-        else DrawnSplits(
-            by=draw.by, val=draw.val, test=draw.test, achieved=_achieved(collection.patches)
-        ),
-        skipped=Skipped(count=bad_count, first=[list(pair) for pair in bad[:MAX_LISTED]]),
+        skipped=Listed(count=bad_count, first=[list(pair) for pair in bad[:MAX_LISTED]]),
         repeated=exact_duplicates(out, records),
     )
-    return DatasetMetadata(
+    metadata = DatasetMetadata(
         options.png,
         plan.classes,
         {split: _split_metadata(plan, split, records) for split in plan.key_ranges},
         _channel_mean(records),
         msgspec.to_builtins(provenance),
     )
+    with atomic_file(out / METADATA_NAME) as file:
+        file.write(schema.dumps_metadata(metadata))
+    sync_folder(out)
+    finish(out)
+    return metadata
 
 
 def too_many_bad(source: str, bad: Sequence[tuple[str, str]], total: int) -> DataError:
@@ -164,33 +122,17 @@ def too_many_bad(source: str, bad: Sequence[tuple[str, str]], total: int) -> Dat
 
 def _achieved(patches: list[Patch]) -> dict[str, dict[str, ClassCount]]:
     members = Counter((patch.split, patch.label or "", patch.group) for patch in patches)
-    table: dict[str, dict[str, ClassCount]] = {}
-    for split in SPLITS:
-        counts: dict[str, list[int]] = {}
-        for (name, label, _), count in members.items():
-            if name == split:
-                counts.setdefault(label, []).append(count)
-        if counts:
-            table[split] = {
-                label: ClassCount(patches=sum(sizes), groups=len(sizes))
-                for label, sizes in counts.items()
-            }
-    return table
+    counts: dict[str, dict[str, ClassCount]] = {}
+    for (split, label, _), count in members.items():
+        of_class = counts.setdefault(split, {}).setdefault(label, ClassCount())
+        of_class.patches += count
+        of_class.groups += 1
+    return counts
 
 
 def _split_metadata(plan: Plan, split: str, records: list[ShardRecord]) -> SplitMetadata:
     of_split = [record for record in records if record.split == split]
-    shards = [
-        Shard(
-            name=record.name,
-            count=record.count,
-            size=record.size,
-            xxh3=record.xxh3,
-            sidecar_size=record.sidecar_size,
-            sidecar_xxh3=record.sidecar_xxh3,
-        )
-        for record in of_split
-    ]
+    shards = msgspec.convert(of_split, list[Shard], from_attributes=True)
     counts = [sum(record.class_counts[i] for record in of_split) for i in range(len(plan.classes))]
     return SplitMetadata(sum(record.count for record in of_split), counts, shards)
 
@@ -202,7 +144,7 @@ def _channel_mean(records: list[ShardRecord]) -> list[float]:
     return [sum(record.channel_sums[c] for record in used) / values for c in range(CHANNELS)]
 
 
-def exact_duplicates(out: Path, records: list[ShardRecord]) -> Duplicates:
+def exact_duplicates(out: Path, records: list[ShardRecord]) -> Listed:
     """Count the patches that have the bytes of an earlier one.
 
     Exact: the fingerprints only choose which patches are read and compared. With `--png stored`
@@ -225,7 +167,7 @@ def exact_duplicates(out: Path, records: list[ShardRecord]) -> Duplicates:
             count += 1
             if len(pairs) < MAX_LISTED:
                 pairs.append([path, seen[digest]])
-    return Duplicates(count=count, first=pairs)
+    return Listed(count=count, first=pairs)
 
 
 def _digests(out: Path, name: str, rows: npt.NDArray[np.int64]) -> Iterator[tuple[str, bytes]]:

@@ -7,26 +7,20 @@ from pathlib import Path
 
 from common.console import log, progress
 from common.errors import DataError
+from shards.pack import resume
 from shards.pack.metadata import too_many_bad, without_skipped, write_metadata
 from shards.pack.plan import PackOptions, Plan, ShardPlan, make_plan
-from shards.pack.resume import (
-    ShardRecord,
-    packer_lock,
-    plan_lock,
-    prepare,
-    read_record,
-    refuse_occupied,
-    scratch_file,
-    scratch_name,
-    sweep,
-    task_lock,
-)
+from shards.pack.resume import ShardRecord
 from shards.pack.shard import Job
 from shards.pack.summary import log_collection, log_summary, log_task
 from shards.pack.tasks import PackTask, SharedPlan, read_plan, record_plan, refuse_difference
 from shards.pack.workers import WorkerPool
 from shards.schema import DatasetMetadata
-from shards.sources.collect import AnySource, choose_source, collect
+from shards.sources.collect import AnySource, collect
+from shards.sources.convert import CONVERTIBLE, ConvertedSource, TileSource
+from shards.sources.files import PLAIN
+from shards.sources.folder import FolderSource
+from shards.sources.manifest import ManifestSource
 from shards.sources.names import require_utf8
 from shards.sources.source import Collection, gc_paused
 
@@ -42,16 +36,16 @@ def pack(source: Path, out: Path, options: PackOptions | None = None) -> Dataset
     root, out, options = Path(source), Path(out), options or PackOptions()
     _refuse_paths(root, out)
     start = time.monotonic()
-    files = _source(root, options)
-    with packer_lock(out):
-        refuse_occupied(out, options.overwrite)
+    files = choose_source(root, options)
+    with resume.packer_lock(out):
+        resume.refuse_occupied(out, options.overwrite)
         try:
             with WorkerPool(options.workers, options.shard_size) as pool:
                 collection, plan = _plan(files, options, pool)
-                prepare(out, plan, options.overwrite)
+                resume.prepare(out, plan, options.overwrite)
                 records = _build(files, out, plan, plan.shards, options, pool)
         finally:
-            sweep(out)
+            resume.sweep(out)
         collection = without_skipped(out, collection, records)
         metadata = write_metadata(out, collection, plan, records, options)
     log_summary(metadata, collection.groups, time.monotonic() - start)
@@ -76,19 +70,19 @@ def pack_task(source: Path, out: Path, options: PackOptions, task: PackTask) -> 
             f"choose another OUT"
         )
     start = time.monotonic()
-    files = _source(root, options)
-    with task_lock(out, task.index):
-        own = {scratch_name(task.index)}
+    files = choose_source(root, options)
+    with resume.task_lock(out, task.index):
+        own = {resume.scratch_name(task.index)}
         try:
             with WorkerPool(options.workers, options.shard_size) as pool:
                 shared = _shared_plan(files, out, options, task.count, pool)
                 refuse_difference(out, shared, root.resolve().name, options, task.count)
                 shards = task.shards(shared.plan)
                 own |= {shard.name for shard in shards}
-                sweep(out, own)
+                resume.sweep(out, own)
                 records = _build(files, out, shared.plan, shards, options, pool, task.index)
         finally:
-            sweep(out, own)
+            resume.sweep(out, own)
     log_task(task, shared.plan, records, out, time.monotonic() - start)
     bad = [pair for record in records for pair in record.bad_first]
     if (total := sum(record.bad for record in records)) > options.skip_bad:
@@ -103,15 +97,28 @@ def _refuse_paths(root: Path, out: Path) -> None:
         raise DataError(f"{out} lies inside {root}: its shards would be scanned as patches")
 
 
-def _source(root: Path, options: PackOptions) -> AnySource:
-    return choose_source(
-        root,
-        convert=options.convert,
-        manifest=options.manifest,
-        columns=options.columns,
-        layout=options.layout,
-        group_regex=options.group_regex,
-    )
+def choose_source(root: Path, options: PackOptions) -> AnySource:
+    """Return the source that the options name."""
+    accepted = PLAIN if options.convert == "none" else CONVERTIBLE
+    regex, layout = options.group_regex, options.layout
+    files: FolderSource | ManifestSource
+    if options.manifest is None:
+        files = FolderSource(root=root, group_regex=regex, accepted=accepted, layout=layout)
+    else:
+        files = ManifestSource(
+            root=root,
+            group_regex=regex,
+            accepted=accepted,
+            manifest=options.manifest,
+            columns=options.columns,
+        )
+    match options.convert:
+        case "none":
+            return files
+        case "tile":
+            return TileSource(files=files)
+        case rule:
+            return ConvertedSource(files=files, rule=rule)
 
 
 def _plan(source: AnySource, options: PackOptions, pool: WorkerPool) -> tuple[Collection, Plan]:
@@ -130,12 +137,12 @@ def _shared_plan(
     source: AnySource, out: Path, options: PackOptions, tasks: int, pool: WorkerPool
 ) -> SharedPlan:
     """Return the plan that the first task recorded; record it, if there is none."""
-    with plan_lock(out):
+    with resume.plan_lock(out):
         shared = read_plan(out)
         if shared is None:
-            refuse_occupied(out, overwrite=False)
+            resume.refuse_occupied(out, overwrite=False)
             collection, plan = _plan(source, options, pool)
-            prepare(out, plan, overwrite=False)
+            resume.prepare(out, plan, overwrite=False)
             shared = SharedPlan(collection=collection, options=options, tasks=tasks, plan=plan)
             record_plan(out, shared)
     return shared
@@ -154,7 +161,7 @@ def _build(
     records: dict[str, ShardRecord] = {}
     missing: list[ShardPlan] = []
     for shard in shards:
-        record = read_record(out, shard.name, plan.digest)
+        record = resume.read_record(out, shard.name, plan.digest)
         if record is None:
             missing.append(shard)
         else:
@@ -165,7 +172,7 @@ def _build(
     workers = pool.start(total, len(missing))
     patches = chain.from_iterable(enumerate(shard.patches, shard.first_key) for shard in missing)
     job = Job(
-        source=source.stage(patches, scratch_file(out, task), workers),
+        source=source.stage(patches, resume.scratch_file(out, task), workers),
         out=out,
         png=options.png,
         classes=plan.classes,

@@ -1,6 +1,6 @@
 """One shard: the files of its patches read and checked, the tar and the sidecar written."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -26,6 +26,9 @@ MAX_LISTED = 100  # bad patches that a record lists; all are counted
 _BATCH = 64  # sums of up to 257 bytes fit 16 bits
 _OF_PATCH = ("source", "slide", "patient", "site", "x", "y", "mpp", "path")  # sidecar columns
 _of_patch = attrgetter(*_OF_PATCH)
+_Row = tuple[
+    int, Patch, bytes, bytes
+]  # key, patch, source bytes where they are kept, filtered rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +40,6 @@ class Job:
     png: str
     classes: list[str]
     digest: str  # of the plan
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Batch:
-    """Patches that passed every check."""
-
-    keys: list[int]
-    patches: list[Patch]
-    pngs: list[bytes]  # source bytes, where they are kept
-    raws: list[bytes]  # filtered rows
 
 
 class _Shard:
@@ -64,9 +57,9 @@ class _Shard:
         self.bad: list[tuple[str, str]] = []
         self.bad_count = 0
 
-    def read(self, plan: ShardPlan, start: int, read_patch: ReadPatch) -> _Batch:
+    def read(self, plan: ShardPlan, start: int, read_patch: ReadPatch) -> list[_Row]:
         """Read the batch of patches from `start` on; those that are not usable are left out."""
-        batch = _Batch(keys=[], patches=[], pngs=[], raws=[])
+        batch: list[_Row] = []
         keep = self.job.png == "keep"
         for i, patch in enumerate(plan.patches[start : start + _BATCH], plan.first_key + start):
             try:
@@ -80,26 +73,24 @@ class _Shard:
                 if len(self.bad) < MAX_LISTED:
                     self.bad.append((patch.path, str(error)))
                 continue
-            batch.keys.append(i)
-            batch.patches.append(moved)
-            batch.pngs.append(png)
-            batch.raws.append(raw)
+            batch.append((i, moved, png, raw))
         return batch
 
-    def members(self, batch: _Batch) -> memoryview:
+    def members(self, batch: list[_Row]) -> memoryview:
         """Return the bytes of a batch, the next ones of the tar."""
-        pixels = unfilter(batch.raws)
+        numbers, patches, pngs, raws = zip(*batch, strict=True)
+        pixels = unfilter(raws)
         summed = np.add.reduce(pixels, axis=0, dtype=np.uint16)
         self.sums += summed.reshape(-1, CHANNELS).sum(axis=0, dtype=np.int64)
-        self.keys += batch.keys
-        self.patches += batch.patches
-        keys, labels = np.array(batch.keys), self.labels_of(batch.patches)
+        self.keys += numbers
+        self.patches += patches
+        keys, labels = np.array(numbers), self.labels_of(patches)
         if self.job.png == "stored":
             stored = store(pixels)
             self._measure(stored)
             return stored_members(keys, stored, labels).reshape(-1).data
-        self._measure(batch.pngs)
-        return memoryview(kept_members(keys, batch.pngs, labels))
+        self._measure(pngs)
+        return memoryview(kept_members(keys, pngs, labels))
 
     def _measure(self, pngs: Iterable[Any]) -> None:
         for png in pngs:
@@ -107,7 +98,7 @@ class _Shard:
             self.crcs.append(crc32(png))
             self.fingerprints.append(xxh3_64_intdigest(png))
 
-    def labels_of(self, patches: list[Patch]) -> npt.NDArray[np.int64] | None:
+    def labels_of(self, patches: Sequence[Patch]) -> npt.NDArray[np.int64] | None:
         """(n,) class indices; None when the data set is unlabelled."""
         if not self.labels:
             return None
@@ -145,7 +136,7 @@ def build(job: Job, plan: ShardPlan) -> ShardRecord:
     with atomic_file(tar_path) as tar, job.source.open() as read_patch:
         for start in range(0, len(plan.patches), _BATCH):
             batch = shard.read(plan, start, read_patch)
-            if batch.keys:
+            if batch:
                 tar.write(shard.members(batch))
         tar.write(ending(tar.size))
     if shard.keys:

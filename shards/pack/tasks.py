@@ -157,31 +157,25 @@ def read_plan(out: Path) -> SharedPlan | None:
         return None
     try:
         with pq.ParquetFile(path) as file, gc_paused():
-            shared, digest = _parse(file.read())
+            table = file.read()
+            header = msgspec.json.decode(
+                table.schema.metadata[_HEADER],
+                type=_Header,
+                dec_hook=lambda kind, value: kind(value),
+            )
+            columns = {name: table[name].to_pylist() for name in Patch._fields}
+            columns["tile"] = [None if tile is None else tuple(tile) for tile in columns["tile"]]
+            patches = list(map(Patch._make, zip(*columns.values(), strict=True)))
+            plan = make_plan(patches, header.options)
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}); remove {out} and start again") from None
-    if shared.plan.digest != digest:
+    if plan.digest != header.digest:
         raise DataError(
-            f"{path} has the plan {digest}, and this task makes {shared.plan.digest} of the same "
+            f"{path} has the plan {header.digest}, and this task makes {plan.digest} of the same "
             f"list: run one version of this program in all tasks, or remove {out} and start again"
         )
-    return shared
-
-
-def _parse(table: pa.Table) -> tuple[SharedPlan, str]:
-    header = msgspec.json.decode(
-        table.schema.metadata[_HEADER], type=_Header, dec_hook=lambda kind, value: kind(value)
-    )
-    columns = {name: table[name].to_pylist() for name in Patch._fields}
-    columns["tile"] = [None if tile is None else tuple(tile) for tile in columns["tile"]]
-    patches = list(map(Patch._make, zip(*columns.values(), strict=True)))
-    shared = SharedPlan(
-        collection=replace(header.collection, patches=patches),
-        options=header.options,
-        tasks=header.tasks,
-        plan=make_plan(patches, header.options),
-    )
-    return shared, header.digest
+    collection = replace(header.collection, patches=patches)
+    return SharedPlan(collection=collection, options=header.options, tasks=header.tasks, plan=plan)
 
 
 def refuse_difference(

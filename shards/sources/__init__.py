@@ -12,5 +12,5 @@ one by one. A new kind of source is a class that follows `source.Source` and one
     manifest  patches that a CSV or Parquet table lists
     convert   images of other sizes and kinds: cropped, resized or cut into tiles
     splits    train, val and test: as the source has them, or drawn by group
-    collect   the source that the options name, and its patches with their splits
+    collect   the kinds of source, and the patches of one with their splits
 """

@@ -1,46 +1,19 @@
-"""From the options to the list of patches: the source that they name, collected, with splits."""
+"""The kinds of source, and the patches of one with their splits."""
 
 from dataclasses import replace
 from pathlib import Path
 
+from msgspec import structs
+
 from common.errors import DataError
-from shards.sources.convert import CONVERTIBLE, ConvertedSource, Rule, TileSource
-from shards.sources.files import PLAIN, look_up_here
-from shards.sources.folder import FolderSource, Layout
-from shards.sources.manifest import Columns, ManifestSource
+from shards.sources.convert import ConvertedSource, TileSource
+from shards.sources.files import look_up_here
+from shards.sources.folder import FolderSource
+from shards.sources.manifest import ManifestSource
 from shards.sources.source import Collection, LookUp, Patch, Source, SplitDraw
 from shards.sources.splits import class_warnings, draw_splits
 
 AnySource = FolderSource | ManifestSource | ConvertedSource | TileSource  # what workers can be sent
-
-
-def choose_source(
-    root: Path,
-    *,
-    convert: Rule,
-    manifest: Path | None,
-    columns: Columns,
-    layout: Layout,
-    group_regex: str | None,
-) -> AnySource:
-    """Return the source that the options of packing name."""
-    accepted = PLAIN if convert == "none" else CONVERTIBLE
-    files: FolderSource | ManifestSource
-    if manifest is None:
-        files = FolderSource(root=root, group_regex=group_regex, accepted=accepted, layout=layout)
-    else:
-        files = ManifestSource(
-            root=root,
-            group_regex=group_regex,
-            accepted=accepted,
-            manifest=manifest,
-            columns=columns,
-        )
-    if convert == "none":
-        return files
-    if convert == "tile":
-        return TileSource(files=files)
-    return ConvertedSource(files=files, rule=convert)
 
 
 def collect(
@@ -90,10 +63,11 @@ def _with_drawn_splits(collection: Collection, val: float, test: float, seed: in
         f"splits drawn by {' or '.join(kinds)}: {len(splits):,} groups, asked for "
         f"val {val:g}, test {test:g}"
     )
+    draw = SplitDraw(by=kinds, val=val, test=test)
     return replace(
         collection,
         patches=[patch._replace(split=splits[patch.group]) for patch in collection.patches],
-        splits_drawn=SplitDraw(by=kinds, val=val, test=test),
+        origin=structs.replace(collection.origin, splits=draw),
         notes=[*collection.notes, note],
         warnings=[*collection.warnings, *warnings],
     )

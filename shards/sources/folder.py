@@ -135,7 +135,8 @@ class Walk:
             else:
                 self._inner_folder(name, name, "train")
         if not any(folder.files for folder in self.folders) and not self.refused:
-            raise DataError(f"{self.root} holds no {self._kinds()} file; {_EXPECTED}")
+            kinds = ", ".join(suffix.upper() for suffix in self.accepted.suffixes)
+            raise DataError(f"{self.root} holds no {kinds} file; {_EXPECTED}")
 
     def _split_folder(self, folder: str, split: str) -> None:
         folders, files = self._list(folder)
@@ -193,9 +194,6 @@ class Walk:
         candidates = [name for name in files if name.endswith(endings) or not _is_junk(name)]
         self.ignored += len(files) - len(candidates)
         self.folders.append(Folder(prefix, folder, split, candidates))
-
-    def _kinds(self) -> str:
-        return ", ".join(suffix.upper() for suffix in self.accepted.suffixes)
 
 
 def choose_layout(walk: Walk, asked: Layout) -> tuple[Layout, str]:

@@ -65,20 +65,29 @@ class Conversion(Struct, frozen=True, kw_only=True):
     pixels_left: int | UnsetType = UNSET
 
 
+class ClassCount(Struct):
+    """Patches and groups of a class in a split."""
+
+    patches: int = 0
+    groups: int = 0
+
+
+class SplitDraw(Struct, frozen=True, kw_only=True):
+    """Splits that were drawn: by which kinds of group, what was asked for and what came out."""
+
+    by: list[str]
+    val: float
+    test: float
+    achieved: dict[str, dict[str, ClassCount]] | UnsetType = UNSET  # split, class ('': unlabelled)
+
+
 class Origin(Struct, frozen=True, kw_only=True):
     """Where the patches come from, for `dataset.json`; fields that do not apply are left out."""
 
     layout: str | UnsetType = UNSET
     manifest: ManifestOrigin | UnsetType = UNSET
     convert: Conversion | UnsetType = UNSET
-
-
-class SplitDraw(Struct, frozen=True, kw_only=True):
-    """Splits that were drawn: by which kinds of group, and the fractions asked for."""
-
-    by: list[str]
-    val: float
-    test: float
+    splits: SplitDraw | UnsetType = UNSET
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +101,6 @@ class Collection:
     hidden: int = 0  # files and folders whose name starts with a dot: not looked at
     ignored: int = 0  # notes and system files beside the images
     splits_from: str = ""  # what names the splits; empty where the source has none
-    splits_drawn: SplitDraw | None = None
     origin: Origin
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

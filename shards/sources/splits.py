@@ -157,9 +157,10 @@ def draw_splits(
         content[group][label] += count
         totals[label] += count
     if len(content) < len(fractions):
+        kinds = ", ".join(sorted({kind for kind, _ in content}))
         raise DataError(
-            f"{len(content)} groups ({_kinds(content)}) cannot fill {', '.join(fractions)}: no "
-            f"group is cut. Name finer groups, or ask for fewer splits"
+            f"{len(content)} groups ({kinds}) cannot fill {', '.join(fractions)}: no group is cut. "
+            f"Name finer groups, or ask for fewer splits"
         )
     order = sorted(content, key=lambda g: (-content[g].total().bit_length(), _hash(seed, g), g))
     draw = _Draw(dict(content), totals, fractions, {group: i for i, group in enumerate(order)})
@@ -193,7 +194,3 @@ def _mend(draw: _Draw) -> list[str]:
 
 def _hash(seed: int, group: Group) -> int:
     return xxhash.xxh3_64_intdigest("\0".join((str(seed), *group)).encode())
-
-
-def _kinds(groups: Iterable[Group]) -> str:
-    return ", ".join(sorted({kind for kind, _ in groups}))
