@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from eval.measure.metrics import ELEMENTS
-from eval.report.document import Chart
+from eval.report.document import NOT_MEASURED, Chart, Part, Text
 from eval.report.runs import ALL_LABELS, Arm, ComparedArms, Measure
 from eval.report.svg import Axis, Point, Series, forest, plot
 from eval.report.verdicts import CURVE, Headlines, arm_interval
@@ -24,19 +24,24 @@ TEST_AUROC = Axis("macro AUROC on test")
 KL = Axis("KL (nats per patch)")
 
 
-def differences(contrasts: Sequence[tuple[str, Contrast]], name: str) -> Chart:
+def _chart(name: str, title: str, remark: str, svg: str) -> Part:
+    """The chart, captioned by its title and a remark; words where nothing was measured."""
+    return Chart(name, svg, title + remark) if svg else Text(f"{title}: {NOT_MEASURED}.")
+
+
+def differences(contrasts: Sequence[tuple[str, Contrast]], name: str) -> Part:
     """Every contrast with its interval; dashed: no difference, and the margin of H1."""
     rows = [(title, _point(contrast.difference)) for title, contrast in contrasts]
     axis = Axis("difference of AUROC", marks=(0.0, -MARGIN))
     title = "Differences between arms with 95 % intervals"
-    caption = (
-        f"{title}. Dashed: no difference, and {MARGIN} below it, the margin of non-inferiority. "
+    remark = (
+        f". Dashed: no difference, and {MARGIN} below it, the margin of non-inferiority. "
         f"{_resampled(contrast.difference for _, contrast in contrasts)}"
     )
-    return Chart(name, title, forest(rows, axis, title), caption)
+    return _chart(name, title, remark, forest(rows, axis, title))
 
 
-def headlines(intervals: Headlines, name: str) -> Chart:
+def headlines(intervals: Headlines, name: str) -> Part:
     """AUROC with all labels of every arm and baseline."""
     measured = {
         arm: cells[ALL_LABELS.name] for arm, cells in intervals.items() if ALL_LABELS.name in cells
@@ -44,8 +49,8 @@ def headlines(intervals: Headlines, name: str) -> Chart:
     rows = [(arm, _point(cell)) for arm, cell in measured.items()]
     title = "Linear probe with all labels: arms and baselines with 95 % intervals"
     axis = Axis("macro AUROC on test", marks=(0.5,))
-    caption = f"{title}. Dashed: chance. {_resampled(measured.values())}"
-    return Chart(name, title, forest(rows, axis, title), caption)
+    remark = f". Dashed: chance. {_resampled(measured.values())}"
+    return _chart(name, title, remark, forest(rows, axis, title))
 
 
 def _resampled(intervals: Iterable[Interval]) -> str:
@@ -57,7 +62,7 @@ def _point(interval: Interval, x: float = 0.0) -> Point:
     return Point(x, interval.estimate, interval.low, interval.high)
 
 
-def labels(compared: ComparedArms, name: str) -> Chart:
+def labels(compared: ComparedArms, name: str) -> Part:
     """AUROC against the number of labelled groups per class."""
     series = []
     intervals: list[Interval] = []
@@ -70,14 +75,14 @@ def labels(compared: ComparedArms, name: str) -> Chart:
                 intervals.append(cell)
                 points.append(_point(cell, groups * spacing))
         series.append(Series(arm.name, sorted(points, key=lambda point: point.x), i))
-    x = Axis("labelled groups a class (mean)", log=True)
+    x = Axis("labelled groups per class (mean)", log=True)
     title = "Linear probe against labels"
-    caption = (
-        f"{title}: mean over seeds and draws of the labelled subset, bars are 95 % intervals "
+    remark = (
+        ": mean over seeds and draws of the labelled subset, bars are 95 % intervals "
         f"({CURVE.replicates:,} replicates). The last point has all labels; "
         f"arms are drawn side by side. {_resampled(intervals)}"
     )
-    return Chart(name, title, plot(series, x, TEST_AUROC, title), caption)
+    return _chart(name, title, remark, plot(series, x, TEST_AUROC, title))
 
 
 def _label_counts(arm: Arm) -> list[tuple[float, Measure]]:
@@ -90,9 +95,9 @@ def _label_counts(arm: Arm) -> list[tuple[float, Measure]]:
     return [(sum(groups) / len(groups), measure) for groups, measure in counts if groups]
 
 
-def robustness(arms: Sequence[Arm], slug: str) -> list[Chart]:
+def robustness(arms: Sequence[Arm], slug: str) -> list[Part]:
     """A chart per corruption: AUROC against its severity, where 0 is clean."""
-    charts = []
+    charts: list[Part] = []
     for name, kind in GRADED.items():
         series = [Series(arm.name, _severities(arm, name), i) for i, arm in enumerate(arms)]
         levels = ", ".join(f"{level:g}" for level in kind.levels)
@@ -100,8 +105,8 @@ def robustness(arms: Sequence[Arm], slug: str) -> list[Chart]:
         title = f"Robustness to {name}"
         x = Axis("severity", names=("clean", *(str(i + 1) for i in range(len(kind.levels)))))
         svg = plot(series, x, TEST_AUROC, title)
-        caption = f"{title} ({kind.unit}: {levels}; {training}): mean over seeds."
-        charts.append(Chart(f"{slug}-robustness-{name}.svg", title, svg, caption))
+        remark = f" ({kind.unit}: {levels}; {training}): mean over seeds."
+        charts.append(_chart(f"{slug}-robustness-{name}.svg", title, remark, svg))
     return charts
 
 
@@ -116,37 +121,35 @@ def _severities(arm: Arm, kind: str) -> list[Point]:
     return [Point(severity, sum(values) / len(values)) for severity, values in aurocs.items()]
 
 
-def rate_distortion(arms: Iterable[Arm], name: str) -> Chart:
+def rate_distortion(arms: Iterable[Arm], name: str) -> Part:
     """A point per run: its KL and its PSNR."""
     series = [
         _scatter(arm, i, [(run.latent.kl, run.reconstruction.psnr) for run in arm.runs.values()])
         for i, arm in enumerate(arms)
     ]
     title = "Rate and distortion"
-    svg = plot(series, KL, Axis("PSNR of clean patches (dB)"), title)
-    caption = (
-        f"{title}: a point a run. Up and to the left is better; arms at different rates are not "
-        "at equal conditions."
+    remark = (
+        ": a point per run. Up and to the left is better; arms at different rates are not at "
+        "equal conditions."
     )
-    return Chart(name, title, svg, caption)
+    return _chart(name, title, remark, plot(series, KL, Axis("PSNR of clean patches (dB)"), title))
 
 
-def rate_and_probe(arms: Iterable[Arm], name: str) -> Chart:
+def rate_and_probe(arms: Iterable[Arm], name: str) -> Part:
     """A point per run: its KL and the AUROC of a probe of its code."""
     series = [
         _scatter(arm, i, [(run.latent.kl, run.probe().auroc) for run in arm.runs.values()])
         for i, arm in enumerate(arms)
     ]
     title = "Rate and probe"
-    svg = plot(series, KL, TEST_AUROC, title)
-    caption = (
-        f"{title}: a point a run. A term that lowers the rate is compared fairly where arms of "
-        "other beta or lambda reach the same rate: look along the vertical."
+    remark = (
+        ": a point per run. A term that lowers the rate is compared fairly where arms of other "
+        "beta or lambda reach the same rate: look along the vertical."
     )
-    return Chart(name, title, svg, caption)
+    return _chart(name, title, remark, plot(series, KL, TEST_AUROC, title))
 
 
-def equivariance(arms: Sequence[Arm], name: str) -> Chart:
+def equivariance(arms: Sequence[Arm], name: str) -> Part:
     """The relative error of every element of D4, a point per run."""
     series = []
     for i, arm in enumerate(arms):
@@ -160,7 +163,7 @@ def equivariance(arms: Sequence[Arm], name: str) -> Chart:
     title = "Equivariance error of the code by group element"
     error = Axis("relative error", marks=(0.0, 1.0))
     svg = plot(series, Axis("", names=SHORT), error, title)
-    return Chart(name, title, svg, f"{title}: 0 exact, about 1 (dashed) unrelated.")
+    return _chart(name, title, ": 0 exact, about 1 (dashed) unrelated.", svg)
 
 
 def _scatter(arm: Arm, colour: int, values: Iterable[tuple[float | None, float | None]]) -> Series:
@@ -168,14 +171,14 @@ def _scatter(arm: Arm, colour: int, values: Iterable[tuple[float | None, float |
     return Series(arm.name, points, colour, joined=False)
 
 
-def training(arms: Iterable[Arm], slug: str) -> list[Chart]:
+def training(arms: Iterable[Arm], slug: str) -> list[Part]:
     """Curves of training and validation against images seen, a line per run."""
     logs = [
         (i, arm.name, load_metrics(run.folder))
         for i, arm in enumerate(arms)
         for run in arm.runs.values()
     ]
-    charts = []
+    charts: list[Part] = []
     for kind, field, title in CURVES:
         series = []
         for colour, name, rows in logs:
@@ -186,6 +189,6 @@ def training(arms: Iterable[Arm], slug: str) -> list[Chart]:
             ]
             series.append(Series(name, points, colour, marked=kind == "val"))
         svg = plot(series, Axis("images seen (thousands)"), Axis(title), title)
-        caption = f"{title} against images seen; a line a run."
-        charts.append(Chart(f"{slug}-{kind}-{field.replace('_', '-')}.svg", title, svg, caption))
+        remark = " against images seen; a line per run."
+        charts.append(_chart(f"{slug}-{kind}-{field.replace('_', '-')}.svg", title, remark, svg))
     return charts

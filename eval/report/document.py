@@ -66,8 +66,7 @@ class Chart:
     """An SVG of `eval.report.svg`, written to figures/NAME and drawn in the page."""
 
     name: str
-    title: str
-    svg: str  # "" where nothing was measured
+    svg: str
     caption: str
 
 

@@ -11,6 +11,7 @@ from common.errors import DataError
 from common.files import read_json
 from eval.report.document import NOT_MEASURED, Table, number, shown
 from eval.report.runs import Arm, EvaluatedRun
+from eval.results import Parameters
 
 REMEDY = "make it with: python bench/throughput.py model --json FILE"
 COLUMNS = (
@@ -81,9 +82,9 @@ def table(arms: Iterable[Arm], efficiency: Efficiency | None) -> Table:
     rows = []
     for arm in arms:
         run = next(iter(arm.runs.values()))
-        parameters = run.results.model.parameters
-        counts = (parameters.total, parameters.encoder) if parameters else (None, None)
-        rows.append([arm.name, *(number(count, 0) for count in counts), *_cost(run, efficiency)])
+        parameters = run.results.model.parameters or Parameters()
+        counts = [number(parameters.total, 0), number(parameters.encoder, 0)]
+        rows.append([arm.name, *counts, *_cost(run, efficiency)])
     header = ["arm", "parameters", "of the encoder", *COLUMNS]
     return Table("Size and speed", header, rows, _caption(efficiency))
 
@@ -92,10 +93,11 @@ def _caption(efficiency: Efficiency | None) -> str:
     if efficiency is None:
         return "Costs and speeds come from bench/throughput.py model --json FILE, by --efficiency."
     return (
-        "Of one image, convolutions only: millions of multiply-adds (MMACs) and of floating-point "
-        "operations (two each, counted apart). Speed: median of the fastest variant measured, in "
-        "brackets lowest and highest; a training step is that of dvae, or of eq-dvae where the "
-        f"objective has an equivariance term, without optimizer and data. On {efficiency.machine}."
+        "Cost of one image, convolutions only: millions of multiply-adds (MMACs) and of "
+        "floating-point operations (two per multiply-add, counted separately). Speed: median of "
+        "the fastest variant measured, in brackets the lowest and the highest; the training step "
+        "is that of dvae, or of eq-dvae where the objective has an equivariance term, without "
+        f"optimizer and data. On {efficiency.machine}."
     )
 
 

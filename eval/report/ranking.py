@@ -65,7 +65,7 @@ def _sentence(arm: Arm, difference: Interval) -> str:
     if difference.low is None or difference.high is None:
         return (
             f"{words}, no interval ({difference.resampled}): "
-            "whether this data set can rank models cannot be said."
+            "whether this data set can rank models stays open."
         )
     words += f" [{difference.low:+.4f}, {difference.high:+.4f}]"
     if reasons := shortcomings(difference):

@@ -7,7 +7,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from eval.measure.metrics import PSNR_CAP
 from eval.report import charts, efficiency, ranking, svg, tables, verdicts, writers
 from eval.report.atlas import atlas
 from eval.report.document import (
-    NOT_MEASURED,
     Bullets,
     Chart,
     Code,
@@ -48,14 +47,14 @@ MAX_PNG_BYTES = 32 << 20
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PICTURES = {
     "reconstructions": "Clean patches, what the encoder sees, and what it reconstructs, three "
-    "patches a corruption kind; PSNR to the clean patch below.",
+    "patches per corruption kind; PSNR to the clean patch below.",
     "orbit": "A patch moved by every element of the group. Second row: the moved patch encoded and "
     "decoded. Third row: the code of the unmoved patch moved, then decoded. Fourth row: their "
     "difference, 0 for an equivariant model.",
     "traversals": "The latent dimensions with the largest KL, each moved by -3 to 3 standard "
     "deviations from the code of one patch and decoded.",
     "neighbours": "Patches of test and their eight nearest in test by the cosine of the code. "
-    "Patches of the same source image are marked: that they are near says little.",
+    "Patches of the same source image are marked: their nearness says little.",
     "embedding": "The first two principal components of the embeddings of the test split.",
 }
 PROTOCOL = (
@@ -70,7 +69,7 @@ PROTOCOL = (
     "the data do not name them. Pictures and the map are of the first seed of every preset."
 )
 NOTE = (
-    "A run's config.json holds every setting, and where its data set lay. Of a preset as it is, "
+    "A run's config.json holds every setting, and where its data set lay. For an unchanged preset, "
     "train/main.py PRESET --data DIR --seed S --images N does the same."
 )
 
@@ -155,8 +154,8 @@ def compose(
     sections.append(Section(2, "Environment", [tables.environment(runs)]))
     many = f" on {len(groups)} data sets, compared only within one" if len(groups) > 1 else ""
     lead = (
-        f"{len(runs)} run{'s' * (len(runs) > 1)}{many}. Scores are of the test split, of the "
-        "posterior mean (384 numbers) of the EMA weights. Intervals and verdicts say what they "
+        f"{len(runs)} run{'s' * (len(runs) > 1)}{many}. Scores are on the test split, from the "
+        "posterior mean (384 numbers) of the EMA weights. Intervals and verdicts state what they "
         "resample; a number without an interval settles nothing."
     )
     return Document("Evaluation report", lead, sections)
@@ -169,29 +168,35 @@ def _data_set(
     compared = compare_runs(runs)
     arms = list(compared.arms.values())
     root = shown("/".join(runs[0].root.parts[-2:]))  # many folders are called shards
-    pictured = first_of_each(runs)
+    labels_and_corruption = [
+        charts.labels(compared, f"{slug}-labels.svg"),
+        *tables.budgets(arms),
+        *charts.robustness(arms, slug),
+        *tables.robustness(arms),
+    ]
+    metrics = [
+        charts.rate_distortion(arms, f"{slug}-rate-distortion.svg"),
+        charts.rate_and_probe(arms, f"{slug}-rate-probe.svg"),
+        charts.equivariance(arms, f"{slug}-equivariance.svg"),
+        tables.denoising(arms),
+        tables.by_element(arms),
+        *tables.by_readout(arms),
+    ]
     sections = [
         Section(2, f"Data set {root}, {shown(runs[0].results.data.hash)}", []),
         Section(3, "Verdicts", _verdicts(compared, slug)),
         Section(3, "Scores", _scores(runs, compared, slug)),
         Section(3, "Efficiency", [efficiency.table(arms, measured)]),
-        Section(3, "Labels and corruption", _curves(compared, slug)),
-        Section(3, "Reconstruction, rate and equivariance", _metrics(compared, slug)),
+        Section(3, "Labels and corruption", labels_and_corruption),
+        Section(3, "Reconstruction, rate and equivariance", metrics),
         Section(3, "Training", charts.training(arms, slug)),
         Section(3, "Data, and what to beware of", [tables.composition(runs[0]), _notices(runs)]),
     ]
+    pictured = first_of_each(runs)
     if (embeddings := atlas(pictured, f"{slug}-map")) is not None:
         sections.append(Section(3, "Map of the embeddings", [embeddings]))
     pictures = [Section(3, f"Pictures of {run.label}", _pictures(run)) for run in pictured]
-    sections += [section for section in pictures if section.parts]
-    return [replace(section, parts=[*map(_drawn, section.parts)]) for section in sections]
-
-
-def _drawn(part: Part) -> Part:
-    """A part as it is; words in place of a chart for which nothing was measured."""
-    if isinstance(part, Chart) and not part.svg:
-        return Text(f"{part.title}: {NOT_MEASURED}.")
-    return part
+    return sections + [section for section in pictures if section.parts]
 
 
 def _verdicts(compared: ComparedArms, slug: str) -> list[Part]:
@@ -227,28 +232,6 @@ def _scores(runs: Sequence[EvaluatedRun], compared: ComparedArms, slug: str) -> 
     ]
 
 
-def _curves(compared: ComparedArms, slug: str) -> list[Part]:
-    arms = list(compared.arms.values())
-    return [
-        charts.labels(compared, f"{slug}-labels.svg"),
-        *tables.budgets(arms),
-        *charts.robustness(arms, slug),
-        *tables.robustness(arms),
-    ]
-
-
-def _metrics(compared: ComparedArms, slug: str) -> list[Part]:
-    arms = list(compared.arms.values())
-    return [
-        charts.rate_distortion(arms, f"{slug}-rate-distortion.svg"),
-        charts.rate_and_probe(arms, f"{slug}-rate-probe.svg"),
-        charts.equivariance(arms, f"{slug}-equivariance.svg"),
-        tables.denoising(arms),
-        tables.by_element(arms),
-        *tables.by_readout(arms),
-    ]
-
-
 def _notices(runs: Sequence[EvaluatedRun]) -> Part:
     """Notices of the evaluations: leaks between splits, subsets, missing parts."""
     labels: dict[str, list[str]] = {}
@@ -268,17 +251,14 @@ def _notices(runs: Sequence[EvaluatedRun]) -> Part:
 def _pictures(run: EvaluatedRun) -> list[Part]:
     pictures: list[Part] = []
     for name, caption in PICTURES.items():
-        file = run.folder / "figures" / f"{name}.png"
-        if _is_png(file):
-            pictures.append(Picture(f"{run.slug}-{name}.png", file, caption))
+        path = run.folder / "figures" / f"{name}.png"
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_PNG_BYTES:
+            continue
+        with path.open("rb") as file:
+            is_png = file.read(len(PNG_SIGNATURE)) == PNG_SIGNATURE
+        if is_png:
+            pictures.append(Picture(f"{run.slug}-{name}.png", path, caption))
     return pictures
-
-
-def _is_png(path: Path) -> bool:
-    if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_PNG_BYTES:
-        return False
-    with path.open("rb") as file:
-        return file.read(8) == PNG_SIGNATURE
 
 
 def _commands(runs: Iterable[EvaluatedRun], options: Sequence[str]) -> str:

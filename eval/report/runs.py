@@ -203,7 +203,7 @@ class Measure:
 
 
 ALL_LABELS = Measure("AUROC, all labels", (CLEAN,))
-TWO_GROUPS = Measure("AUROC, labels of 2 groups a class", ("k=2",))
+TWO_GROUPS = Measure("AUROC, labels of 2 groups per class", ("k=2",))
 ROBUSTNESS = Measure(
     "area under the robustness curve",
     tuple(

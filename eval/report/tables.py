@@ -1,7 +1,6 @@
 """The tables of a report."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from eval.measure.metrics import ELEMENTS
 from eval.measure.probe import PRIMARY_PROBE
@@ -11,29 +10,21 @@ from eval.results import BudgetScores, ClassCounts, Range, SplitCounts
 from eval.stats.bootstrap import Interval
 from pipeline.corruptions import GRADED, KINDS, TRAINABLE, CorruptionConfig, extents
 
-
-@dataclass(frozen=True)
-class Score:
-    """A column of the tables of all runs."""
-
-    value: Callable[[EvaluatedRun], float | None]
-    digits: int
-
-
-SCORES = {
-    "PSNR (dB)": Score(lambda run: run.reconstruction.psnr, 2),
-    "SSIM": Score(lambda run: run.reconstruction.ssim, 3),
-    "KL (nats)": Score(lambda run: run.latent.kl, 1),
-    "active units": Score(lambda run: run.latent.active_units, 0),
-    "noise variance": Score(lambda run: run.results.run.noise_var, 5),
-    "equivariance error": Score(lambda run: run.equivariance.error, 3),
-    "AUROC": Score(lambda run: run.probe().auroc, 3),
-    "balanced accuracy": Score(lambda run: run.probe().balanced_accuracy, 3),
-    "accuracy": Score(lambda run: run.probe().accuracy, 3),
+# columns of the tables of all runs: the value and its decimals
+SCORES: dict[str, tuple[Callable[[EvaluatedRun], float | None], int]] = {
+    "PSNR (dB)": (lambda run: run.reconstruction.psnr, 2),
+    "SSIM": (lambda run: run.reconstruction.ssim, 3),
+    "KL (nats)": (lambda run: run.latent.kl, 1),
+    "active units": (lambda run: run.latent.active_units, 0),
+    "noise variance": (lambda run: run.results.run.noise_var, 5),
+    "equivariance error": (lambda run: run.equivariance.error, 3),
+    "AUROC": (lambda run: run.probe().auroc, 3),
+    "balanced accuracy": (lambda run: run.probe().balanced_accuracy, 3),
+    "accuracy": (lambda run: run.probe().accuracy, 3),
 }
 PROBED = (
-    "AUROC on test, mean ± standard deviation over seeds; of a run alone, in brackets, the setting "
-    "that val selected."
+    "AUROC on test, mean ± standard deviation over seeds; for a single run, in brackets, the "
+    "setting selected on val."
 )
 
 
@@ -78,14 +69,13 @@ def summary(runs: Sequence[EvaluatedRun]) -> Table:
     for run in runs:
         facts = run.results.run
         counts = [number(facts.seed, 0), number(facts.images_seen, 0)]
-        scores = [number(score.value(run), score.digits) for score in SCORES.values()]
+        scores = [number(value(run), digits) for value, digits in SCORES.values()]
         rows.append([run.label, run.preset, *counts, *scores])
     for baseline in baselines(runs):
         probe = baseline.scores
         values = [number(v) for v in (probe.auroc, probe.balanced_accuracy, probe.accuracy)]
-        rows.append(
-            [f"baseline {baseline.label}", *[""] * (len(header) - 1 - len(values)), *values]
-        )
+        empty = [""] * (len(header) - 1 - len(values))
+        rows.append([f"baseline {baseline.label}", *empty, *values])
     caption = (
         "Reconstruction is from the posterior mean of clean patches. KL is per patch; a dimension "
         "is active above 0.05 nats. The equivariance error is relative: 0 exact, about 1 "
@@ -100,7 +90,7 @@ def over_seeds(arms: Iterable[Arm]) -> list[Part]:
     for arm in arms:
         if len(arm.runs) > 1:
             runs = arm.runs.values()
-            cells = [_mean(map(s.value, runs), s.digits) for s in SCORES.values()]
+            cells = [_mean(map(value, runs), digits) for value, digits in SCORES.values()]
             rows.append([arm.name, number(arm.images, 0), str(len(runs)), *cells])
     header = ["preset", "images", "seeds", *SCORES]
     return [Table("Mean ± standard deviation over seeds", header, rows)] if rows else []
@@ -190,7 +180,7 @@ def budgets(arms: Sequence[Arm]) -> list[Part]:
             budgets_of_arm = [run.budgets.get(name, BudgetScores()) for run in arm.runs.values()]
             row.append(_mean(scores.auroc for scores in budgets_of_arm))
         rows.append(row)
-    header = ["labels of", "groups a class", "patches", "draws", *(arm.label for arm in arms)]
+    header = ["labels of", "groups per class", "patches", "draws", *(arm.label for arm in arms)]
     caption = "AUROC on test, mean over draws of the labelled groups, then over seeds."
     return [Table("Few labels", header, rows, caption)] if rows else []
 

@@ -33,40 +33,15 @@ from eval.report.document import (
 from eval.report.svg import DARK, LIGHT, RULES, palette
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#|~$!^])")
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    "[": "{[}",  # "[" and "*" would be arguments of the "\\" that ends the row before
-    "]": "{]}",
-    "*": "{*}",
-    "`": r"\textasciigrave{}",
-    "'": r"\textquotesingle{}",
-    "-": "{-}",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "≥": r"$\geq$",
-    "≤": r"$\leq$",
-    "−": "$-$",
-    "–": "--",
-    "…": r"\ldots{}",
-    "μ": r"$\mu$",
-    "ρ": r"$\rho$",
-    "λ": r"$\lambda$",
-    "\N{NO-BREAK SPACE}": "~",
+_LATEX_TEXT = "backslash asciicircum asciitilde less greater bar quotedbl asciigrave quotesingle"
+_LATEX_MATH = "pm times geq leq mu rho lambda"
+_LATEX: dict[str, str | int | None] = {
+    **{char: f"\\{char}" for char in "{}$&#%_"},
+    **{char: f"{{{char}}}" for char in "[]*-"},  # "[" and "*" are arguments of the "\\" before
+    **{c: rf"\text{name}{{}}" for c, name in zip("\\^~<>|\"`'", _LATEX_TEXT.split(), strict=True)},
+    **{c: rf"$\{name}$" for c, name in zip("±×≥≤μρλ", _LATEX_MATH.split(), strict=True)},
+    **{"−": "$-$", "–": "--", "…": r"\ldots{}", "\N{NO-BREAK SPACE}": "~"},
 }
-_LATEX_TRANSLATION = str.maketrans(_LATEX)
 _LATEX_HEADER = (
     "% Needs \\usepackage{booktabs,textcomp}; for names beyond Latin, XeLaTeX or LuaLaTeX."
 )
@@ -96,7 +71,7 @@ def _markdown_part(part: Part) -> str:
         case Verdict(question, before, word, meaning, numbers):
             start, end = _markdown(f"{question}. {before}"), _markdown(f"{meaning} {numbers}")
             return f"- {start} **{_markdown(word).capitalize()}.** {end}"
-        case Picture(name, _, caption) | Chart(name, _, _, caption):
+        case Picture(name, _, caption) | Chart(name, _, caption):
             return f"![{escape_markdown(caption)}](figures/{name})\n\n*{_markdown(caption)}*"
         case Atlas():
             return ""
@@ -163,7 +138,7 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 def escape_latex(text: str) -> str:
     """Text as one line without a live command."""
-    return " ".join(text.split()).translate(_LATEX_TRANSLATION)
+    return " ".join(text.split()).translate(str.maketrans(_LATEX))
 
 
 def to_html(document: Document) -> str:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from bench import counts
@@ -24,7 +25,7 @@ def write_measurement(path: Path) -> Path:
     """What `bench/throughput.py model --json` writes for the architecture `seed`."""
     model = build(SEED, 0)
     facts = {"mode": "model", "architecture": "seed", "model": asdict(SEED)}
-    sizes = {"macs": counts.multiply_adds(model), "flops": counts.flops(model)}
+    sizes = msgspec.to_builtins({"macs": counts.multiply_adds(model), "flops": counts.flops(model)})
     rates = {"eager fp32": 900.4, "eager bf16": 1200.6}
     speeds: list[dict[str, Any]] = [
         {
@@ -77,8 +78,9 @@ def rows(runs: list[Path], measured: efficiency.Efficiency | None) -> dict[str, 
 def test_every_arm_has_the_cost_of_its_architecture(runs: list[Path], tmp_path: Path) -> None:
     cells = rows(runs, efficiency.load(write_measurement(tmp_path / "model.json")))
     model = build(SEED, 0)
-    macs, flops = counts.multiply_adds(model), counts.flops(model)
-    millions = [macs["encoder"] / 1e6, macs["total"] / 1e6, flops["forward"] / 1e6]
+    macs = counts.multiply_adds(model)
+    assert isinstance(macs, counts.MultiplyAdds)
+    millions = [n / 1e6 for n in (macs.encoder, macs.total, counts.flops(model).forward)]
     size = ["217,311", "68,790", *(f"{count:.1f}" for count in millions)]
     fastest = "1,201 (1,192–1,210) eager bf16"
     assert cells["eq-dvae"] == [*size, fastest, fastest]
