@@ -6,31 +6,34 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.source_tree import PACKAGES, Tree
+
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ["common", "shards", "pipeline", "models", "eval", "train", "bench"]
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 LOADERS = {("torch", "load"), ("pickle", "load"), ("pickle", "loads"), ("os", "system")}
 
 
 def imported(tree: ast.AST) -> set[str]:
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: imports are absolute"
-            found.add(str(node.module))
-    return found
+            names.add(str(node.module))
+    return names
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_each_package_imports_only_those_before_it(path: Path) -> None:
     allowed = PACKAGES[: PACKAGES.index(path.relative_to(ROOT).parts[0]) + 1]
-    packages = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))} & {
-        *PACKAGES,
-        "tests",
-    }
-    assert packages <= set(allowed), f"{path.name} imports {sorted(packages - set(allowed))}"
+    packages = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
+    refused = packages & {*PACKAGES, "tests"} - {*allowed}
+    assert not refused, f"{path.name} imports {sorted(refused)}"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    assert Tree.read(ROOT, PACKAGES).cycles() == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
