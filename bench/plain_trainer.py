@@ -22,7 +22,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 
 from common.machine import usable_cores
-from models.objective import LATENT_SIDE, Objective
+from models.objective import Inputs, Objective
 from models.vae import VAE, build
 from pipeline.corruptions import CorruptionConfig
 from pipeline.corruptions.blur import KERNEL
@@ -106,10 +106,9 @@ class PlainTrainer:
 
     def losses(self, x: Tensor, x_tilde: Tensor) -> dict[str, Tensor]:
         """Losses of `Objective`, on random tensors of torch's global generator."""
-        latents = (len(x), self.config.model.latent_channels, LATENT_SIDE, LATENT_SIDE)
-        noise = torch.randn(latents, device=self.device)
+        noise = torch.randn((len(x), *self.config.model.latent_shape), device=self.device)
         g_B = torch.randint(1, self.objective.action.order, (len(x),), device=self.device)
-        losses: dict[str, Tensor] = self.objective(self.model, x, x_tilde, noise, g_B)
+        losses: dict[str, Tensor] = self.objective(self.model, Inputs(x, x_tilde, noise, g_B))
         return losses
 
 

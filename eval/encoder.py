@@ -1,5 +1,6 @@
 """Embeddings from Python: `load(run).encode(images)`."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,8 @@ class PatchEncoder:
         return np.concatenate(found)
 
     def dimensions(self, readout: str = "mean") -> int:
-        channels = self.model.config.latent_channels
-        return 2 * channels if readout == "channel_stats" else 16 * channels
+        shape = self.model.config.latent_shape
+        return 2 * shape[0] if readout == "channel_stats" else math.prod(shape)
 
     def _mean(self, x_BCHW: Tensor) -> Tensor:
         mean: Tensor = self.model.encoder(x_BCHW).mean

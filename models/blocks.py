@@ -1,4 +1,4 @@
-"""Layers of the norm-free pre-activation MBConv VAE.
+"""Layers of the norm-free pre-activation MBConv VAE, and which of their parameters decay.
 
 Scaled weight standardisation: Brock et al. 2021, "Characterizing signal propagation to close the
 performance gap in unnormalized ResNets"; Fixup factor: Zhang et al. 2019; ReZero: Bachlechner et
@@ -6,10 +6,12 @@ al. 2020. Shapes: B batch, C channels, H height, W width.
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 GAMMA_SILU = 1.7881293  # gain that keeps unit variance through SiLU
 SWS_FLOOR = 1e-4
@@ -22,10 +24,19 @@ class ScaledConv2d(nn.Module):
     divides by mean(W^2) instead, so that a constant input is not lost.
     """
 
+    decays: ClassVar[tuple[str, ...]] = ("weight",)
+
     def __init__(
-        self, c_in: int, c_out: int, k: int = 1, *, gain: float = 1.0, padding: int = 0,
-        centred: bool = True, bias: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        c_in: int,
+        c_out: int,
+        k: int = 1,
+        *,
+        gain: float = 1.0,
+        padding: int = 0,
+        centred: bool = True,
+        bias: bool = False,
+    ) -> None:
         super().__init__()
         fan_in = c_in * k * k
         self.weight = nn.Parameter(torch.randn(c_out, c_in, k, k) / fan_in**0.5)
@@ -34,7 +45,7 @@ class ScaledConv2d(nn.Module):
         self.padding, self.centred = padding, centred
 
     def forward(self, x_BCHW: Tensor, scale: Tensor | None = None) -> Tensor:
-        """`scale` multiplies the output: it is folded into the gains, which costs nothing."""
+        """Convolve; `scale` multiplies the output, folded into the gains at no cost."""
         gain = self.gain if scale is None else self.gain * scale
         weight = standardise(self.weight, gain, (1, 2, 3), self.centred)
         return F.conv2d(x_BCHW, weight, self.bias, padding=self.padding)
@@ -42,6 +53,8 @@ class ScaledConv2d(nn.Module):
 
 class ScaledConvTranspose2d(nn.Module):
     """Transposed 4x4 convolution, stride 2, padding 1; each output pixel sees 2x2 taps."""
+
+    decays: ClassVar[tuple[str, ...]] = ("weight",)
 
     def __init__(self, c_in: int, c_out: int, *, bias: bool = False) -> None:
         super().__init__()
@@ -53,6 +66,29 @@ class ScaledConvTranspose2d(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         weight = standardise(self.weight, self.gain, (0, 2, 3), True, self.fan_in)
         return F.conv_transpose2d(x_BCHW, weight, self.bias, stride=2, padding=1)
+
+
+def decayed_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Collect the parameters that weight decay shrinks: those that layers name in `decays`.
+
+    Raises:
+        TypeError: a layer holds a matrix or kernel and does not declare `decays`.
+    """
+    decayed = []
+    for layer in network.modules():
+        if isinstance(layer, parametrize.ParametrizationList):
+            continue  # its free weight belongs to the layer that it parametrises
+        names: tuple[str, ...] | None = getattr(layer, "decays", None)
+        if names is None:
+            kernels = [n for n, p in layer.named_parameters(recurse=False) if p.ndim > 1]
+            if kernels:
+                raise TypeError(f"{type(layer).__name__} holds {kernels}: let it declare `decays`")
+            continue
+        for name in names:
+            tied = parametrize.is_parametrized(layer, name)
+            path = f"parametrizations.{name}.original" if tied else name
+            decayed.append(layer.get_parameter(path))
+    return decayed
 
 
 def standardise(
@@ -69,7 +105,9 @@ def standardise(
 
 
 class Depthwise(nn.Conv2d):
-    """Depthwise convolution, plain weights N(0, (std)^2), optional bias of 0."""
+    """Depthwise convolution with plain weights N(0, std^2) and an optional bias of 0."""
+
+    decays: ClassVar[tuple[str, ...]] = ("weight",)
 
     def __init__(self, c: int, k: int, std: float, *, stride: int = 1, bias: bool = False) -> None:
         padding = 1 if stride == 2 else k // 2
@@ -79,8 +117,20 @@ class Depthwise(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
 
+class Pointwise(nn.Conv2d):
+    """1x1 convolution with plain weights N(0, std^2) and a bias of 0."""
+
+    bias: nn.Parameter
+    decays: ClassVar[tuple[str, ...]] = ("weight",)
+
+    def __init__(self, c_in: int, c_out: int, std: float) -> None:
+        super().__init__(c_in, c_out, 1)
+        nn.init.normal_(self.weight, std=std)
+        nn.init.zeros_(self.bias)
+
+
 class BiasSiLU(nn.Module):
-    """SiLU(b + x), b one number a channel, 0 at init."""
+    """SiLU(b + x) with one b per channel, 0 at init."""
 
     def __init__(self, c: int) -> None:
         super().__init__()
@@ -97,7 +147,7 @@ class ResidualBlock(nn.Module):
     Args:
         c: channels, expanded to 2c inside.
         k: side of the depthwise kernel.
-        fixup: L^(-1/(2m-2)) with L residual branches and m = 3 weight layers a branch.
+        fixup: L^(-1/(2m-2)) with L residual branches and m = 3 weight layers per branch.
     """
 
     def __init__(self, c: int, k: int, fixup: float) -> None:

@@ -1,25 +1,25 @@
-"""Every loss, each with its equation. Sums over pixels or latent entries, means over the batch,
-all in float32; the total is divided by D = 3072, which leaves the minimum where it is and gives
-gradient norms of order 1.
+"""The losses of a VAE, and the protocol of what a run can learn.
 
     L = L_rec + beta KL + lambda L_eq
+
+Losses are sums over pixels or latent entries and means over the batch, all in float32. The total is
+divided by D = 3072, which leaves the minimum where it is and gives gradient norms of order 1.
 
 Shapes: B batch, images (B, 3, 32, 32) in [0, 1], latents (B, 24, 4, 4).
 """
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from kornia.losses import ssim_loss
 from torch import Tensor, nn
 
-from models.vae import VAE, Encoder, Posterior
+from models.vae import LATENT_SIDE, VAE, Posterior
 from pipeline import d4
 from shards.schema import PATCH
 
-LATENT_SIDE = 4
 NOISE_VAR_FLOOR = 1e-4
 SSIM_WINDOW = 11
 
@@ -56,6 +56,44 @@ class ObjectiveConfig:
             )
 
 
+class Inputs(NamedTuple):
+    """One batch as losses see it; each learner takes what it needs."""
+
+    x: Tensor  # clean images (B, 3, 32, 32) in [0, 1], the targets
+    x_tilde: Tensor  # what the encoder sees, of the same shape
+    noise: Tensor  # standard normal (B, 24, 4, 4)
+    g_B: Tensor  # one element per sample, never the identity
+    labels_B: Tensor | None = None  # class indices, -1 = none
+
+
+class Learner(Protocol):
+    """A module from a model and a batch to losses; it owns what is learned beside the model."""
+
+    config: ObjectiveConfig
+    shown: str  # the term that a line of progress names
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the losses, in order; `loss` is the one to optimise."""
+        ...
+
+    def scalars(self) -> dict[str, Tensor]:
+        """Learned scalars that a log should follow."""
+        ...
+
+    def log_scales(self) -> list[nn.Parameter]:
+        """Learned logarithms, which have further to go than a weight: `optim.noise_var_lr`."""
+        ...
+
+    def untrained(self, model: VAE) -> tuple[nn.Module, ...]:
+        """Parts of the model that get no gradient."""
+        ...
+
+    def __call__(self, model: VAE, inputs: Inputs) -> dict[str, Tensor]:
+        """Compute the losses, scalars in float32."""
+        ...
+
+
 def reconstruction_nll(x: Tensor, x_hat: Tensor, noise_var: Tensor | float) -> Tensor:
     """D/2 log(2 v) + ||x - x^||^2 / (2 v), in nats up to a constant, mean over the batch.
 
@@ -68,7 +106,7 @@ def reconstruction_nll(x: Tensor, x_hat: Tensor, noise_var: Tensor | float) -> T
 
 
 def kl_terms(mean: Tensor, log_var: Tensor) -> Tensor:
-    """KL(q || N(0, I)) of every latent entry, in nats, shaped like the mean."""
+    """Compute KL(q || N(0, I)) of every latent entry, in nats, shaped like the mean."""
     return 0.5 * (mean.square() + log_var.exp() - 1 - log_var)
 
 
@@ -102,7 +140,7 @@ class NoiseVariance(nn.Module):
 
 
 class Action(nn.Module):
-    """How a group element moves images and latents: the tables of `pipeline.d4` as buffers.
+    """Actions of group elements on images and latents, with the tables of `pipeline.d4` as buffers.
 
     Trivial fibres move the cells of the latent; regular ones permute its channels as well.
     """
@@ -130,52 +168,40 @@ class Action(nn.Module):
 
 
 class Objective(nn.Module):
-    """(clean, corrupted, random tensors) to losses. Owns the noise variance."""
+    """The losses of a VAE; owns the noise variance."""
 
-    shown = "mse"  # the term that a line of progress names
+    shown = "mse"
 
     def __init__(self, config: ObjectiveConfig, latent_channels: int) -> None:
         super().__init__()
         self.config = config
         self.noise_var = NoiseVariance(config)
         self.action = Action(config.group, config.fibres, latent_channels)
-        self.encode = self._encode_pair if self._compares_codes else self._encode_one
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """The names of what `forward` returns, in order."""
         config = self.config
-        optional = {"kl": config.stochastic, "equivariance": config.equivariance > 0,
-                    "ssim": config.ssim > 0}  # fmt: skip
-        return ("loss", "reconstruction", "mse", *(n for n, there in optional.items() if there))
+        optional = {
+            "kl": config.stochastic,
+            "equivariance": config.equivariance > 0,
+            "ssim": config.ssim > 0,
+        }
+        return ("loss", "reconstruction", "mse", *(name for name, on in optional.items() if on))
 
     def scalars(self) -> dict[str, Tensor]:
-        """What the objective itself learns and a log should follow."""
         return {"noise_var": self.noise_var()}
 
+    def log_scales(self) -> list[nn.Parameter]:
+        return list(self.noise_var.parameters())
+
     def untrained(self, model: VAE) -> tuple[nn.Module, ...]:
-        """The parts of the model that this objective does not reach."""
         return ()
 
-    @property
-    def _compares_codes(self) -> bool:
-        return self.config.equivariance > 0 and self.config.form != "implicit"
-
-    def forward(
-        self, model: VAE, x: Tensor, x_tilde: Tensor, noise: Tensor, g_B: Tensor,
-        labels_B: Tensor | None = None,
-    ) -> dict[str, Tensor]:  # fmt: skip
-        """Scalars in float32: `loss` to optimise, and its terms in nats or squared units.
-
-        Args:
-            x: clean targets; x_tilde: what the encoder sees, both (B, 3, 32, 32).
-            noise: standard normal (B, 24, 4, 4).
-            g_B: one element other than the identity a sample.
-            labels_B: not looked at; what `Classification` learns from.
-        """
-        config = self.config
-        q, q_moved = self.encode(model.encoder, x_tilde, g_B)
-        z = sample(q, noise) if config.stochastic else q.mean
+    def forward(self, model: VAE, inputs: Inputs) -> dict[str, Tensor]:
+        """Compute `loss` and its terms in nats or squared units."""
+        config, x = self.config, inputs.x
+        q, q_moved = self.encode(model, inputs)
+        z = sample(q, inputs.noise) if config.stochastic else q.mean
         x_hat = model.decoder(z)
         nll = reconstruction_nll(x, x_hat, self.noise_var())
         terms = {"reconstruction": nll, "mse": (x - x_hat.detach()).square().mean()}
@@ -184,7 +210,13 @@ class Objective(nn.Module):
             terms["kl"] = kl_terms(q.mean, q.log_var).sum() / len(x)
             total = total + config.beta * terms["kl"]
         if config.equivariance > 0:
-            terms["equivariance"] = self.equivariance(model, x, q, q_moved, z, g_B)
+            if config.form == "implicit":
+                moved = self.action.on_images(x, inputs.g_B)
+                expected = model.decoder(self.action.on_latents(z, inputs.g_B))
+            else:
+                moved = getattr(q_moved, config.form)
+                expected = self.action.on_latents(getattr(q, config.form), inputs.g_B)
+            terms["equivariance"] = self.equivariance(moved, expected)
             total = total + config.equivariance * terms["equivariance"]
         if config.ssim > 0:
             terms["ssim"] = structural_loss(x, x_hat)
@@ -192,31 +224,26 @@ class Objective(nn.Module):
         # detached: a graph of the step would carry a gradient of zeros for each of them
         return {"loss": total / x[0].numel(), **{name: t.detach() for name, t in terms.items()}}
 
-    def equivariance(
-        self, model: VAE, x: Tensor, q: Posterior, q_moved: Posterior, z: Tensor, g_B: Tensor
-    ) -> Tensor:
+    def equivariance(self, moved: Tensor, expected: Tensor) -> Tensor:
         """E_{g in G} ||phi(F(g x~)) - rho(g) phi(F(x~))||^2, phi the mean or the features;
         or E ||g x - D(rho(g) z)||^2, the implicit form (EQ-VAE, Kouzelis et al. 2025).
 
-        Estimated with one g != e a sample, times (|G|-1)/|G| because the identity's term is 0,
+        Estimated with one g != e per sample, times (|G|-1)/|G| because the identity's term is 0,
         so that lambda means the same for D4 and C4.
         """
-        if self.config.form == "implicit":
-            seen = self.action.on_images(x, g_B)
-            expected = model.decoder(self.action.on_latents(z, g_B))
-        else:
-            seen = getattr(q_moved, self.config.form)
-            expected = self.action.on_latents(getattr(q, self.config.form), g_B)
         order = self.action.order
-        return (order - 1) / order * (seen - expected).square().sum() / len(x)
+        return (order - 1) / order * (moved - expected).square().sum() / len(moved)
 
-    def _encode_one(self, encoder: Encoder, x: Tensor, g_B: Tensor) -> tuple[Posterior, Posterior]:
-        q = encoder(x)
-        return q, q
+    def encode(self, model: VAE, inputs: Inputs) -> tuple[Posterior, Posterior]:
+        """Encode x~ and, where the equivariance term compares codes, g x~ in the same call.
 
-    def _encode_pair(self, encoder: Encoder, x: Tensor, g_B: Tensor) -> tuple[Posterior, Posterior]:
-        """One encoder call serves x~ and g x~."""
-        both = encoder(torch.cat([x, self.action.on_images(x, g_B)]))
+        Where it does not, both posteriors are that of x~.
+        """
+        if self.config.equivariance == 0 or self.config.form == "implicit":
+            q: Posterior = model.encoder(inputs.x_tilde)
+            return q, q
+        moved = self.action.on_images(inputs.x_tilde, inputs.g_B)
+        both = model.encoder(torch.cat([inputs.x_tilde, moved]))
         mean, log_var, features = (tensor.chunk(2) for tensor in both)
         return Posterior(mean[0], log_var[0], features[0]), Posterior(
             mean[1], log_var[1], features[1]

@@ -6,17 +6,31 @@ lattice), no centring where it would lose the grey level, biases at the ends, st
 Shapes: B batch, C = 3 image or 24 latent channels, H = W = 32 pixels or 4 latent cells.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from models.blocks import GAMMA_SILU, UPSAMPLE, BiasSiLU, Downsample, ResidualBlock, ScaledConv2d
+import models
+from models.blocks import (
+    GAMMA_SILU,
+    UPSAMPLE,
+    BiasSiLU,
+    Downsample,
+    Pointwise,
+    ResidualBlock,
+    ScaledConv2d,
+)
 from models.tied import tie
 from pipeline import d4
+from shards.schema import CHANNELS, PATCH
 
+STAGES = 3  # each halves the side
 BLOCKS_PER_STAGE = 2
+LATENT_SIDE = PATCH // 2**STAGES
+MAX_CHANNELS = 4096
 
 
 @dataclass(frozen=True)
@@ -30,31 +44,57 @@ class ModelConfig:
     latent_stage: bool = False  # two more decoder blocks at 4x4
 
     def __post_init__(self) -> None:
+        if self.architecture not in models.ARCHITECTURES:
+            raise ValueError(
+                f"architecture is {self.architecture!r}; expected one of "
+                f"{sorted(models.ARCHITECTURES)}"
+            )
         first, second, third = self.widths
         if first < 1 or second != 2 * first or third != 2 * second:
             raise ValueError(f"widths are {self.widths}; expected each twice the one before")
+        if third > MAX_CHANNELS or not 1 <= self.latent_channels <= MAX_CHANNELS:
+            raise ValueError(
+                f"widths are {self.widths} and latent_channels {self.latent_channels}; expected "
+                f"1 to {MAX_CHANNELS} channels"
+            )
         if self.group not in d4.ORDER:
             raise ValueError(f"group is {self.group!r}; expected one of {sorted(d4.ORDER)}")
         order = d4.ORDER[self.group]
-        if self.tied and (first % order or self.latent_channels % order):
+        if self.equivariant and (first % order or self.latent_channels % order):
             raise ValueError(
                 f"widths are {self.widths} and latent_channels {self.latent_channels}; expected "
                 f"multiples of {order}, the order of {self.group}"
             )
 
     @property
-    def tied(self) -> bool:
-        return self.architecture == "tied"
+    def equivariant(self) -> bool:
+        """Whether codes are regular fibres of `group`, exactly."""
+        return models.ARCHITECTURES[self.architecture].equivariant
 
     @property
-    def refined(self) -> bool:
-        return self.architecture in ("refined", "tied")
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Shape of one code: channels and cells."""
+        return self.latent_channels, LATENT_SIDE, LATENT_SIDE
 
     @property
     def fixup(self) -> float:
         """L^(-1/(2m-2)), m = 3, L the residual branches from image to image."""
-        stages = 2 * len(self.widths) + self.latent_stage
+        stages = 2 * STAGES + self.latent_stage
         return float((BLOCKS_PER_STAGE * stages) ** -0.25)
+
+
+Networks = tuple[nn.Module, nn.Module]  # float images to a `Posterior`; latents to float images
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How the encoder and the decoder of a config are made.
+
+    `build` takes the config and the RGB means of the train split, where the decoder may start.
+    """
+
+    build: Callable[[ModelConfig, Sequence[float] | None], Networks]
+    equivariant: bool = False  # exactly, with codes that are regular fibres of `config.group`
 
 
 class Posterior(NamedTuple):
@@ -65,15 +105,94 @@ class Posterior(NamedTuple):
     features: Tensor  # (B, 128, 4, 4)
 
 
+class VAE(nn.Module):
+    """Encoder and decoder. `build` makes one with seeded weights."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+
+    def __init__(self, config: ModelConfig, channel_mean: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.config = config
+        build_networks = models.ARCHITECTURES[config.architecture].build
+        self.encoder, self.decoder = build_networks(config, channel_mean)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Reconstruct images from the posterior mean."""
+        images: Tensor = self.decoder(self.encoder(x_BCHW).mean)
+        return images
+
+
+def build(config: ModelConfig, seed: int, channel_mean: Sequence[float] | None = None) -> VAE:
+    """Make a new model whose weights depend on (config, seed) only.
+
+    Args:
+        channel_mean: RGB means in [0, 1] of the train split; the output of `refined` and `tied`
+            starts there.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VAE(config, channel_mean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """The choices in which the convolutional architectures differ."""
+
+    input_shift: float  # images enter as (x - shift) * scale
+    input_scale: float
+    log_var_range: tuple[float, float]  # of the clamped log variance
+    down_kernel: int  # side of the depthwise kernel of stride 2
+    centred: bool  # weight standardisation removes the mean in both stems
+    bias: bool  # in both stems and in the upsampling convolutions
+    act: Callable[[int], nn.Module]  # in front of head and output, from their channels
+    head: Callable[[int, int], nn.Module]  # 1x1 to mean and log variance
+    output: Callable[[int], nn.Module]  # 1x1 to the three colours, from its channels
+
+
+def _head(c_in: int, c_out: int) -> Pointwise:
+    """Plain 1x1; the log-variance half starts scaled by 0.1."""
+    head = Pointwise(c_in, c_out, GAMMA_SILU * c_in**-0.5)
+    with torch.no_grad():
+        head.weight[c_out // 2 :] *= 0.1
+    return head
+
+
+SEED = Layers(
+    input_shift=0.0,
+    input_scale=1.0,
+    log_var_range=(-20.0, 10.0),
+    down_kernel=3,
+    centred=True,
+    bias=False,
+    act=nn.Identity,
+    head=ScaledConv2d,
+    output=lambda c: ScaledConv2d(c, CHANNELS),
+)
+REFINED = Layers(
+    input_shift=0.5,
+    input_scale=4.0,
+    log_var_range=(-10.0, 4.0),
+    down_kernel=4,
+    centred=False,
+    bias=True,
+    act=BiasSiLU,
+    head=_head,
+    output=lambda c: Pointwise(c, CHANNELS, c**-0.5),
+)
+
+
 class Encoder(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layers: Layers) -> None:
         super().__init__()
         first, second, third = config.widths
-        top, refined = 2 * third, config.refined
-        self.log_var_range = (-10.0, 4.0) if refined else (-20.0, 10.0)
-        self.input_shift, self.input_scale = (0.5, 4.0) if refined else (0.0, 1.0)
-        self.stem = ScaledConv2d(3, first, 5, padding=2, centred=not refined, bias=refined)
-        down = 4 if refined else 3
+        top, down = 2 * third, layers.down_kernel
+        self.log_var_range = layers.log_var_range
+        self.input_shift, self.input_scale = layers.input_shift, layers.input_scale
+        self.stem = ScaledConv2d(
+            CHANNELS, first, 5, padding=2, centred=layers.centred, bias=layers.bias
+        )
         self.body = nn.Sequential(
             nn.SiLU(),
             *_blocks(first, config.fixup, config.stage1_kernel),
@@ -83,10 +202,8 @@ class Encoder(nn.Module):
             *_blocks(third, config.fixup),
             Downsample(third, down),
         )
-        self.head_act = BiasSiLU(top) if refined else nn.Identity()
-        self.head = _head(config) if refined else ScaledConv2d(top, 2 * config.latent_channels)
-        if config.tied:
-            tie(self, config.group, lift=self.stem)
+        self.head_act = layers.act(top)
+        self.head = layers.head(top, 2 * config.latent_channels)
 
     def forward(self, x_BCHW: Tensor) -> Posterior:
         """Float images (B, 3, 32, 32) in [0, 1] to the posterior."""
@@ -97,25 +214,24 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layers: Layers) -> None:
         super().__init__()
         first, second, third = config.widths
-        top, refined = 2 * third, config.refined
-        up = UPSAMPLE[config.upsample]
-        self.stem = ScaledConv2d(config.latent_channels, top, centred=not refined, bias=refined)
+        top, up = 2 * third, UPSAMPLE[config.upsample]
+        self.stem = ScaledConv2d(
+            config.latent_channels, top, centred=layers.centred, bias=layers.bias
+        )
         self.body = nn.Sequential(
             *(_blocks(top, config.fixup) if config.latent_stage else []),
-            up(top, third, refined),
+            up(top, third, layers.bias),
             *_blocks(third, config.fixup),
-            up(third, second, refined),
+            up(third, second, layers.bias),
             *_blocks(second, config.fixup),
-            up(second, first, refined),
+            up(second, first, layers.bias),
             *_blocks(first, config.fixup),
         )
-        self.output_act = BiasSiLU(first) if refined else nn.Identity()
-        self.output = _plain(first, 3, first**-0.5) if refined else ScaledConv2d(first, 3)
-        if config.tied:
-            tie(self, config.group, to_rgb=self.output)
+        self.output_act = layers.act(first)
+        self.output = layers.output(first)
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
         """Latents (B, 24, 4, 4) to float32 images (B, 3, 32, 32) in [0, 1]."""
@@ -123,71 +239,33 @@ class Decoder(nn.Module):
         return torch.sigmoid(_full(logits))
 
 
-class VAE(nn.Module):
-    """Encoder and decoder. `build` makes one with seeded weights."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """The reconstruction from the posterior mean."""
-        images: Tensor = self.decoder(self.encoder(x_BCHW).mean)
-        return images
+def build_seed(config: ModelConfig, channel_mean: Sequence[float] | None) -> Networks:
+    # its output has no bias that could start at the mean colour
+    return Encoder(config, SEED), Decoder(config, SEED)
 
 
-def build(config: ModelConfig, seed: int, channel_mean: list[float] | None = None) -> VAE:
-    """A new model whose weights depend on (config, seed) only.
-
-    Args:
-        channel_mean: RGB means in [0, 1] of the train split; the output of `refined` and `tied`
-            starts there.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = VAE(config)
-    bias = getattr(model.decoder.output, "bias", None)
-    if channel_mean is not None and isinstance(bias, Tensor):
+def build_refined(
+    config: ModelConfig, channel_mean: Sequence[float] | None
+) -> tuple[Encoder, Decoder]:
+    encoder, decoder = Encoder(config, REFINED), Decoder(config, REFINED)
+    if channel_mean is not None:
         mean = torch.tensor(channel_mean).clamp(0.01, 0.99)
         with torch.no_grad():
-            bias.copy_(torch.logit(mean))
-    return model
+            decoder.output.get_parameter("bias").copy_(torch.logit(mean))
+    return encoder, decoder
 
 
-def fold(model: VAE) -> VAE:
-    """The `refined` model that computes the same function as a `tied` one, its weights expanded,
-    on the CPU: for export to where tying is not known."""
-    folded = build(replace(model.config, architecture="refined"), 0)
-    with torch.no_grad():
-        for name, parameter in folded.named_parameters():
-            layer, _, leaf = name.rpartition(".")
-            parameter.copy_(getattr(model.get_submodule(layer), leaf))
-    return folded.train(model.training)
+def build_tied(config: ModelConfig, channel_mean: Sequence[float] | None) -> Networks:
+    encoder, decoder = build_refined(config, channel_mean)
+    tie(encoder, config.group, lift=encoder.stem)
+    tie(decoder, config.group, to_rgb=decoder.output)
+    return encoder, decoder
 
 
 def _full(x: Tensor) -> Tensor:
-    """At least float32: autocast's bfloat16 is raised, the float64 of an exactness test stays."""
+    """Raise autocast's bfloat16 to float32; the float64 of an exactness test stays."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _blocks(c: int, fixup: float, k: int = 3) -> list[nn.Module]:
     return [ResidualBlock(c, k, fixup) for _ in range(BLOCKS_PER_STAGE)]
-
-
-def _head(config: ModelConfig) -> nn.Conv2d:
-    """Plain 1x1 to mean and log variance; the log-variance half starts scaled by 0.1."""
-    c_in = 2 * config.widths[-1]
-    head = _plain(c_in, 2 * config.latent_channels, GAMMA_SILU * c_in**-0.5)
-    with torch.no_grad():
-        head.weight[config.latent_channels :] *= 0.1
-    return head
-
-
-def _plain(c_in: int, c_out: int, std: float) -> nn.Conv2d:
-    conv = nn.Conv2d(c_in, c_out, 1)
-    nn.init.normal_(conv.weight, std=std)
-    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-    return conv

@@ -77,7 +77,7 @@ class Config:
         if self.objective.fibres == "regular":  # refuses channels that do not split into fibres
             d4.channel_index(self.model.latent_channels, self.objective.group)
         codes = (self.objective.group, self.objective.fibres)
-        if self.model.tied and codes != (self.model.group, "regular"):
+        if self.model.equivariant and codes != (self.model.group, "regular"):
             raise ValueError(
                 f"objective.group and fibres are {codes}, but the codes of this tied model move as "
                 f"regular fibres of {self.model.group}: set --objective.group {self.model.group} "

@@ -23,7 +23,7 @@ from train.config import Config
 from train.saver import Saver
 from train.schedule import ema_decay, learning_rate, make_optimizer, plan
 from train.step import TrainStep, generator_for
-from train.task import HeldOut, held_out, make_objective, validate
+from train.task import HeldOut, held_out, make_task
 from train.tracker import LOG, Progress, Sums, Tracker
 
 Say = Callable[[str], None]
@@ -46,7 +46,8 @@ class Trainer:
         self.say, self.plan, self.device = say, plan(config), accelerator.device
         self.split = dataset.split("train")
         model = build(config.model, config.seed, dataset.metadata.channel_mean)
-        objective = make_objective(config, dataset)
+        self.task = make_task(config, dataset)
+        objective = self.task.objective
         assert config.precision is not None
         self.step = TrainStep(model, objective, config.corruption, config.precision, config.augment)
         self.step.to(self.device)
@@ -159,7 +160,7 @@ class Trainer:
     def _validate(self, tracker: Tracker) -> None:
         """On the main rank, whose model is every rank's."""
         if self.held_out is not None:
-            scores, line = validate(self.step, self.ema, self.held_out)
+            scores, line = self.task.validate(self.model, self.ema, self.held_out)
             tracker.write("val", self.images_seen, scores)
             self.say(f"  val: {line}")
         self.accelerator.wait_for_everyone()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from models.blocks import decayed_parameters
 from train.config import Config, OptimConfig
 from train.step import TrainStep
 
@@ -55,14 +56,15 @@ def ema_decay(optim: OptimConfig, images_seen: int, batch: int) -> float:
 
 
 def make_optimizer(step: TrainStep, optim: OptimConfig) -> torch.optim.AdamW:
-    """Weight decay on convolution weights only; the noise variance has a rate of its own."""
-    model, objective = list(step.model.parameters()), list(step.objective.parameters())
-    head = [p for p in objective if p.ndim > 0]
+    """AdamW that decays what the layers of the model declare, and learns log scales faster."""
+    decayed = set(decayed_parameters(step.model))
+    log_scales = set(step.objective.log_scales())
+    others = [p for p in step.parameters() if p not in decayed | log_scales]
+    kernels = [p for p in step.parameters() if p in decayed]
     groups = [
-        {"params": [p for p in model if p.ndim == 4], "weight_decay": optim.weight_decay},
-        {"params": [*(p for p in model if p.ndim < 4), *head], "weight_decay": 0.0},
-        {"params": [p for p in objective if p.ndim == 0], "weight_decay": 0.0,
-         "scale": optim.noise_var_lr},
-    ]  # fmt: skip
-    groups = [{"scale": 1.0, **group} for group in groups if group["params"]]
+        {"params": kernels, "weight_decay": optim.weight_decay, "scale": 1.0},
+        {"params": others, "weight_decay": 0.0, "scale": 1.0},
+        {"params": [*log_scales], "weight_decay": 0.0, "scale": optim.noise_var_lr},
+    ]
+    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)

@@ -1,4 +1,4 @@
-"""The step: one module from (uint8 batch, random tensors) to losses. It is what gets compiled.
+"""The step: one module from a uint8 batch and random tensors to losses. It is what gets compiled.
 
 Random tensors are drawn outside, from a generator seeded by (seed, images seen, rank): a resumed
 run repeats them, and a generator inside a full graph is unsupported.
@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from models.classification import Classification
-from models.objective import LATENT_SIDE, Objective
+from models.objective import Inputs, Learner
 from models.vae import VAE
 from pipeline import corruptions, d4
 from pipeline.corruptions import CorruptionConfig
@@ -25,48 +24,55 @@ class Draws(NamedTuple):
     """The random tensors of one local batch."""
 
     augment_B: Tensor  # D4 elements, i.i.d. uniform; all 0 without augmentation
-    element_B: Tensor  # elements of the group other than the identity, for L_eq
+    element_B: Tensor  # elements of the symmetry group other than the identity, for L_eq
     latent_noise: Tensor  # (B, 24, 4, 4) standard normal
     corruption: corruptions.Draws
 
 
 def generator_for(seed: int, images_seen: int, rank: int, device: torch.device) -> Generator:
-    """A generator that depends on (seed, images seen, rank) only."""
+    """Make a generator that depends on (seed, images seen, rank) only."""
     state = np.random.SeedSequence([seed, images_seen, rank]).generate_state(1, np.uint64)
     return Generator(device).manual_seed(int(state[0] >> 1))
 
 
 class TrainStep(nn.Module):
+    """Augmentation, corruption, model and losses of one local batch."""
+
+    objective: Learner
+    pixels: Tensor
+
     def __init__(
-        self, model: VAE, objective: Objective | Classification,
-        corruption: CorruptionConfig, precision: Precision = "fp32", augment: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        model: VAE,
+        objective: Learner,
+        corruption: CorruptionConfig,
+        precision: Precision = "fp32",
+        augment: bool = True,
+    ) -> None:
         super().__init__()
         self.model, self.objective, self.corruption = model, objective, corruption
         self.bf16, self.augment = precision == "bf16", augment
-        for part in objective.untrained(model):
-            part.requires_grad_(False)  # DDP waits for the gradient of every parameter that has one
+        self.order = d4.ORDER[objective.config.group]
+        self.register_buffer("pixels", d4.pixel_index(PATCH), persistent=False)
+        for module in objective.untrained(model):
+            module.requires_grad_(False)  # DDP waits for every parameter that asks for a gradient
 
     def draw(self, batch: int, generator: Generator) -> Draws:
+        """Draw the random tensors of a local batch, on the generator's device."""
         on: Any = {"generator": generator, "device": generator.device}
-        order = self.objective.action.order
-        cells = (batch, self.model.config.latent_channels, LATENT_SIDE, LATENT_SIDE)
         return Draws(
             torch.randint(8 if self.augment else 1, (batch,), **on),
-            torch.randint(1, order, (batch,), **on),
-            torch.randn(cells, **on),
+            torch.randint(1, self.order, (batch,), **on),
+            torch.randn((batch, *self.model.config.latent_shape), **on),
             corruptions.draw(self.corruption, batch, PATCH, generator),
         )
 
     def forward(
         self, images_BCHW: Tensor, draws: Draws, labels_B: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """uint8 (B, 3, 32, 32), draws and labels to the objective's losses, float32 scalars."""
-        moved = d4.act(images_BCHW, draws.augment_B, self.objective.action.pixels)
-        x = to_float(moved)
+        """Map uint8 images (B, 3, 32, 32), draws and labels to the losses, float32 scalars."""
+        x = to_float(d4.act(images_BCHW, draws.augment_B, self.pixels))
         x_tilde = corruptions.corrupt(x, self.corruption, draws.corruption)
+        inputs = Inputs(x, x_tilde, draws.latent_noise, draws.element_B, labels_B)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            losses: dict[str, Tensor] = self.objective(
-                self.model, x, x_tilde, draws.latent_noise, draws.element_B, labels_B
-            )
-        return losses
+            return self.objective(self.model, inputs)

@@ -1,5 +1,7 @@
 """What differs between learning images and learning labels: the objective and the validation."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -9,15 +11,15 @@ from torch import Tensor
 from common.errors import DataError
 from eval.measure.metrics import batch_for, evaluating
 from eval.measure.metrics import validate as validate_reconstruction
-from models.classification import Classification, scores
-from models.objective import Objective
+from models.classification import Classification
+from models.classification import scores as classification_scores
+from models.objective import Learner, Objective, ObjectiveConfig
 from models.vae import VAE
 from pipeline.index import Dataset, Split
 from pipeline.pixels import to_float, to_tensor
 from pipeline.reader import read_split
 from shards.schema import METADATA_NAME
 from train.config import Config
-from train.step import TrainStep
 
 
 class HeldOut(NamedTuple):
@@ -27,12 +29,22 @@ class HeldOut(NamedTuple):
     labels: Tensor  # (n,) int64, -1 = none
 
 
-def make_objective(config: Config, dataset: Dataset) -> Objective | Classification:
-    """The objective of `config.objective.task` for this data set."""
+class Task(NamedTuple):
+    """What a run learns, and how it is validated."""
+
+    objective: Learner
+    validate: Callable[[VAE, VAE, HeldOut], tuple[dict[str, float], str]]
+    """The model, its EMA and held-out patches to scores for the log and a line for people."""
+
+
+def make_task(config: Config, dataset: Dataset) -> Task:
+    """Make the objective of `config.objective.task` for this data set, and its validation."""
     channels = config.model.latent_channels
     if config.objective.task == "classify":
-        return Classification(config.objective, channels, len(dataset.metadata.classes))
-    return Objective(config.objective, channels)
+        classifier = Classification(config.objective, channels, len(dataset.metadata.classes))
+        return Task(classifier, partial(_validate_classification, classifier))
+    objective = Objective(config.objective, channels)
+    return Task(objective, partial(_validate_reconstruction, config.objective))
 
 
 def require_labels(config: Config, dataset: Dataset) -> None:
@@ -59,29 +71,25 @@ def held_out(split: Split, count: int, device: torch.device) -> HeldOut:
     return HeldOut(images, torch.from_numpy(split.labels[rows]).to(device))
 
 
-def validate(step: TrainStep, ema: VAE, held: HeldOut) -> tuple[dict[str, float], str]:
-    """Scores for the log, and a line for people.
-
-    Of the EMA weights; a classifier is validated at the current ones, since its head has no EMA.
-    """
-    objective = step.objective
-    if isinstance(objective, Classification):
-        return _classification(step.model, objective, held)
-    config = objective.config
-    found = validate_reconstruction(ema, held.images, config.group, config.fibres)
-    return found, (
-        f"PSNR {found['psnr']:.2f} dB  KL {found['kl']:.0f} nats  active "
-        f"{found['active_units']:.0f}  equivariance error {found['equivariance_error']:.3f}"
-    )
-
-
-def _classification(
-    model: VAE, objective: Classification, held: HeldOut
+def _validate_reconstruction(
+    config: ObjectiveConfig, model: VAE, ema: VAE, held: HeldOut
 ) -> tuple[dict[str, float], str]:
-    with evaluating(model):
-        parts = held.images.split(batch_for(held.images.device))
-        logits = torch.cat([objective.logits(model, to_float(part)) for part in parts])
-        found = {name: value.item() for name, value in scores(logits, held.labels).items()}
-    return {"cross_entropy": found["loss"], "accuracy": found["accuracy"]}, (
-        f"cross-entropy {found['loss']:.3f} nats  accuracy {found['accuracy']:.3f}"
+    """Score the EMA weights."""
+    scores = validate_reconstruction(ema, held.images, config.group, config.fibres)
+    return scores, (
+        f"PSNR {scores['psnr']:.2f} dB  KL {scores['kl']:.0f} nats  active "
+        f"{scores['active_units']:.0f}  equivariance error {scores['equivariance_error']:.3f}"
     )
+
+
+def _validate_classification(
+    classifier: Classification, model: VAE, ema: VAE, held: HeldOut
+) -> tuple[dict[str, float], str]:
+    """Score the current weights: the head has no EMA."""
+    with evaluating(model):
+        batches = held.images.split(batch_for(held.images.device))
+        logits = torch.cat([classifier.logits(model, to_float(images)) for images in batches])
+        scores = classification_scores(logits, held.labels)
+    loss, accuracy = scores["loss"].item(), scores["accuracy"].item()
+    line = f"cross-entropy {loss:.3f} nats  accuracy {accuracy:.3f}"
+    return {"cross_entropy": loss, "accuracy": accuracy}, line

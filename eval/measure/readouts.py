@@ -16,8 +16,7 @@ from torch import Tensor
 
 from common.files import atomic_path
 from eval.measure.metrics import Encode, batch_for, evaluating, relative_errors, rho
-from models.objective import LATENT_SIDE
-from models.vae import VAE
+from models.vae import LATENT_SIDE, VAE
 from pipeline import d4
 from pipeline.index import Split
 from pipeline.pixels import to_float, to_tensor

@@ -18,7 +18,7 @@ from bench.modes.side_by_side import watched_rate
 from bench.plain_trainer import PlainTrainer
 from bench.records import NotMeasured, Spread
 from bench.settings import Settings
-from models.objective import Objective
+from models.objective import Inputs, Objective
 from models.vae import build
 from pipeline import corruptions, d4
 from pipeline.index import open_dataset
@@ -114,7 +114,7 @@ def test_the_plain_trainer_has_our_objective_and_learns(preset: str) -> None:
     losses = plain.losses(x, x)
     torch.manual_seed(5)
     noise, g_B = torch.randn(8, 24, 4, 4), torch.randint(1, 8, (8,))
-    expected = ours(build(config.model, config.seed), x, x, noise, g_B)
+    expected = ours(build(config.model, config.seed), Inputs(x, x, noise, g_B))
     assert losses.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(losses[name], expected[name], rtol=1e-4, atol=1e-5)

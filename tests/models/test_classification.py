@@ -17,7 +17,7 @@ from eval.main import evaluate
 from eval.report.report import write_report
 from eval.session import EvalConfig
 from models.classification import Classification
-from models.objective import ObjectiveConfig
+from models.objective import Inputs, ObjectiveConfig
 from models.vae import ModelConfig, build
 from pipeline.corruptions import NONE, CorruptionConfig
 from pipeline.index import open_dataset
@@ -55,13 +55,14 @@ def test_loss_is_the_cross_entropy_of_the_labelled_patches() -> None:
     assert isinstance(objective, Classification)
     torch.nn.init.normal_(objective.head.weight)
     x, labels = torch.rand(8, 3, 32, 32), torch.tensor([0, 1, 2, -1, 1, -1, 0, 2])
-    found = objective(model, torch.zeros_like(x), x, torch.empty(0), labels, labels)
-    known = labels >= 0
-    logits = objective.head(model.encoder(x[known]).mean.flatten(1))
-    assert found["loss"].item() == pytest.approx(F.cross_entropy(logits, labels[known]).item())
-    expected = (logits.argmax(1) == labels[known]).float().mean()
-    assert found["accuracy"].item() == pytest.approx(expected.item())
-    nothing = objective(model, x, x, torch.empty(0), labels, torch.full((8,), -1))
+    batch = Inputs(torch.zeros_like(x), x, torch.empty(0), labels, labels)
+    losses = objective(model, batch)
+    labelled = labels >= 0
+    logits = objective.head(model.encoder(x[labelled]).mean.flatten(1))
+    assert losses["loss"].item() == pytest.approx(F.cross_entropy(logits, labels[labelled]).item())
+    expected = (logits.argmax(1) == labels[labelled]).float().mean()
+    assert losses["accuracy"].item() == pytest.approx(expected.item())
+    nothing = objective(model, batch._replace(labels_B=torch.full((8,), -1)))
     assert nothing["loss"].item() == 0
 
 
@@ -110,7 +111,8 @@ def test_a_run_learns_resumes_to_the_bit_and_is_evaluated(
     assert log_without_clock(cut) == log
 
     one.save_snapshot({"preset": "supervised", "seed": 0})
-    facts = {"config": as_json(settings), "data": {"root": str(small_dataset)}}
+    data = {"root": str(small_dataset), "hash": dataset.hash}
+    facts = {"preset": "supervised", "config": as_json(settings), "data": data}
     (whole / "config.json").write_text(json.dumps(facts))
     results = evaluate(whole, small_dataset, SHORT, lambda line: None)
     assert results["reconstruction"]["psnr"] is None and results["latent"]["kl"] is None

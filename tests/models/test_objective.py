@@ -11,6 +11,7 @@ from torch.distributions import Normal, kl_divergence
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from models.objective import (
+    Inputs,
     Objective,
     ObjectiveConfig,
     kl_terms,
@@ -50,12 +51,12 @@ def test_kl_is_the_one_of_torch() -> None:
     assert torch.allclose(kl_terms(mean, log_var), expected, atol=1e-5)
 
 
-def inputs(batch: int = 8) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def inputs(batch: int = 8) -> Inputs:
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(batch, 3, 32, 32, generator=generator)
     x_tilde = torch.rand(batch, 3, 32, 32, generator=generator)
     noise = torch.randn(batch, 24, 4, 4, generator=generator)
-    return x, x_tilde, noise, torch.randint(1, 4, (batch,), generator=generator)
+    return Inputs(x, x_tilde, noise, torch.randint(1, 4, (batch,), generator=generator))
 
 
 @pytest.mark.parametrize("group", ["D4", "C4"])
@@ -75,8 +76,9 @@ def test_total_is_the_sum_of_independent_terms(group: str, form: str, fibres: st
         fibres=fibres,  # type: ignore
     )
     model = build(ModelConfig("refined"), 0)
-    x, x_tilde, noise, g = inputs()
-    losses = Objective(config, 24)(model, x, x_tilde, noise, g)
+    batch = inputs()
+    x, x_tilde, noise, g, _ = batch
+    losses = Objective(config, 24)(model, batch)
 
     q = model.encoder(x_tilde)
     z = q.mean + (q.log_var / 2).exp() * noise
@@ -111,10 +113,11 @@ def test_total_is_the_sum_of_independent_terms(group: str, form: str, fibres: st
 def test_autoencoder_has_no_noise_and_no_kl() -> None:
     model = build(ModelConfig(), 0)
     objective = Objective(ObjectiveConfig(beta=0.0, stochastic=False, noise_var=0.5), 24)
-    x, x_tilde, noise, g = inputs()
-    losses = objective(model, x, x_tilde, noise, g)
+    batch = inputs()
+    losses = objective(model, batch)
     assert "kl" not in losses
-    assert torch.equal(losses["loss"], objective(model, x, x_tilde, -noise, g)["loss"])
+    other = objective(model, batch._replace(noise=-batch.noise))
+    assert torch.equal(losses["loss"], other["loss"])
 
 
 def test_learned_noise_variance_finds_the_mean_squared_error() -> None:
@@ -144,7 +147,7 @@ def test_ssim_term_is_the_one_of_torchmetrics() -> None:
 
 def test_ssim_term_is_added_with_its_weight() -> None:
     model = build(ModelConfig(), 0)
-    plain, with_ssim = (Objective(ObjectiveConfig(ssim=w), 24)(model, *inputs()) for w in (0, 0.7))
+    plain, with_ssim = (Objective(ObjectiveConfig(ssim=w), 24)(model, inputs()) for w in (0, 0.7))
     added = 0.7 * with_ssim["ssim"] / D
     assert "ssim" not in plain and float(added) > 0.05
     assert float(with_ssim["loss"]) == pytest.approx(float(plain["loss"] + added), rel=1e-5)
@@ -152,8 +155,7 @@ def test_ssim_term_is_added_with_its_weight() -> None:
 
 def test_gradient_reaches_both_branches_of_the_equivariance_term() -> None:
     model = build(ModelConfig(), 0)
-    _, x_tilde, _, g = inputs()
-    q, moved = Objective(ObjectiveConfig(equivariance=0.3), 24).encode(model.encoder, x_tilde, g)
+    q, moved = Objective(ObjectiveConfig(equivariance=0.3), 24).encode(model, inputs())
     assert q.mean.requires_grad and moved.mean.requires_grad
 
 

@@ -1,15 +1,15 @@
 """The architectures: exact counts, initial behaviour, symmetry, snapshots."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
 
 from common.errors import DataError
-from models import snapshot
-from models.blocks import ScaledConv2d
+from models import ARCHITECTURES, snapshot
+from models.blocks import BiasSiLU, ScaledConv2d, decayed_parameters
 from models.vae import VAE, ModelConfig, build
 from pipeline import d4
 
@@ -49,6 +49,28 @@ def test_multiply_adds_in_convolutions(config: ModelConfig, macs: int) -> None:
     assert flops.by_operator()["conv"] == macs
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("upsample", ["nearest", "transposed"])
+def test_the_kernels_of_convolutions_decay_and_nothing_else(
+    architecture: Any, upsample: Any
+) -> None:
+    model = build(ModelConfig(architecture, upsample=upsample), 0)
+    decayed = set(decayed_parameters(model))
+    assert decayed == {parameter for parameter in model.parameters() if parameter.ndim == 4}
+
+
+def test_a_layer_must_declare_what_decays() -> None:
+    with pytest.raises(TypeError, match=r"Linear holds \['weight'\]"):
+        decayed_parameters(torch.nn.Sequential(BiasSiLU(3), torch.nn.Linear(3, 2)))
+
+
+def test_architectures_are_those_of_the_registry() -> None:
+    options = get_type_hints(ModelConfig)["architecture"]
+    assert get_args(options) == tuple(ARCHITECTURES)
+    with pytest.raises(ValueError, match="architecture is 'new'; expected one of"):
+        ModelConfig("new")  # type: ignore[arg-type]
+
+
 def test_standardised_weights_have_unit_power() -> None:
     conv = ScaledConv2d(6, 4, 3, gain=1.5)
     impulse = torch.zeros(6, 6, 5, 5)
@@ -58,7 +80,7 @@ def test_standardised_weights_have_unit_power() -> None:
     assert torch.allclose(weight.square().sum((0, 2, 3)), torch.full((4,), 1.5**2), rtol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["seed", "refined", "tied"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("upsample", ["nearest", "bilinear", "transposed"])
 @pytest.mark.parametrize(("kernel", "latent_stage"), [(3, True), (5, False)])
 def test_every_option_runs_and_starts_alive(
