@@ -26,6 +26,8 @@ SSIM_WINDOW = 11
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
+    """The task of a run and the weights of its losses."""
+
     task: Literal["reconstruct", "classify"] = "reconstruct"  # classify: `models.classification`
     beta: float = 1.0  # weight of the KL term
     noise_var: Literal["learned"] | float = "learned"  # 0.5 is the plain squared error
@@ -95,7 +97,7 @@ class Learner(Protocol):
 
 
 def reconstruction_nll(x: Tensor, x_hat: Tensor, noise_var: Tensor | float) -> Tensor:
-    """D/2 log(2 v) + ||x - x^||^2 / (2 v), in nats up to a constant, mean over the batch.
+    """Compute D/2 log(2 v) + ||x - x^||^2 / (2 v), in nats up to a constant, mean over the batch.
 
     v = 0.5 is exactly ||x - x^||^2. The learned v is sigma-VAE (Rybkin et al. 2021).
     """
@@ -111,12 +113,12 @@ def kl_terms(mean: Tensor, log_var: Tensor) -> Tensor:
 
 
 def sample(posterior: Posterior, noise: Tensor) -> Tensor:
-    """z = mean + exp(log_var / 2) noise."""
+    """Sample z = mean + exp(log_var / 2) noise."""
     return posterior.mean + torch.exp(0.5 * posterior.log_var) * noise
 
 
 def structural_loss(x: Tensor, x_hat: Tensor) -> Tensor:
-    """D (1 - SSIM), mean over the batch; kornia returns (1 - SSIM) / 2."""
+    """Compute D (1 - SSIM), mean over the batch; kornia returns (1 - SSIM) / 2."""
     with torch.autocast(x.device.type, enabled=False):
         return 2 * x[0].numel() * ssim_loss(x_hat, x, SSIM_WINDOW, max_val=1.0)
 
@@ -225,7 +227,7 @@ class Objective(nn.Module):
         return {"loss": total / x[0].numel(), **{name: t.detach() for name, t in terms.items()}}
 
     def equivariance(self, moved: Tensor, expected: Tensor) -> Tensor:
-        """E_{g in G} ||phi(F(g x~)) - rho(g) phi(F(x~))||^2, phi the mean or the features;
+        """Compute E_{g in G} ||phi(F(g x~)) - rho(g) phi(F(x~))||^2, phi the mean or the features;
         or E ||g x - D(rho(g) z)||^2, the implicit form (EQ-VAE, Kouzelis et al. 2025).
 
         Estimated with one g != e per sample, times (|G|-1)/|G| because the identity's term is 0,

@@ -11,9 +11,9 @@ A feature map is fibres x |G| channels, channel = fibre * |G| + h, in the regula
     to RGB                 W[o, (i,h')]     = psi[o, i]
     bias, gain             b[(o,h)]         = psi[o]
 
-Each is one gather of psi by a precomputed table, in front of the ordinary layer (torch's
-parametrizations): the layer, its initial scale (psi is a part of the layer's own weights) and its
-multiply-adds stay what they are. Scaled weight standardisation of W has the statistics of psi[o].
+Each is one gather of psi by a precomputed table (torch's parametrizations) before an ordinary
+layer: the layer, its initial scale (psi is a part of its own weights) and its multiply-adds stay
+the same. Scaled weight standardisation of W has the statistics of psi[o].
 """
 
 import torch
@@ -25,12 +25,12 @@ from pipeline import d4
 
 
 class Tied(nn.Module):
-    """psi to a weight of the table's shape, W = psi[table], and a weight to a psi.
+    """Parametrisation of a weight by psi, W = psi[table], and its inverse.
 
     Args:
         table: for each entry of the weight the entry of psi, flattened; every entry of psi
             occurs equally often.
-        shape: of psi.
+        shape: shape of psi.
     """
 
     table: Tensor
@@ -50,7 +50,7 @@ class Tied(nn.Module):
         return weight.view(self.memory_shape).permute(self.from_memory)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """psi from the first entry of the weight that it fills: exact where the weight is tied."""
+        """Take psi from the first entries of the weight that it fills; exact if W is tied."""
         copies = self.memory_shape.numel() // self.psi_shape.numel()
         first = self.table.argsort(stable=True)[::copies]
         flat = weight.permute(self.to_memory).flatten()
@@ -58,14 +58,18 @@ class Tied(nn.Module):
 
 
 def tie(
-    network: nn.Module, group: str, *, lift: nn.Module | None = None,
+    network: nn.Module,
+    group: str,
+    *,
+    lift: nn.Module | None = None,
     to_rgb: nn.Module | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Tie every weight, gain and bias of `network`, in place.
 
     Args:
         group: D4 or C4.
-        lift: the convolution in it that reads the image. to_rgb: the one that writes it.
+        lift: the convolution in it that reads the image.
+        to_rgb: the convolution in it that writes the image.
 
     Raises:
         ValueError: a layer's channels do not split into fibres of |G|.
@@ -87,13 +91,13 @@ def tie(
 
 
 def vector(channels: int, group: str) -> Tied:
-    """One number a fibre."""
+    """Tie a vector: one number per fibre."""
     n = _fibres(channels, group)
     return Tied(torch.arange(n).repeat_interleave(d4.ORDER[group]), (n,))
 
 
 def kernel(shape: torch.Size, group: str, regular: bool) -> Tied:
-    """(out, in, k, k) from psi (out / |G|, in, k, k).
+    """Tie a kernel (out, in, k, k): psi is (out / |G|, in, k, k).
 
     `regular`: the input channels are fibres (mix); otherwise they are moved in space only (lift;
     depthwise, where there is one input channel).
@@ -103,21 +107,21 @@ def kernel(shape: torch.Size, group: str, regular: bool) -> Tied:
 
 
 def transposed_kernel(shape: torch.Size, group: str) -> Tied:
-    """`kernel` for a transposed convolution, whose weight is (in, out, k, k)."""
+    """Tie the kernel of a transposed convolution, (in, out, k, k), as `kernel` does."""
     c_in, c_out, *side = shape
     table = _orbit(torch.Size((c_out, c_in, *side)), group, regular=True)
     return Tied(table.transpose(0, 1), (_fibres(c_out, group), c_in, *side))
 
 
 def rgb_kernel(shape: torch.Size, group: str) -> Tied:
-    """(3, in, 1, 1) from psi (3, in / |G|, 1, 1)."""
+    """Tie a kernel to RGB, (3, in, 1, 1): psi is (3, in / |G|, 1, 1)."""
     psi = (shape[0], _fibres(shape[1], group), *shape[2:])
     table = torch.arange(torch.Size(psi).numel()).view(psi)
     return Tied(table.repeat_interleave(d4.ORDER[group], 1), psi)
 
 
 def _orbit(shape: torch.Size, group: str, regular: bool) -> Tensor:
-    """The table of `kernel`: psi[o] moved by every h, one output channel each."""
+    """Make the table of `kernel`: psi[o] moved by every h, one output channel each."""
     c_out, c_in, *side = shape
     n, order = _fibres(c_out, group), d4.ORDER[group]
     psi = torch.arange(n * c_in * side[0] * side[1]).view(n, c_in, *side)

@@ -35,8 +35,10 @@ MAX_CHANNELS = 4096
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """Architecture and size of a model."""
+
     architecture: Literal["seed", "refined", "tied"] = "seed"
-    group: Literal["D4", "C4"] = "D4"  # that `tied` is equivariant under
+    group: Literal["D4", "C4"] = "D4"  # symmetry group of `tied`
     widths: tuple[int, int, int] = (16, 32, 64)  # channels at 32x32, 16x16, 8x8; 4x4 has twice 8x8
     latent_channels: int = 24
     stage1_kernel: Literal[3, 5] = 3  # depthwise kernel of the encoder's first stage
@@ -78,7 +80,7 @@ class ModelConfig:
 
     @property
     def fixup(self) -> float:
-        """L^(-1/(2m-2)), m = 3, L the residual branches from image to image."""
+        """Initial scale of the L residual branches from image to image: L^(-1/(2m-2)), m = 3."""
         stages = 2 * STAGES + self.latent_stage
         return float((BLOCKS_PER_STAGE * stages) ** -0.25)
 
@@ -184,6 +186,8 @@ REFINED = Layers(
 
 
 class Encoder(nn.Module):
+    """Three stages of residual blocks, each halving the side, and a 1x1 head."""
+
     def __init__(self, config: ModelConfig, layers: Layers) -> None:
         super().__init__()
         first, second, third = config.widths
@@ -206,7 +210,7 @@ class Encoder(nn.Module):
         self.head = layers.head(top, 2 * config.latent_channels)
 
     def forward(self, x_BCHW: Tensor) -> Posterior:
-        """Float images (B, 3, 32, 32) in [0, 1] to the posterior."""
+        """Encode float images (B, 3, 32, 32) in [0, 1]."""
         stem = self.stem((x_BCHW - self.input_shift) * self.input_scale)
         features = self.body(stem)
         mean, log_var = _full(self.head(self.head_act(features))).chunk(2, dim=1)
@@ -214,6 +218,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """The way back: three stages, each doubling the side, and a 1x1 output."""
+
     def __init__(self, config: ModelConfig, layers: Layers) -> None:
         super().__init__()
         first, second, third = config.widths
@@ -234,7 +240,7 @@ class Decoder(nn.Module):
         self.output = layers.output(first)
 
     def forward(self, z_BCHW: Tensor) -> Tensor:
-        """Latents (B, 24, 4, 4) to float32 images (B, 3, 32, 32) in [0, 1]."""
+        """Decode latents (B, 24, 4, 4) to float32 images (B, 3, 32, 32) in [0, 1]."""
         logits = self.output(self.output_act(self.body(self.stem(z_BCHW))))
         return torch.sigmoid(_full(logits))
 

@@ -1,4 +1,4 @@
-"""D4 and C4: group tables and exact actions on images and latents.
+"""D4 and C4: tables of the symmetry groups, and their exact actions on images and latents.
 
 Element i = 4f + r acts as rot90^r(flip_W^f(x)), counter-clockwise; C4 is the elements 0..3.
 Every action is a permutation of numbers, so it is exact in any dtype.
@@ -12,13 +12,13 @@ ORDER = {"D4": 8, "C4": 4}
 
 
 def product(a: int, b: int) -> int:
-    """The element that acts as b first, then a: (f1,r1)(f2,r2) = (f1^f2, r1 + (-1)^f1 r2)."""
+    """Compose two elements, b first: (f1,r1)(f2,r2) = (f1^f2, r1 + (-1)^f1 r2)."""
     f1, r1, f2, r2 = a // 4, a % 4, b // 4, b % 4
     return 4 * (f1 ^ f2) + (r1 + (-r2 if f1 else r2)) % 4
 
 
 def inverse(a: int) -> int:
-    """Rotations invert to the opposite rotation, reflections to themselves."""
+    """Invert an element: a rotation to the opposite one, a reflection to itself."""
     return a if a >= 4 else -a % 4
 
 
@@ -29,15 +29,18 @@ def act_one(x: Tensor, element: int) -> Tensor:
 
 
 def pixel_index(n: int) -> Tensor:
-    """The gather table (8, n*n): pixel p of g x is pixel table[g, p] of x."""
+    """Make the gather table (8, n*n): pixel p of g x is pixel table[g, p] of x."""
     grid = torch.arange(n * n).reshape(n, n)
     return torch.stack([act_one(grid, g).flatten() for g in range(8)])
 
 
 def channel_index(channels: int, group: str) -> Tensor:
-    """The gather table (|G|, channels) of regular fibres: [rho(g) phi](h) = phi(g^-1 h).
+    """Make the gather table (|G|, channels) of regular fibres: [rho(g) phi](h) = phi(g^-1 h).
 
-    Channel = fibre * |G| + h. Raises ValueError where |G| does not divide the channels.
+    Channel = fibre * |G| + h.
+
+    Raises:
+        ValueError: |G| does not divide the channels.
     """
     order = ORDER[group]
     if channels % order:
@@ -48,9 +51,9 @@ def channel_index(channels: int, group: str) -> Tensor:
 
 
 def act(x_BCNN: Tensor, g_B: Tensor, table_GP: Tensor) -> Tensor:
-    """Apply element g[b] to sample b, of any dtype; `table_GP` is `pixel_index(N)`.
+    """Apply element g[b] to sample b, in any dtype; `table_GP` is `pixel_index(N)`.
 
-    Works on channels-last memory and returns it: there, a pixel is one contiguous run.
+    Expects and returns channels-last memory, in which a pixel is one contiguous run.
     """
     b, c, n, _ = x_BCNN.shape
     x_BPC = x_BCNN.permute(0, 2, 3, 1).reshape(b, n * n, c)

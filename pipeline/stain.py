@@ -10,33 +10,33 @@ from torch import Tensor
 
 DARKEST = 1 / 255  # light below it has no finite density
 _STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))  # H, E, residual (DAB)
-CHROMATIC = 1e-3  # a standard deviation in CIELAB below which a channel is not stretched
+CHROMATIC = 1e-3  # standard deviation in CIELAB below which a channel is not stretched
 
 
 def concentrations(x_BCHW: Tensor) -> Tensor:
-    """Haematoxylin, eosin and residual of every pixel, (B, 3, H, W)."""
+    """Separate haematoxylin, eosin and a residual in every pixel, (B, 3, H, W)."""
     density = -x_BCHW.clamp(min=DARKEST).log10()
     return torch.einsum("bchw,cs->bshw", density, _stains(x_BCHW).inverse())
 
 
 def render(concentrations_BSHW: Tensor) -> Tensor:
-    """The inverse: an image, clamped to [0, 1]."""
+    """Render concentrations as an image, clamped to [0, 1]: the inverse of `concentrations`."""
     density = torch.einsum("bshw,sc->bchw", concentrations_BSHW, _stains(concentrations_BSHW))
     return (10**-density).clamp(0, 1)
 
 
 def jitter(x_BCHW: Tensor, scale_BS: Tensor) -> Tensor:
-    """Haematoxylin and eosin scaled by (B, 2) factors, as a stronger or weaker staining does."""
-    found = concentrations(x_BCHW)
+    """Scale haematoxylin and eosin by (B, 2) factors, as stronger or weaker staining does."""
+    stains_BSHW = concentrations(x_BCHW)
     factors = torch.cat([scale_BS, torch.ones_like(scale_BS[:, :1])], 1)
-    return render(found * factors[:, :, None, None])
+    return render(stains_BSHW * factors[:, :, None, None])
 
 
 def statistics(x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (3,) of all pixels of a group of patches in CIELAB.
+    """Measure the mean and standard deviation (3,) of all pixels of some patches in CIELAB.
 
-    The group is a site or a source image, never one patch: a 32-pixel patch of fat would be
-    coloured like a tumour.
+    The patches are those of a site or a source image, never one alone: a 32-pixel patch of fat
+    would be coloured like a tumour.
     """
     lab = rgb_to_lab(x_BCHW).double().transpose(0, 1).flatten(1)
     return lab.mean(1).float(), lab.std(1, correction=0).float()
@@ -45,7 +45,7 @@ def statistics(x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 def normalise(
     x_BCHW: Tensor, source: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """Move patches from the `statistics` of their group to those of another (Reinhard 2001)."""
+    """Move patches from the `statistics` of their site to those of another (Reinhard 2001)."""
     (mean, deviation), (to_mean, to_deviation) = source, target
     scale = (to_deviation / deviation.clamp(min=CHROMATIC))[:, None, None]
     lab = (rgb_to_lab(x_BCHW) - mean[:, None, None]) * scale + to_mean[:, None, None]
@@ -53,5 +53,5 @@ def normalise(
 
 
 def _stains(like: Tensor) -> Tensor:
-    """(3 stains, 3 channels), rows of length 1."""
+    """Stain matrix (3 stains, 3 channels) with rows of length 1."""
     return torch.nn.functional.normalize(like.new_tensor(_STAINS), dim=1)

@@ -20,6 +20,7 @@ from pipeline import corruptions, d4
 from pipeline.corruptions import CorruptionConfig
 from pipeline.index import open_dataset
 from pipeline.loader import Loader
+from pipeline.pixels import to_float
 from tests.train.test_loop import config, final_state, train_until
 from train import checkpoint as state
 from train.config import DEFAULT_PRESET
@@ -82,8 +83,8 @@ def test_copies_are_of_their_moment() -> None:
         copies = Copies({"a": original, "b": original[:3]})
         for _ in range(100):
             original += 1
-    found = copies.on_host()
-    assert all((t == 100).all() and not t.is_cuda for t in found.values())
+    copied = copies.on_host()
+    assert all((t == 100).all() and not t.is_cuda for t in copied.values())
     assert (original == 200).all()
 
 
@@ -92,13 +93,13 @@ def test_batches_arrive_whole_while_the_device_is_busy(storage: str, small_datas
     split = open_dataset(small_dataset).split("train")
     order = "stream" if storage == "stream" else "host"  # the order of a stream is by blocks
     expected = Loader(split, 16, 3, CPU, order).batches(32, 480)
-    found = Loader(split, 16, 3, GPU, storage).batches(32, 480)
+    batches = Loader(split, 16, 3, GPU, storage).batches(32, 480)
     busy = torch.rand(2048, 2048, device=GPU)
-    kept = []
-    for batch in found:
+    copies = []
+    for batch in batches:
         busy = (busy @ busy).sigmoid()
-        kept.append((batch.images + 0, batch.labels + 0, batch.indices))  # queued behind the work
-    for (images, labels, indices), one in zip(kept, expected, strict=True):
+        copies.append((batch.images + 0, batch.labels + 0, batch.indices))  # queued behind the work
+    for (images, labels, indices), one in zip(copies, expected, strict=True):
         assert images.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(images.cpu(), one.images) and torch.equal(labels.cpu(), one.labels)
         assert (indices == one.indices).all()
@@ -107,7 +108,7 @@ def test_batches_arrive_whole_while_the_device_is_busy(storage: str, small_datas
 def test_augmentation_and_corruption_are_those_of_the_cpu() -> None:
     moved = pixels(64), torch.arange(64) % 8, d4.pixel_index(32)
     assert torch.equal(d4.act(*(t.to(GPU) for t in moved)).cpu(), d4.act(*moved))
-    settings, x = CorruptionConfig(), moved[0].float() / 255
+    settings, x = CorruptionConfig(), to_float(moved[0])
     draws = corruptions.draw(settings, len(x), 32, generator())
     copies = {kind: tuple(t.to(GPU) for t in tensors) for kind, tensors in draws.items()}
     corrupted = corruptions.corrupt(x.to(GPU), settings, copies).cpu()
@@ -164,5 +165,5 @@ def test_embeddings_are_those_of_the_cpu() -> None:
     symmetry = Symmetry()
     for readout in ("mean", "orbit_invariant"):
         expected = PatchEncoder(model.to(CPU), symmetry).encode(pixels(300), readout)
-        found = PatchEncoder(model.to(GPU), symmetry).encode(pixels(300), readout)
-        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+        encoded = PatchEncoder(model.to(GPU), symmetry).encode(pixels(300), readout)
+        torch.testing.assert_close(encoded, expected, rtol=1e-2, atol=1e-2)

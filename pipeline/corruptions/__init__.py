@@ -1,11 +1,11 @@
 """Corruptions of a clean batch: drawn in training, fixed for evaluation, graded for robustness.
 
-A new kind is a module with a `Kind`, an entry in `KINDS` and, where training may draw it, its share
-(default 0) and range in `CorruptionConfig`; figures, tables and benchmarks read the registry.
+kind                `Kind`, and `CorruptionConfig` with the shares and ranges of training
+noise, blur, jpeg   the kinds that training draws
+colour              brightness and staining, which are never trained
 
-kind     `Kind`, and `CorruptionConfig` with the shares and ranges of training
-noise, blur, jpeg   the kinds of training
-colour   brightness and staining, which are never trained
+A new kind is a module with a `Kind`, an entry in `KINDS` and, where training may draw it, a share
+(default 0) and a range in `CorruptionConfig`. Figures, tables and benchmarks read the registry.
 """
 
 import numpy as np
@@ -31,9 +31,9 @@ KINDS: dict[str, Kind] = {
 GRADED = {name: kind for name, kind in KINDS.items() if kind.levels}
 NONE = CorruptionConfig().only("identity")
 
-CHUNK = 64  # test images that are corrupted by one generator: results depend on it
-TEST_SEED = 20_240_501  # of test images corrupted as in training
-LEVEL_SEED = 20_240_502  # of test images corrupted at a level
+CHUNK = 64  # test images per generator: results depend on it
+TEST_SEED = 20_240_501  # for test images corrupted as in training
+LEVEL_SEED = 20_240_502  # for test images corrupted at a level
 
 
 def trained(name: str) -> bool:
@@ -42,7 +42,7 @@ def trained(name: str) -> bool:
 
 
 def extents(config: CorruptionConfig) -> list[str]:
-    """How far training goes by each kind that it draws, in words."""
+    """Describe how far training goes by each kind that it draws."""
     words = [KINDS[name].extent(config) for name, share in config.shares.items() if share > 0]
     return [text for text in words if text]
 
@@ -51,7 +51,7 @@ Draws = dict[str, Parameters]  # by kind, in the order of the batch
 
 
 def draw(config: CorruptionConfig, batch: int, size: int, generator: Generator) -> Draws:
-    """Random parameters for images (batch, 3, size, size), on the generator's device."""
+    """Draw random parameters for images (batch, 3, size, size), on the generator's device."""
     counts = config.counts(batch)
     return {name: KINDS[name].draw(config, n, size, generator) for name, n in counts.items()}
 
@@ -69,10 +69,10 @@ def corrupt(x_BCHW: Tensor, config: CorruptionConfig, draws: Draws) -> Tensor:
 def corrupt_as(name: str, x_BCHW: Tensor, config: CorruptionConfig, first: int = 0) -> Tensor:
     """Corrupt a whole batch of test images by one kind, in the ranges of `config`.
 
-    Drawn on the host from the kind and `first`, the index of the first image: every model and
-    device sees the same corrupted images.
+    Parameters are drawn on the host from the kind and `first`, the index of the first image:
+    every model and device sees the same corrupted images.
     """
-    seed = TEST_SEED + 4 * first + KINDS[name].number  # 4 kinds at first; `first` is a whole CHUNK
+    seed = TEST_SEED + 4 * first + KINDS[name].number  # apart, as `first` is a multiple of CHUNK
     generator = torch.Generator().manual_seed(seed)
     parameters = KINDS[name].draw(config, len(x_BCHW), x_BCHW.shape[-1], generator)
     return KINDS[name].apply(x_BCHW, *(tensor.to(x_BCHW.device) for tensor in parameters))
@@ -81,10 +81,10 @@ def corrupt_as(name: str, x_BCHW: Tensor, config: CorruptionConfig, first: int =
 def corrupt_at(name: str, x_BCHW: Tensor, severity: int, first: int = 0) -> Tensor:
     """Corrupt a whole batch of test images on the host by one kind at severity 1 to 5.
 
-    Drawn from the kind, the severity and `first`, the index of the first image.
+    Parameters are drawn from the kind, the severity and `first`, the index of the first image.
     """
     kind = KINDS[name]
-    entropy = [LEVEL_SEED, kind.number - 1, severity, first]  # noise had number 0 at first
+    entropy = [LEVEL_SEED, kind.number - 1, severity, first]  # counted from noise
     state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
     generator = torch.Generator().manual_seed(state)
     return kind.apply_at(x_BCHW, kind.levels[severity - 1], generator)

@@ -23,7 +23,7 @@ class CorruptionConfig:
     noise: float = 1.0
     blur: float = 1.0
     jpeg: float = 1.0
-    noise_sigma: tuple[float, ...] = (0.05, 0.1)  # one of these a sample, in units of [0, 1]
+    noise_sigma: tuple[float, ...] = (0.05, 0.1)  # one of these per sample, in units of [0, 1]
     blur_sigma: tuple[float, float] = (0.3, 1.0)  # uniform, in pixels, 5x5 kernel
     jpeg_quality: tuple[float, float] = (10.0, 50.0)  # uniform
 
@@ -54,10 +54,10 @@ class CorruptionConfig:
         return replace(self, **shares)  # type: ignore[arg-type]
 
 
-# names are found once: `shares` is part of the compiled step
+# looked up once, since `shares` is read in the compiled step
 TRAINABLE = tuple(field.name for field in fields(CorruptionConfig) if field.type is float)
 
-Parameters = tuple[Tensor, ...]  # what a kind draws for n samples; the first dimension of each is n
+Parameters = tuple[Tensor, ...]  # drawn for n samples: the first dimension of each is n
 
 
 def _nothing(config: CorruptionConfig, count: int, size: int, generator: Generator) -> Parameters:
@@ -74,7 +74,7 @@ def _unchanged_at(x_BCHW: Tensor, level: float, generator: Generator) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """One way of corrupting images; by default none. Results stay in [0, 1]."""
+    """One way of corrupting images, which stay in [0, 1]; the defaults change nothing."""
 
     title: str
     """Name in figures and tables."""
@@ -86,7 +86,7 @@ class Kind:
     apply: Callable[..., Tensor] = _unchanged
     """Corrupts images (n, 3, N, N) by the parameters that `draw` gave for them."""
     extent: Callable[[CorruptionConfig], str] = lambda config: ""
-    """How far training goes, in words."""
+    """Describes how far training goes."""
 
     levels: tuple[float, ...] = ()
     """Severities 1 to 5 of the robustness curve; empty for a kind without one."""

@@ -35,9 +35,13 @@ from train.task import require_labels
 CPU = torch.device("cpu")
 BATCH = 12
 SHORT = EvalConfig(
-    baselines=("mean_rgb",), probes=("logistic",), readouts=("mean",), budgets=False,
-    robustness=False, orbit_probe=False,
-)  # fmt: skip
+    baselines=("mean_rgb",),
+    probes=("logistic",),
+    readouts=("mean",),
+    budgets=False,
+    robustness=False,
+    orbit_probe=False,
+)
 
 
 def new_step(classes: int = 2) -> TrainStep:
@@ -142,21 +146,20 @@ def test_other_terms_beside_the_labels_are_refused() -> None:
 
 
 def gradients(data: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """By parameter that is trained: averaged over the ranks, and of one process on the batch."""
+    """Gradients by parameter: averaged over the ranks, and of one process on the whole batch."""
     accelerator = start_accelerator()
     rank, world = accelerator.process_index, accelerator.num_processes
     split = open_dataset(data).split("train")
 
     def batch(rank: int, world: int) -> tuple[Tensor, Tensor]:
-        found = next(Loader(split, BATCH, 0, accelerator.device, "host", rank, world).batches(0, 1))
-        return found.images, found.labels
+        loader = Loader(split, BATCH, 0, accelerator.device, "host", rank, world)
+        first = next(loader.batches(0, 1))
+        return first.images, first.labels
 
     step, alone = plain_step(), plain_step()
     wrapped = accelerator.prepare(step)
-    for one, module, (x, labels) in (
-        (step, wrapped, batch(rank, world)), (alone, alone, batch(0, 1))
-    ):  # fmt: skip
-        draws = one.draw(len(x), generator_for(0, 0, 0, x.device))
+    for module, (x, labels) in ((wrapped, batch(rank, world)), (alone, batch(0, 1))):
+        draws = alone.draw(len(x), generator_for(0, 0, 0, x.device))
         accelerator.backward(module(x, draws, labels)["loss"])
     accelerator.end_training()
     return {
@@ -167,7 +170,7 @@ def gradients(data: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.flo
 
 
 def plain_step() -> TrainStep:
-    """Without anything random, so that ranks and one process see the same."""
+    """Make a step without anything random, so that ranks and one process see the same."""
     step = new_step()
     assert isinstance(step.objective, Classification)
     torch.nn.init.constant_(step.objective.head.weight[0], 0.1)
@@ -177,8 +180,8 @@ def plain_step() -> TrainStep:
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_gradients_on_several_ranks_are_those_of_one(world: int, small_dataset: Path) -> None:
-    for found in run_ranks(world, gradients, small_dataset):
-        assert "objective.head.weight" in found
-        for name, (shared, alone) in found.items():
+    for by_name in run_ranks(world, gradients, small_dataset):
+        assert "objective.head.weight" in by_name
+        for name, (shared, alone) in by_name.items():
             distance = np.linalg.norm(shared - alone)
             assert distance <= 1e-4 * np.linalg.norm(alone), name

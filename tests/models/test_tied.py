@@ -53,9 +53,13 @@ def randomise(module: nn.Module) -> None:
 
 
 def assert_equivariant(
-    f: Callable[[Tensor], Tensor], x: Tensor, group: str, *,
-    reads: bool = True, writes: bool = True,
-) -> None:  # fmt: skip
+    f: Callable[[Tensor], Tensor],
+    x: Tensor,
+    group: str,
+    *,
+    reads: bool = True,
+    writes: bool = True,
+) -> None:
     """f(rho(g) x) = rho(g) f(x) for all g, to the rounding of x's type (relative, Frobenius).
 
     `reads`, `writes`: whether f's input and output are regular fibres, or an image.

@@ -44,15 +44,17 @@ def trusted(root: Path) -> tuple[DatasetMetadata, Shard]:
     (shard,) = metadata.splits["train"].shards
     tar, sidecar = shard.tar(root).read_bytes(), shard.sidecar(root).read_bytes()
     shard = replace(
-        shard, size=len(tar), xxh3=xxhash.xxh3_64_hexdigest(tar),
-        sidecar_size=len(sidecar), sidecar_xxh3=xxhash.xxh3_64_hexdigest(sidecar),
-    )  # fmt: skip
-    return replace(
-        metadata, splits={"train": replace(metadata.splits["train"], shards=[shard])}
-    ), shard
+        shard,
+        size=len(tar),
+        xxh3=xxhash.xxh3_64_hexdigest(tar),
+        sidecar_size=len(sidecar),
+        sidecar_xxh3=xxhash.xxh3_64_hexdigest(sidecar),
+    )
+    splits = {"train": replace(metadata.splits["train"], shards=[shard])}
+    return replace(metadata, splits=splits), shard
 
 
-def found(root: Path, metadata: DatasetMetadata, shard: Shard) -> Findings:
+def findings_of(root: Path, metadata: DatasetMetadata, shard: Shard) -> Findings:
     findings = Findings()
     check_shard(root, metadata, "train", shard, findings)
     return findings
@@ -67,9 +69,9 @@ def test_a_cut_at_every_128_bytes_is_named(root: Path) -> None:
         tar.write_bytes(whole[:cut])
         with pytest.raises(DataError, match=rf"train-000000\.tar has {cut} bytes"):
             open_dataset(root)
-        problems = found(root, clean, clean.splits["train"].shards[0]).problems
+        problems = findings_of(root, clean, clean.splits["train"].shards[0]).problems
         assert ("train-000000.tar", cut) in [(p.file, p.offset) for p in problems]
-        hidden = found(root, *trusted(root))
+        hidden = findings_of(root, *trusted(root))
         if cut >= last + 1024:
             assert not hidden.problems and len(hidden.keys["train-000000"]) == SAMPLES
             continue
@@ -87,12 +89,12 @@ def test_a_flip_in_any_byte_of_a_header_is_found(root: Path) -> None:
         flipped = bytearray(whole)
         flipped[place] ^= 1 << (place % 8)
         tar.write_bytes(flipped)
-        hidden = found(root, *trusted(root))
+        hidden = findings_of(root, *trusted(root))
         if hidden.problems:
             assert {p.offset for p in hidden.problems} == {0}
         else:
             silent.append(place)
-            assert found(root, clean, clean.splits["train"].shards[0]).problems
+            assert findings_of(root, clean, clean.splits["train"].shards[0]).problems
     assert set(silent) <= {148, 154, 155}  # space around the checksum: the number is the same
 
 

@@ -69,8 +69,8 @@ def test_each_sample_exactly_once_an_epoch(storage: str, world: int, dataset: Da
 def test_resuming_continues_the_order(storage: str, dataset: Dataset) -> None:
     split = dataset.split("train")
     whole = [b.indices for b in Loader(split, 7, 1, CPU, storage).batches(0, 20 * 7)]
-    rest = [b.indices for b in Loader(split, 7, 1, CPU, storage).batches(9 * 7, 20 * 7)]
-    assert len(whole) == 20 and all(map(np.array_equal, whole[9:], rest))
+    later = [b.indices for b in Loader(split, 7, 1, CPU, storage).batches(9 * 7, 20 * 7)]
+    assert len(whole) == 20 and all(map(np.array_equal, whole[9:], later))
 
 
 def test_batches_must_divide_among_ranks(dataset: Dataset) -> None:
@@ -88,8 +88,8 @@ def test_a_stream_with_little_room_gives_the_same_samples(
     pixels, stream = Reader(split).read(np.arange(len(split))), Streamed(split, CPU)
     for _ in range(60):
         rows = rng.integers(len(split), size=int(rng.integers(1, 30)))
-        found = stream.gather(rows).permute(0, 2, 3, 1).numpy()
-        assert np.array_equal(found, pixels[rows])
+        gathered = stream.gather(rows).permute(0, 2, 3, 1).numpy()
+        assert np.array_equal(gathered, pixels[rows])
 
 
 def test_twenty_epochs_leak_nothing(tmp_path: Path) -> None:
@@ -144,8 +144,9 @@ def damaged(root: Path, how: str) -> None:
 
 
 DAMAGES = [
-    "missing", "truncated", "swapped", "swapped with sidecars", "renamed", "sidecar", "no sidecar",
-]  # fmt: skip
+    *("missing", "truncated", "swapped", "swapped with sidecars", "renamed"),
+    *("sidecar", "no sidecar"),
+]
 
 
 @pytest.mark.parametrize("how", DAMAGES)
