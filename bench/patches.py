@@ -18,7 +18,7 @@ from pipeline.reader import read_split
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.schema import CHANNELS, PATCH
-from shards.synthetic.__main__ import SyntheticConfig, generate, sources
+from shards.synthetic.generate import SyntheticConfig, generate, sources
 
 BASE = 4096  # patches drawn or read; larger sets repeat them, shifted
 SIDE = 32  # patches along a mosaic

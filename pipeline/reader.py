@@ -65,7 +65,11 @@ class Reader:
         self.stored = split.png == "stored"
         self.decode = images.decode_trusted if split.png == FOREIGN else png.decode_trusted
         if self.stored and not (self.sizes == png.STORED_PNG_BYTES).all():
-            raise DataError(f"{split.root}: a PNG of split {split.name} is not of the stored size")
+            raise DataError(
+                f"{split.root}: a PNG of split {split.name} has another size than "
+                f"{png.STORED_PNG_BYTES} bytes, those of a stored {PATCH}x{PATCH} patch: the data "
+                f"set was altered, or packed for another patch size"
+            )
 
     def __enter__(self) -> "Reader":
         return self

@@ -1,4 +1,4 @@
-"""Copy a data set that lies elsewhere into the cache: `python -m shards.fetch URL`.
+"""Copy a remote data set into the cache: `python -m shards.fetch URL`.
 
 It prints the folder. Every command that takes a data set takes a URL too and does the same.
 """
@@ -12,22 +12,24 @@ import tyro
 
 from common.command import run_command
 from shards.remote.cache import fetch
-from shards.remote.store import SCHEMES
+from shards.remote.download import SCHEMES
 
 _Url = Annotated[
     str, tyro.conf.arg(metavar="URL", help=", ".join(f"{scheme}://..." for scheme in SCHEMES))
 ]
 _Cache = Annotated[
     Path | None,
-    tyro.conf.arg(help="folder; default: $EQDVAE_CACHE, or eqdvae in $XDG_CACHE_HOME or ~/.cache"),
+    tyro.conf.arg(
+        help="folder of the cache; default: $EQDVAE_CACHE, or eqdvae in $XDG_CACHE_HOME or ~/.cache"
+    ),
 ]
-_Splits = Annotated[tuple[str, ...], tyro.conf.arg(help="only these")]
+_Splits = Annotated[tuple[str, ...], tyro.conf.arg(help="splits to fetch; default: all")]
 
 
 def _command(
     url: tyro.conf.Positional[_Url], cache: _Cache = None, splits: _Splits = ()
 ) -> Callable[[], None]:
-    """Copy a data set that lies elsewhere into the cache, verified, and print its folder."""
+    """Copy a remote data set into the cache, verify it, and print its folder."""
     return lambda: print(fetch(url, cache, splits))
 
 

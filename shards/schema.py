@@ -1,22 +1,29 @@
-"""The shard format, defined once: keys, members, patch shape, sidecar columns and `dataset.json`.
+"""The shard format, defined once: patch shape, keys, sidecar columns and `dataset.json`.
 
 A data set is a folder::
 
     dataset.json             classes, splits, counts, channel means, provenance, hashes
     train-000000.tar         plain WebDataset: s000000000.png s000000000.cls s000000001.png ...
-    train-000000.parquet     one row a sample: label, offset, size, crc32, source, x, y, ...
+    train-000000.parquet     one row per sample: label, offset, size, crc32, source, x, y, ...
 
-Tars of another tool stay where they are: `png` is then "foreign" and each shard says its `path`.
+Tars of another tool stay where they are: `png` is then "foreign" and each shard has a `path`.
 
-Whoever wrote the folder is not trusted: `load_metadata` checks every field before it is used.
+The files are not trusted: `load_metadata` checks every field before it is used.
+
+PATCH is the one place of the patch size; the sizes of rows, PNGs and samples are computed from it
+(`codec.png`, `codec.tar_writer`). Images of another size are refused from their header. A second
+size would be a field of `DatasetMetadata` that is omitted at 32, so that data sets of today keep
+the bytes of `dataset.json` and their hash.
 """
 
 import json
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import xxhash
 
@@ -28,18 +35,22 @@ CHANNELS = 3
 PATCH_BYTES = PATCH * PATCH * CHANNELS
 NO_LABEL = -1
 
+MAX_PATCHES = 10**9  # the nine digits of a key
+MAX_LISTED = 100  # items in each list of the provenance (skipped, repeated); all are counted
+MIN_SAMPLE_BYTES = 1024  # in a tar: a header and a block of the image
+
 METADATA_NAME = "dataset.json"
 PACKING_NAME = ".packing.json"  # beside an unfinished pack
 MAX_METADATA_BYTES = 64 << 20
-FOREIGN = "foreign"  # images of another tool, PNG or JPEG, at any place of its tars
+FOREIGN = "foreign"  # images of another tool, PNG or JPEG, anywhere in its tars
 PNG_MODES = ("stored", "keep", FOREIGN)
 
 SIDECAR = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("label", pa.int32(), nullable=False),  # index into classes, -1 = none
-        pa.field("offset", pa.int64(), nullable=False),  # of the first image byte in the tar
-        pa.field("size", pa.int32(), nullable=False),  # of the image in bytes
+        pa.field("offset", pa.int64(), nullable=False),  # of the image in the tar
+        pa.field("size", pa.int32(), nullable=False),  # of the image, in bytes
         pa.field("crc32", pa.uint32(), nullable=False),  # of the image's bytes
         pa.field("source", pa.string(), nullable=False),  # source image: the group of the patch
         pa.field("slide", pa.string()),
@@ -47,8 +58,10 @@ SIDECAR = pa.schema(
         pa.field("site", pa.string()),
         pa.field("x", pa.int32()),  # pixel column of the patch in its source image
         pa.field("y", pa.int32()),  # pixel row
-        pa.field("mpp", pa.float32()),  # microns a pixel
-        pa.field("path", pa.string(), nullable=False),  # in the packed folder; TAR/MEMBER
+        pa.field("mpp", pa.float32()),  # microns per pixel
+        pa.field(
+            "path", pa.string(), nullable=False
+        ),  # in the source folder; TAR/MEMBER if foreign
     ]
 )
 
@@ -60,19 +73,18 @@ _HASH = re.compile(r"[0-9a-f]{16}")
 class Shard:
     name: str  # "train-000000"; the files are NAME.tar and NAME.parquet
     count: int  # samples
-    size: int  # bytes of the tar
+    size: int  # of the tar, in bytes
     xxh3: str  # xxh3-64 of the tar, hexadecimal
     sidecar_size: int
     sidecar_xxh3: str
-    path: str | None = (
-        None  # of a foreign tar: absolute, or relative to dataset.json; None: NAME.tar
-    )
+    path: str | None = None  # foreign tar: absolute or relative to the data set; None: NAME.tar
 
     def tar(self, root: Path) -> Path:
-        """Where the tar lies when dataset.json lies in `root`."""
+        """Path of the tar of a data set in `root`."""
         return root / (self.path or f"{self.name}.tar")
 
     def sidecar(self, root: Path) -> Path:
+        """Path of the Parquet table of a data set in `root`."""
         return root / f"{self.name}.parquet"
 
 
@@ -85,25 +97,30 @@ class SplitMetadata:
 
 @dataclass(frozen=True)
 class DatasetMetadata:
-    """What `dataset.json` says."""
+    """Content of `dataset.json`."""
 
     png: str  # one of PNG_MODES
     classes: list[str]  # by label; empty when unlabelled
     splits: dict[str, SplitMetadata]
     channel_mean: list[float]  # RGB in [0, 1], of the train split (of all splits without one)
-    provenance: dict[str, Any]
+    provenance: dict[str, Any]  # how the data set was made; free-form
     version: int = VERSION
 
     @property
     def labelled(self) -> bool:
         return bool(self.classes)
 
+    @property
+    def shards(self) -> list[Shard]:
+        """Shards of all splits."""
+        return [shard for split in self.splits.values() for shard in split.shards]
+
 
 def key(index: int) -> str:
-    """The sample key: `s` and nine digits, unique across the splits of a data set.
+    """Sample key: `s` and nine digits, unique across the splits of a data set.
 
-    Keys number the patches in the order of packing, split after split; a patch that packing left
-    out leaves a gap.
+    Keys number the patches in packing order, split after split; a patch that packing skipped
+    leaves a gap.
     """
     return f"s{index:09d}"
 
@@ -116,22 +133,39 @@ def valid_split(name: str) -> bool:
     return _SPLIT.fullmatch(name) is not None
 
 
+def mean_splits(splits: Iterable[str]) -> list[str]:
+    """Names of the splits that the channel mean covers: train, or all when there is no train."""
+    names = list(splits)
+    return ["train"] if "train" in names else names
+
+
+def channel_mean(sums: Sequence[int], patches: int) -> list[float]:
+    """Mean of each channel in [0, 1].
+
+    Args:
+        sums: (3,) sums of the 0-255 values of each channel over all pixels.
+        patches: number of patches in the sums.
+    """
+    values = 255 * PATCH * PATCH * patches
+    return [int(total) / values for total in sums]
+
+
 def dumps_metadata(metadata: DatasetMetadata) -> bytes:
-    """The exact bytes of `dataset.json`: the same metadata gives the same bytes."""
-    fields = asdict(metadata, dict_factory=_present)
+    """Encode `dataset.json`; equal metadata give equal bytes."""
+    fields = asdict(metadata, dict_factory=_without_none)
     return (json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def dataset_hash(metadata: DatasetMetadata) -> str:
-    """The hash that names a data set in run folders: it covers every shard through its own hash.
+    """Hash that names a data set in run folders; it covers every shard through the shard's hash.
 
-    Where tars lie does not count: a copy elsewhere is the same data set.
+    The place of foreign tars does not count: a copy elsewhere is the same data set.
     """
     return xxhash.xxh3_64_hexdigest(dumps_metadata(without_paths(metadata)))
 
 
 def without_paths(metadata: DatasetMetadata) -> DatasetMetadata:
-    """The metadata of a copy with every tar beside it."""
+    """Metadata of a copy of the data set with every tar in its folder."""
     splits = {
         name: replace(split, shards=[replace(shard, path=None) for shard in split.shards])
         for name, split in metadata.splits.items()
@@ -139,14 +173,16 @@ def without_paths(metadata: DatasetMetadata) -> DatasetMetadata:
     return replace(metadata, splits=splits)
 
 
-def _present(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Metadata of before `path` existed keep their bytes, and with them their hash."""
+def _without_none(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Data sets from before `path` existed keep their bytes, and with them their hash."""
     return {name: value for name, value in fields if value is not None}
 
 
 def refuse_unfinished(root: Path) -> None:
-    """Raises:
-    DataError: `root` holds a pack that was begun, and is not complete.
+    """Refuse a folder with an interrupted pack.
+
+    Raises:
+        DataError: `root` holds a pack that was begun and is not complete.
     """
     if (root / PACKING_NAME).exists():
         raise DataError(
@@ -159,7 +195,7 @@ def load_metadata(root: Path) -> DatasetMetadata:
     """Read and check `ROOT/dataset.json`.
 
     Raises:
-        DataError: the file is missing, is not ours, or a field is not what the format says.
+        DataError: the file is missing, too large, or not of this format.
     """
     path = Path(root) / METADATA_NAME
     if not path.is_file():
@@ -177,67 +213,56 @@ def load_metadata(root: Path) -> DatasetMetadata:
 
 
 def loads_metadata(data: bytes, place: str) -> DatasetMetadata:
-    """Check the bytes of metadata.
+    """Decode and check the content of `dataset.json`.
 
     Args:
-        place: where they were read, for messages.
+        place: path or URL of the file, for messages.
 
     Raises:
-        DataError: as `load_metadata`.
+        DataError: not JSON, or not of this format.
     """
     try:
-        raw = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as error:  # the latter from thousands of brackets
         raise DataError(f"{place} is not valid JSON ({error}); pack the data set again") from None
     try:
-        return _parse_metadata(raw)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(
-            f"{place}: {type(error).__name__}: {error}; pack the data set again"
-        ) from None
+        _expect(isinstance(fields, dict), "the top level is not an object")
+        version = fields.get("version")
+        _expect(version == VERSION, f"version is {version!r}, this code reads {VERSION}")
+        metadata = msgspec.convert(fields, DatasetMetadata)
+        _check(metadata)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise DataError(f"{place}: {error}; pack the data set again") from None
+    return metadata
 
 
-def _parse_metadata(raw: Any) -> DatasetMetadata:
-    _expect(isinstance(raw, dict), "the top level is not an object")
-    _expect(raw["version"] == VERSION, f"version is {raw['version']!r}, this code reads {VERSION}")
-    _expect(raw["png"] in PNG_MODES, f"png is {raw['png']!r}, expected one of {PNG_MODES}")
-    classes = [str(name) for name in raw["classes"]]
+def _check(metadata: DatasetMetadata) -> None:
+    png, classes, mean = metadata.png, metadata.classes, metadata.channel_mean
+    _expect(png in PNG_MODES, f"png is {png!r}, expected one of {PNG_MODES}")
     _expect(len(set(classes)) == len(classes), "a class is listed twice")
-    splits = {name: _parse_split(name, split, classes) for name, split in raw["splits"].items()}
-    _expect(bool(splits), "there are no splits")
-    paths = [shard.path for split in splits.values() for shard in split.shards if shard.path]
-    _expect(raw["png"] == FOREIGN or not paths, f"a shard of {raw['png']} PNGs has a path")
-    mean = [float(v) for v in raw["channel_mean"]]
+    _expect(bool(metadata.splits), "there are no splits")
+    for name, split in metadata.splits.items():
+        _check_split(name, split, len(classes))
+    paths = [shard.path for shard in metadata.shards if shard.path is not None]
+    _expect(png == FOREIGN or not paths, f"a shard of {png} PNGs has a path")
+    for path in paths:
+        _expect(path.endswith(".tar") and "\0" not in path, f"path is {path!r}")
     _expect(len(mean) == CHANNELS and all(0 <= v <= 1 for v in mean), f"channel_mean is {mean}")
-    return DatasetMetadata(raw["png"], classes, splits, mean, dict(raw["provenance"]))
 
 
-def _parse_split(name: str, raw: dict[str, Any], classes: list[str]) -> SplitMetadata:
+def _check_split(name: str, split: SplitMetadata, classes: int) -> None:
     _expect(valid_split(name), f"split name {name!r} is not lower-case letters, digits and _")
-    shards = []
-    for i, entry in enumerate(raw["shards"]):
-        shard = Shard(
-            str(entry["name"]), int(entry["count"]), int(entry["size"]), str(entry["xxh3"]),
-            int(entry["sidecar_size"]), str(entry["sidecar_xxh3"]), _parse_path(entry),
-        )  # fmt: skip
+    for i, shard in enumerate(split.shards):
         _expect(shard.name == shard_name(name, i), f"shard {i} of {name} is named {shard.name!r}")
-        _expect(0 < shard.count <= shard.size // 1024, f"{shard.name} has count {shard.count}")
+        most = shard.size // MIN_SAMPLE_BYTES
+        _expect(0 < shard.count <= most, f"{shard.name} has count {shard.count}")
         _expect(shard.sidecar_size > 0, f"{shard.name} has sidecar_size {shard.sidecar_size}")
         hashes = _HASH.fullmatch(shard.xxh3) and _HASH.fullmatch(shard.sidecar_xxh3)
         _expect(bool(hashes), f"{shard.name} has a malformed hash")
-        shards.append(shard)
-    counts = [int(n) for n in raw["class_counts"]]
-    total = sum(shard.count for shard in shards)
-    _expect(int(raw["count"]) == total, f"{name} has count {raw['count']}, its shards {total}")
-    _expect(len(counts) == len(classes), f"{name} counts {len(counts)} classes of {len(classes)}")
-    return SplitMetadata(total, counts, shards)
-
-
-def _parse_path(entry: dict[str, Any]) -> str | None:
-    path = entry.get("path")
-    _expect(path is None or (isinstance(path, str) and path.endswith(".tar")), f"path is {path!r}")
-    _expect(path is None or "\0" not in path, f"path is {path!r}")
-    return path
+    total = sum(shard.count for shard in split.shards)
+    _expect(split.count == total, f"{name} has count {split.count}, its shards {total}")
+    counts = len(split.class_counts)
+    _expect(counts == classes, f"{name} counts {counts} classes of {classes}")
 
 
 def _expect(condition: bool, message: str) -> None:

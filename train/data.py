@@ -7,7 +7,7 @@ from common.errors import DataError
 from shards.pack.packing import pack
 from shards.remote.cache import local
 from shards.schema import METADATA_NAME, refuse_unfinished
-from shards.synthetic.__main__ import SyntheticConfig, generate
+from shards.synthetic.generate import SyntheticConfig, generate
 
 SHARDS, RAW, SYNTHETIC = Path("data/shards"), Path("data/raw"), Path("data/synthetic")
 SYNTHETIC_IMAGES = 25_600  # training budget on the synthetic set: about a minute on two cores

@@ -1,7 +1,7 @@
-"""PNG of one kind, 8-bit RGB 32x32: refused from its header, decoded, and stored in a fixed layout.
+"""Check, decode and write PNGs of one kind: 8-bit RGB of 32x32 pixels.
 
-The path of a patch that is packed is `inflate` (every check) and `unfilter` (a batch at once).
-`store` writes the layout that makes reading a strided copy::
+Packing decodes by `inflate` (every check, one patch) and `unfilter` (a batch at once). `store`
+writes the layout that makes reading a strided copy::
 
     byte 0    signature and IHDR, the same 33 bytes in every patch
     byte 33   IDAT: length, type, zlib header 78 01, one uncompressed deflate block
@@ -10,7 +10,7 @@ The path of a patch that is packed is `inflate` (every check) and `unfilter` (a 
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import kornia_rs.io
 import numpy as np
@@ -21,16 +21,16 @@ from shards.schema import CHANNELS, PATCH
 
 Pixels = npt.NDArray[np.uint8]
 
-MAX_PNG_BYTES = 1 << 16  # in a shard: readers allocate for this
+MAX_PNG_BYTES = 1 << 16  # in a shard: readers allocate this much
 MAX_SOURCE_BYTES = 4 << 20  # before packing: some tools save a slide's colour profile in each patch
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 STORED_ROW = 1 + PATCH * CHANNELS
-STORED_PIXELS = 48
+STORED_PIXELS = 33 + 8 + 2 + 5  # signature and IHDR; chunk length and type; zlib; deflate block
 RAW_BYTES = PATCH * STORED_ROW
-ROW = np.dtype((np.void, PATCH * CHANNELS))  # numpy copies such a row as one thing, thrice as fast
-STORED_PNG_BYTES = STORED_PIXELS + RAW_BYTES + 4 + 4 + 12
+STORED_PNG_BYTES = STORED_PIXELS + RAW_BYTES + 4 + 4 + 12  # adler32, CRC, IEND
+ROW = np.dtype((np.void, PATCH * CHANNELS))  # numpy copies a row as one item, three times faster
 
-# No compressor doubles its input: a longer IDAT is a bomb or padding.
+# no compressor doubles its input: a longer IDAT is a bomb or padding
 _MAX_IDAT = 2 * RAW_BYTES
 _PER_BLOCK = 0xFFFF // (RAW_BYTES + STORED_ROW)  # patches in a block of uncompressed deflate
 _COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}
@@ -50,7 +50,7 @@ _REFUSED = {
 
 
 class PngError(ValueError):
-    """Bytes that are not a PNG we accept; the message is the reason, without the file's name."""
+    """Bytes that are not an accepted image; the message is the reason, without the file's name."""
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
@@ -64,15 +64,15 @@ def _header(width: int, height: int) -> bytes:
 
 
 def _png(width: int, height: int, blocks: Sequence[bytes]) -> bytes:
-    """A PNG whose filtered rows lie in uncompressed deflate blocks of at most 65535 bytes."""
-    parts, adler = [b"IDAT\x78\x01"], 1
+    """Write a PNG with its filtered rows in uncompressed deflate blocks of at most 65535 bytes."""
+    pieces, adler = [b"IDAT\x78\x01"], 1
     for i, block in enumerate(blocks):
         size = len(block)
         lengths = size.to_bytes(2, "little") + (size ^ 0xFFFF).to_bytes(2, "little")
-        parts += (bytes([i + 1 == len(blocks)]) + lengths, block)
+        pieces += (bytes([i + 1 == len(blocks)]) + lengths, block)
         adler = adler32(block, adler)
-    parts.append(adler.to_bytes(4, "big"))
-    idat = b"".join(parts)
+    pieces.append(adler.to_bytes(4, "big"))
+    idat = b"".join(pieces)
     length, crc = (len(idat) - 4).to_bytes(4, "big"), crc32(idat).to_bytes(4, "big")
     return b"".join((_header(width, height), length, idat, crc, _END))
 
@@ -80,6 +80,7 @@ def _png(width: int, height: int, blocks: Sequence[bytes]) -> bytes:
 _END = _chunk(b"IEND", b"")
 _HEADER = _header(PATCH, PATCH)
 _TEMPLATE = _png(PATCH, PATCH, [bytes(RAW_BYTES)])
+assert len(_TEMPLATE) == STORED_PNG_BYTES
 
 
 def check(data: bytes) -> None:
@@ -93,7 +94,7 @@ def check(data: bytes) -> None:
 
 
 def inflate(data: bytes) -> bytes:
-    """The 32 filtered rows (3104 bytes) of a PNG after every check, checksums included.
+    """Check a PNG, checksums included, and return its 32 filtered rows (RAW_BYTES bytes).
 
     Raises:
         PngError: as `check`, or a zlib stream that is corrupt or of another length.
@@ -111,7 +112,7 @@ def inflate(data: bytes) -> bytes:
 
 
 def _inflate_slowly(stream: bytes) -> bytes:
-    """What zlib makes of a stream that libdeflate refuses without a reason, at most 6 MB."""
+    """Inflate by zlib a stream that libdeflate refuses without a reason; at most 6 MB result."""
     try:
         return zlib.decompress(stream)
     except zlib.error as error:
@@ -119,10 +120,10 @@ def _inflate_slowly(stream: bytes) -> bytes:
 
 
 def unfilter(raws: Sequence[bytes]) -> Pixels:
-    """(n, 32, 32, 3) pixels of n results of `inflate`.
+    """Decode n results of `inflate` to (n, 32, 32, 3) pixels.
 
-    One tall image a call: a zero row between two patches is the row above that the PNG standard
-    gives to a first row, so the patches stay independent, and the cost of a call is shared.
+    The patches are decoded as one tall image: the PNG standard takes the row above a first row as
+    zeros, so a zero row between two patches keeps them independent and the call's cost is shared.
     """
     count = len(raws)
     if not count:
@@ -139,7 +140,7 @@ def unfilter(raws: Sequence[bytes]) -> Pixels:
 
 
 def decode(data: bytes) -> Pixels:
-    """(32, 32, 3) pixels of a PNG after every check of `inflate`.
+    """Check a PNG as `inflate` does and decode it to (32, 32, 3) pixels.
 
     Raises:
         PngError: as `inflate`.
@@ -149,7 +150,7 @@ def decode(data: bytes) -> Pixels:
 
 
 def decode_trusted(data: bytes) -> Pixels:
-    """(32, 32, 3) pixels of a PNG whose bytes have the CRC-32 that packing recorded.
+    """Decode a PNG whose bytes have the CRC-32 that packing recorded to (32, 32, 3) pixels.
 
     Twice as fast as `decode`: the pixel checksum inside the PNG is not checked a second time.
 
@@ -157,7 +158,7 @@ def decode_trusted(data: bytes) -> Pixels:
         PngError: the PNG is not decodable.
     """
     if data[:33] != _HEADER or data[37:41] != b"IDAT":
-        return decode(data)  # what other chunks may hold is never handed to the fast decoder
+        return decode(data)  # other chunks never reach the fast decoder
     try:
         pixels: Pixels = kornia_rs.io.decode_image_png_u8(data, (PATCH, PATCH), "rgb")
     except Exception as error:  # the decoder raises nothing narrower
@@ -166,7 +167,7 @@ def decode_trusted(data: bytes) -> Pixels:
 
 
 def store(pixels: Pixels) -> Pixels:
-    """The fixed layout: (n, 32, 32, 3) uint8 to (n, STORED_PNG_BYTES) uint8, one PNG a row."""
+    """Write (n, 32, 32, 3) uint8 in the stored layout: (n, STORED_PNG_BYTES), one PNG per row."""
     out = np.empty((len(pixels), STORED_PNG_BYTES), np.uint8)
     out[:] = np.frombuffer(_TEMPLATE, np.uint8)
     stored_rows(out)[:] = pixels.reshape(-1, PATCH, PATCH * CHANNELS).view(ROW)
@@ -177,14 +178,14 @@ def store(pixels: Pixels) -> Pixels:
 
 
 def _seal(pngs: Pixels, checksum: Callable[[memoryview], int], start: int, end: int) -> None:
-    """Write the checksum of the bytes from `start` to `end` of every row behind them."""
+    """Write after the bytes from `start` to `end` of every row their checksum."""
     data, starts = pngs.reshape(-1).data, range(0, pngs.size, STORED_PNG_BYTES)
     sums = np.array([checksum(data[at + start : at + end]) for at in starts], ">u4")
     pngs[:, end : end + 4] = sums.view(np.uint8).reshape(-1, 4)
 
 
 def stored_rows(samples: Pixels) -> npt.NDArray[np.void]:
-    """A view of the pixels, (n, 32, 1) rows of type ROW: nothing is decoded, checked or copied.
+    """View the pixels of stored PNGs as (n, 32, 1) rows of type ROW, without a check or copy.
 
     Args:
         samples: (n, m) uint8 with m >= STORED_PNG_BYTES; row i starts with the first byte of
@@ -195,7 +196,7 @@ def stored_rows(samples: Pixels) -> npt.NDArray[np.void]:
 
 
 def _idat(data: bytes) -> bytes:
-    """The zlib stream, after every check that needs no decompression."""
+    """Return the zlib stream after every check that needs no decompression."""
     if data[:33] != _HEADER:
         _refuse_header(data)
     if _is_plain(data):
@@ -204,8 +205,10 @@ def _idat(data: bytes) -> bytes:
 
 
 def _is_plain(data: bytes) -> bool:
-    """Whether one sound IDAT and the end follow the header, as most encoders write so small an
-    image: then no chunk needs to be looked at by itself."""
+    """Whether one sound IDAT and the end follow the header, as most encoders write small images.
+
+    Then no chunk needs to be looked at by itself.
+    """
     return (
         data[37:41] == b"IDAT"
         and data[-12:] == _END
@@ -214,31 +217,42 @@ def _is_plain(data: bytes) -> bool:
     )
 
 
-def _join(data: bytes) -> bytes:
-    """The zlib stream in any number of chunks; every chunk is checked."""
-    parts: list[bytes] = []
-    size, at, kind = 0, 33, b""
+def chunks(data: bytes, start: int) -> Iterator[tuple[int, bytes, bytes]]:
+    """Yield offset, type and body of every chunk from byte `start` to IEND, each checked.
+
+    Raises:
+        PngError: a chunk that is cut or altered, or bytes after the end.
+    """
+    kind = b""
     while kind != b"IEND":
-        before, kind = kind, data[at + 4 : at + 8]
-        length = int.from_bytes(data[at : at + 4], "big")
-        end = at + 12 + length
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        kind = data[start + 4 : start + 8]
         if len(kind) < 4 or end > len(data):
-            raise PngError(f"truncated: {len(data)} bytes end inside the chunk at byte {at}")
-        if crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            raise PngError(f"CRC mismatch in the chunk {kind!r} at byte {at}")
-        if kind == b"IDAT":
-            if parts and before != b"IDAT":
-                raise PngError(f"the IDAT chunk at byte {at} does not follow the one before")
-            parts.append(data[at + 8 : end - 4])
-            size += length
+            raise PngError(f"truncated: {len(data)} bytes end inside the chunk at byte {start}")
+        if crc32(data[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise PngError(f"CRC mismatch in the chunk {kind!r} at byte {start}")
+        yield start, kind, data[start + 8 : end - 4]
+        start = end
+    if start != len(data):
+        raise PngError(f"{len(data) - start} bytes after the end of the image")
+
+
+def _join(data: bytes) -> bytes:
+    """Join the zlib stream of any number of chunks; every chunk is checked."""
+    stream: list[bytes] = []
+    previous = b""
+    for offset, kind, body in chunks(data, len(_HEADER)):
+        if kind != b"IDAT":
+            _refuse_chunk(kind, len(body))
+        elif stream and previous != b"IDAT":
+            raise PngError(f"the IDAT chunk at byte {offset} does not follow the one before")
         else:
-            _refuse_chunk(kind, length)
-        at = end
-    if at != len(data):
-        raise PngError(f"{len(data) - at} bytes after the end of the image")
-    if not parts or size > _MAX_IDAT:
+            stream.append(body)
+        previous = kind
+    size = sum(map(len, stream))
+    if not stream or size > _MAX_IDAT:
         raise PngError(f"{size} bytes of compressed pixels, expected 1 to {_MAX_IDAT}")
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return b"".join(stream)
 
 
 def _refuse_chunk(kind: bytes, length: int) -> None:
@@ -251,12 +265,13 @@ def _refuse_chunk(kind: bytes, length: int) -> None:
 
 
 def _refuse_header(data: bytes) -> None:
-    """Say what is wrong with a start that is not byte for byte the header we accept."""
+    """Raise the reason why the start of a file is not the one accepted header."""
     if not data:
         raise PngError("empty file")
     if not data.startswith(SIGNATURE[: len(data)]):
-        known = (name for magic, name in _FORMATS.items() if data.startswith(magic))
-        raise PngError(f"not a PNG but {next(known, 'something else')} (starts with {data[:4]!r})")
+        formats = (name for magic, name in _FORMATS.items() if data.startswith(magic))
+        name = next(formats, "something else")
+        raise PngError(f"not a PNG but {name} (starts with {data[:4]!r})")
     if len(data) < 33:
         raise PngError(f"truncated: {len(data)} bytes end inside the header")
     if data[8:16] != b"\0\0\0\rIHDR":

@@ -1,7 +1,7 @@
-"""Tar members written directly, a batch at a time: ustar headers of `KEY.png` and `KEY.cls`.
+"""Write the tar members `KEY.png` and `KEY.cls` of a batch of samples as arrays of bytes.
 
-Every header is the one Python's tarfile writes for the same name and size (mode 0644, user, group
-and time 0); writing it costs a tenth of the time.
+Headers are ustar and equal those that Python's tarfile writes for the same name and size (mode
+0644, user, group and time 0), at a tenth of the time.
 """
 
 from collections.abc import Sequence
@@ -13,26 +13,29 @@ import numpy.typing as npt
 from shards.codec.png import STORED_PNG_BYTES, Pixels
 
 BLOCK = 512
-STORED_STRIDE_LABELLED = 5120  # bytes from sample to sample: header, PNG, header, class
-STORED_STRIDE_UNLABELLED = 4096
-_RECORD = 20 * BLOCK  # tar ends on a multiple of this
+_RECORD = 20 * BLOCK  # a tar ends on a multiple of this
 _KEY_DIGITS = 9
 
 Ints = npt.NDArray[np.int64]
 
 
 def padded(size: int) -> int:
-    """`size` bytes rounded up to whole blocks."""
+    """Round `size` bytes up to whole blocks."""
     return -(-size // BLOCK) * BLOCK
 
 
+# bytes from sample to sample in the stored layout: header and PNG; and header and class
+STORED_STRIDE_UNLABELLED = BLOCK + padded(STORED_PNG_BYTES)
+STORED_STRIDE_LABELLED = STORED_STRIDE_UNLABELLED + 2 * BLOCK
+
+
 def ending(size: int) -> bytes:
-    """What closes a tar of `size` bytes: two zero blocks, and zeros up to a whole record."""
+    """Bytes that close a tar of `size` bytes: two zero blocks, and zeros up to a whole record."""
     return bytes(-(-(size + 2 * BLOCK) // _RECORD) * _RECORD - size)
 
 
 def headers(keys: Ints, suffix: bytes, sizes: Ints) -> Pixels:
-    """(n, 512) uint8: the headers of the members `s{key:09d}{suffix}` of `sizes` bytes."""
+    """Write the headers of members `s{key:09d}{suffix}` of `sizes` bytes as (n, 512) uint8."""
     template = np.frombuffer(_template(suffix), np.uint8)
     key, size = _digits(keys, 10, _KEY_DIGITS), _digits(sizes, 8, 11)
     checksum = template.sum(dtype=np.int64) + key.sum(axis=1, dtype=np.int64)
@@ -47,7 +50,13 @@ def headers(keys: Ints, suffix: bytes, sizes: Ints) -> Pixels:
 
 
 def stored_members(keys: Ints, pngs: Pixels, labels: Ints | None) -> Pixels:
-    """(n, stride) uint8: whole samples of PNGs (n, STORED_PNG_BYTES) in the stored layout."""
+    """Write whole samples as (n, stride) uint8.
+
+    Args:
+        keys: (n,) numbers of the sample keys.
+        pngs: (n, STORED_PNG_BYTES) PNGs in the stored layout.
+        labels: (n,) class indices, or None in an unlabelled data set.
+    """
     stride = STORED_STRIDE_UNLABELLED if labels is None else STORED_STRIDE_LABELLED
     out = np.zeros((len(keys), stride), np.uint8)
     out[:, :BLOCK] = headers(keys, b".png", np.full(len(keys), STORED_PNG_BYTES))
@@ -58,32 +67,32 @@ def stored_members(keys: Ints, pngs: Pixels, labels: Ints | None) -> Pixels:
 
 
 def kept_members(keys: Ints, pngs: Sequence[bytes], labels: Ints | None) -> bytes:
-    """Whole samples of PNGs of any size, one after the other."""
+    """Write whole samples of PNGs of any size, one after the other."""
     heads = headers(keys, b".png", np.array([len(png) for png in pngs])).tobytes()
     tails = b"" if labels is None else _class_members(keys, labels).tobytes()
-    parts: list[bytes] = []
+    pieces: list[bytes] = []
     for i, png in enumerate(pngs):
-        parts += (heads[BLOCK * i : BLOCK * (i + 1)], png, bytes(-len(png) % BLOCK))
-        parts.append(tails[2 * BLOCK * i : 2 * BLOCK * (i + 1)])
-    return b"".join(parts)
+        pieces += (heads[BLOCK * i : BLOCK * (i + 1)], png, bytes(-len(png) % BLOCK))
+        pieces.append(tails[2 * BLOCK * i : 2 * BLOCK * (i + 1)])
+    return b"".join(pieces)
 
 
 def _class_members(keys: Ints, labels: Ints) -> Pixels:
-    """(n, 1024) uint8: header and body, the class index in ASCII without a newline."""
+    """Write header and body, the class index in ASCII without a newline, as (n, 1024) uint8."""
     bodies, sizes = _bodies(int(labels.max()) + 1)
     return np.concatenate([headers(keys, b".cls", sizes[labels]), bodies[labels]], axis=1)
 
 
 @lru_cache(maxsize=16)
 def _bodies(classes: int) -> tuple[Pixels, Ints]:
-    """(classes, 512) uint8 and (classes,): the body of each class index, and its length."""
+    """Body of each class index, (classes, 512) uint8, and its length, (classes,)."""
     texts = [str(label).encode("ascii") for label in range(classes)]
     blocks = np.frombuffer(b"".join(text.ljust(BLOCK, b"\0") for text in texts), np.uint8)
     return blocks.reshape(classes, BLOCK), np.array([len(text) for text in texts])
 
 
 def _template(suffix: bytes) -> bytes:
-    """A header with the name's first letter and suffix, without key, size and checksum."""
+    """Header with the first letter and suffix of the name, without key, size and checksum."""
     out = bytearray(BLOCK)
     name = b"s" + bytes(_KEY_DIGITS) + suffix
     out[: len(name)] = name
@@ -96,6 +105,6 @@ def _template(suffix: bytes) -> bytes:
 
 
 def _digits(values: Ints, base: int, count: int) -> Pixels:
-    """(n, count) ASCII digits of `values`, with leading zeros."""
+    """Write `values` as (n, count) ASCII digits with leading zeros."""
     powers = base ** np.arange(count - 1, -1, -1, dtype=np.int64)
     return (values[:, None] // powers % base + ord("0")).astype(np.uint8)

@@ -1,0 +1,9 @@
+"""Make a data set of WebDataset tars of another tool, without copying or changing them.
+
+One scan of every tar gives its sidecar; `dataset.json` gives its place.
+
+    fields.py    the text members of a sample: a class in `.cls`, fields in `.json`
+    scan.py      one tar: every member checked, every image decoded
+    collect.py   which tars, the split of each, and the numbers of the classes
+    index.py     scan all tars, write sidecars and `dataset.json`: `index_tars`
+"""

@@ -1,7 +1,8 @@
-"""Brings scanned tars together: what is in which split, and the number of every class."""
+"""Find the tars of a data set, and bring their scans together: splits and class numbers."""
 
+import glob
+import os
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,27 +10,37 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from braceexpand import braceexpand
 
+from common.console import log
 from common.errors import DataError
 from shards.foreign.scan import Scan
-from shards.foreign.tarlist import Tar
-from shards.pack.plan import MAX_PATCHES
-from shards.schema import NO_LABEL
-from shards.sources.splits import SPLITS, class_warnings
+from shards.schema import MAX_PATCHES, NO_LABEL, valid_split
+from shards.sources.splits import SPLITS, class_warnings, split_name
 
+_COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_WORDS = re.compile(r"[^A-Za-z]+")
 _NUMBER = re.compile(r"0|[1-9]\d{0,4}")
 _SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Tar:
+    path: Path
+    name: str  # relative to the folder that holds all tars
+    split: str
+
 
 Scanned = list[tuple[Tar, Scan]]
 
 
 @dataclass(frozen=True)
-class Found:
-    """The tars that hold samples, by split and in the order of their names."""
+class Collection:
+    """Tars that hold samples, by split and in the order of their names."""
 
     splits: dict[str, Scanned]
     classes: list[str]  # by label; empty when unlabelled
-    numbers: bool  # the labels in the tars are numbers of classes, not names
+    numbers: bool  # the labels in the tars are class numbers, not names
 
     def labels(self, scan: Scan) -> npt.NDArray[np.int32]:
         """(n,) class indices of the rows of a tar."""
@@ -41,9 +52,76 @@ class Found:
         return pc.index_in(texts, pa.array(self.classes)).to_numpy()
 
 
+def find_tars(source: str, split: str | None = None) -> list[Tar]:
+    """Find the tars of a folder, or of a pattern with {a,b}, {000..009}, * and **, by name.
+
+    Patterns never reach a shell. The split is `split`, or is taken from a word of the file's name
+    or of one of its folders: `train-000000.tar`, `data/val/000000.tar`.
+
+    Raises:
+        DataError: no tar, a name without a match, a compressed tar, a tar of no split.
+    """
+    if split is not None and not valid_split(split):
+        raise DataError(f"--split {split!r}: expected lower-case letters, digits and _")
+    folder = Path(source)
+    paths = sorted(_walk(folder) if folder.is_dir() else _expand(source))
+    if not paths:
+        raise DataError(f"{source} holds no tars (*.tar)")
+    base = folder if folder.is_dir() else Path(os.path.commonpath([p.parent for p in paths]))
+    names = [path.relative_to(base).as_posix() for path in paths]
+    for name in names:
+        if not name.isprintable():
+            raise DataError(f"{base}: a tar is named {name!r}: give it a plain name")
+    return [
+        Tar(path, name, split or _split(base, name))
+        for path, name in zip(paths, names, strict=True)
+    ]
+
+
+def _walk(folder: Path) -> list[Path]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    for path in files:
+        if path.name.endswith(_COMPRESSED):
+            raise DataError(f"{path} is compressed: unpack it to a plain tar, or move it away")
+    return [path for path in files if path.name.endswith(".tar")]
+
+
+def _expand(pattern: str) -> set[Path]:
+    try:
+        names = list(braceexpand(pattern))
+    except ValueError as error:
+        raise DataError(f"{pattern}: {error}") from None
+    paths: set[Path] = set()
+    for name in names:
+        # an existing file is meant as it is, even with * in its name; Path.glob takes no
+        # absolute pattern
+        matches = [name] if Path(name).is_file() else glob.glob(name, recursive=True)  # noqa: PTH207
+        files = {path for path in map(Path, matches) if path.is_file()}
+        if not files:
+            raise DataError(f"{name} does not exist; name a folder of tars, or a pattern of them")
+        paths |= files
+    for path in paths:
+        if not path.name.endswith(".tar"):
+            raise DataError(f"{path} is not named *.tar")
+    return paths
+
+
+def _split(base: Path, name: str) -> str:
+    """Take the split from the file's name, then from its folders, the nearest first."""
+    *folders, file = (base.resolve().name, *Path(name).parts)
+    for text in (file.removesuffix(".tar"), *reversed(folders)):
+        splits = {split for word in _WORDS.split(text) if (split := split_name(word))}
+        if len(splits) == 1:
+            return splits.pop()
+    raise DataError(
+        f"{base / name}: neither its name nor a folder says train, val or test; name the split of "
+        f"all tars with --split"
+    )
+
+
 def collect(
     source: str, scanned: Scanned, label_field: str | None, names: list[str] | None
-) -> Found:
+) -> Collection:
     """Sort scanned tars into splits, and number the classes.
 
     Labels that are all numbers stay these numbers; others are names, numbered in the order of
@@ -55,29 +133,29 @@ def collect(
     """
     used = [(tar, scan) for tar, scan in scanned if len(scan.table)]
     _check(source, used, label_field)
-    present = dict.fromkeys([*SPLITS, *(tar.split for tar, _ in used)])
-    splits = {name: [pair for pair in used if pair[0].split == name] for name in present}
+    order = dict.fromkeys([*SPLITS, *(tar.split for tar, _ in used)])
+    splits = {name: [pair for pair in used if pair[0].split == name] for name in order}
     splits = {name: pairs for name, pairs in splits.items() if pairs}
     if label_field is None and "cls" not in used[0][1].kinds:
-        return Found(splits, [], False)
+        return Collection(splits, [], False)
     labels = {name: _labels(pairs) for name, pairs in splits.items()}
     every = sorted(set().union(*labels.values()))
     numbers = all(_NUMBER.fullmatch(label) for label in every)
     if names is None:
         names = [str(i) for i in range(max(map(int, every)) + 1)] if numbers else every
-    known = {str(i) for i in range(len(names))} if numbers else set(names)
-    if unknown := [label for label in every if label not in known]:
+    classes = {str(i) for i in range(len(names))} if numbers else set(names)
+    if unknown := [label for label in every if label not in classes]:
         raise DataError(
             f"{source}: labels {unknown[:_SHOWN]} are none of the classes {names[:_SHOWN]} "
             f"({'0 to ' + str(len(names) - 1) if numbers else 'by name'}); mend --classes"
         )
-    for warning in class_warnings(Path(source), {s: set(found) for s, found in labels.items()}):
-        print(f"warning: {warning}", file=sys.stderr)
-    return Found(splits, names, numbers)
+    for warning in class_warnings(Path(source), {split: set(labels[split]) for split in labels}):
+        log.warning(warning)
+    return Collection(splits, names, numbers)
 
 
 def _check(source: str, used: Scanned, label_field: str | None) -> None:
-    """That the tars are of one data set."""
+    """Check that the tars are of one data set."""
     if not used:
         raise DataError(f"{source}: no tar holds a sample")
     hashes: dict[str, str] = {}

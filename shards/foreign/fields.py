@@ -1,4 +1,4 @@
-"""What the text members of a foreign sample say: a class in `.cls`, fields in `.json`."""
+"""Read the text members of a foreign sample: a class in `.cls`, fields in `.json`."""
 
 import json
 import math
@@ -11,7 +11,7 @@ _INT32 = 1 << 31
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """The fields of KEY.json that become columns; see `shards.schema.SIDECAR`."""
+    """Fields of KEY.json that become columns; see `shards.schema.SIDECAR`."""
 
     source: str | None = None
     slide: str | None = None
@@ -26,7 +26,7 @@ NONE = Fields()
 
 
 def class_text(body: bytes) -> str:
-    """The class in a `.cls` member: a number or a name, without the space around it.
+    """Read the class in a `.cls` member: a number or a name, without surrounding space.
 
     Raises:
         ValueError: not UTF-8, empty, or longer than MAX_LABEL.
@@ -35,27 +35,31 @@ def class_text(body: bytes) -> str:
 
 
 def json_fields(body: bytes, label_field: str | None) -> tuple[str | None, Fields]:
-    """The label, where `label_field` names one, and the fields of a `.json` member.
+    """Read the label, if `label_field` is given, and the fields of a `.json` member.
 
     Raises:
-        ValueError: not a JSON object, no label, or a field that is not what its column holds.
+        ValueError: not a JSON object, no label, or a field of another type than its column.
     """
     try:
-        found = json.loads(body)
+        values = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not valid JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"a JSON {type(found).__name__}, expected an object")
-    source, slide, patient, site = (
-        _text(name, found.get(name)) for name in ("source", "slide", "patient", "site")
+    if not isinstance(values, dict):
+        raise ValueError(f"a JSON {type(values).__name__}, expected an object")
+    fields = Fields(
+        source=_text("source", values.get("source")),
+        slide=_text("slide", values.get("slide")),
+        patient=_text("patient", values.get("patient")),
+        site=_text("site", values.get("site")),
+        x=_pixel("x", values.get("x")),
+        y=_pixel("y", values.get("y")),
+        mpp=_microns(values.get("mpp")),
     )
-    x, y = (_pixel(name, found.get(name)) for name in ("x", "y"))
-    label = None
-    if label_field is not None:
-        if found.get(label_field) is None:
-            raise ValueError(f"no field {label_field!r}, only {sorted(found)[:10]}")
-        label = _label(_text(label_field, found[label_field]) or "")
-    return label, Fields(source, slide, patient, site, x, y, _microns(found.get("mpp")))
+    if label_field is None:
+        return None, fields
+    if values.get(label_field) is None:
+        raise ValueError(f"no field {label_field!r}, only {sorted(values)[:10]}")
+    return _label(_text(label_field, values[label_field]) or ""), fields
 
 
 def _label(text: str) -> str:
@@ -88,5 +92,5 @@ def _microns(value: Any) -> float | None:
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not (0 < value < math.inf):
-        raise ValueError(f"field 'mpp' is {value!r:.40}, expected microns a pixel")
+        raise ValueError(f"field 'mpp' is {value!r:.40}, expected microns per pixel")
     return float(value)

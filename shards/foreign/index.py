@@ -1,11 +1,7 @@
-"""Makes a data set of tars that another tool wrote, without copying or changing them.
-
-One scan of every tar (`shards.foreign.scan`) gives its sidecar; dataset.json gives its place.
-"""
+"""Scan the tars of another tool, and write their sidecars and `dataset.json`."""
 
 import multiprocessing
 import os
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -18,45 +14,47 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.console import progress, table
+from common.console import log, progress, table
 from common.errors import DataError
 from common.files import atomic_file, sync_folder
 from common.machine import usable_cores
-from shards.codec.sidecar import parquet
-from shards.foreign.collect import Found, collect
-from shards.foreign.scan import MAX_LISTED, Scan, ScanOptions, scan_tar
-from shards.foreign.tarlist import Tar, find_tars
+from shards.codec.sidecar import encode_sidecar
+from shards.foreign.collect import Collection, Tar, collect, find_tars
+from shards.foreign.scan import Scan, ScanOptions, scan_tar
 from shards.schema import (
     CHANNELS,
     FOREIGN,
+    MAX_LISTED,
     METADATA_NAME,
-    PATCH,
     SIDECAR,
     DatasetMetadata,
     Shard,
     SplitMetadata,
+    channel_mean,
     dumps_metadata,
     key,
+    mean_splits,
     shard_name,
 )
 from shards.sources.splits import GROUPS, leak_warning, leaks
 
-_FEW = 200 << 20  # bytes scanned in about the time that starting processes takes
+_FEW = 200 << 20  # bytes: scanning them takes about as long as starting processes
 _SHOWN = 20
 
 
 @dataclass(frozen=True)
 class IndexOptions(ScanOptions):
-    """For --index: what the tars of another tool are."""
+    """For --index: how to read the tars of another tool."""
 
     split: str | None = None
-    """Of all tars; default: what the name of each, or one of its folders, says."""
+    """Split of all tars. Default: from the name of each tar, or of one of its folders."""
     classes: str | None = None
-    """Names by label, as in normal,tumor. Default: the names in the labels, or the numbers."""
+    """Class names in the order of the labels, as in normal,tumor. Default: the names that the
+    samples have, sorted, or their numbers."""
     skip_bad: int = 0
-    """Go on without up to this many samples that are not usable; they are listed."""
+    """Leave out up to this many unusable samples; they are listed."""
     workers: int = 0
-    """Processes; 0: one a usable core, or none beside this one when there is little to do."""
+    """Worker processes; 0: one per usable core, or in-process for small inputs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,13 +80,16 @@ def index_tars(source: str, out: Path, options: IndexOptions | None = None) -> D
     if (out / METADATA_NAME).exists():
         raise DataError(f"{out} already holds a data set; choose another OUT, or remove it")
     tars = find_tars(source, options.split)
-    scans = _scan_all(tars, options)
-    skipped = _refuse(source, scans, options.skip_bad)
-    found = collect(source, list(zip(tars, scans, strict=True)), options.label_field, options.names)
-    empty = [tar.name for tar, scan in zip(tars, scans, strict=True) if not len(scan.table)]
-    said = _provenance(source, options, found, {"skipped": skipped, "empty": empty})
-    metadata = _write(out, found, said)
-    _print_summary(out, metadata, found)
+    scanned = list(zip(tars, _scan_all(tars, options), strict=True))
+    skipped = _refuse_bad(source, [scan for _, scan in scanned], options.skip_bad)
+    collection = collect(source, scanned, options.label_field, options.names)
+    provenance = {
+        **_provenance(source, options, collection),
+        "skipped": skipped,
+        "empty": [tar.name for tar, scan in scanned if not len(scan.table)],
+    }
+    metadata = _write(out, collection, provenance)
+    _log_summary(out, metadata, collection)
     return metadata
 
 
@@ -104,7 +105,7 @@ def _scan_all(tars: list[Tar], options: IndexOptions) -> list[Scan]:
 
 
 def _scanned(tars: list[Tar], options: ScanOptions, workers: int) -> Iterator[tuple[int, Scan]]:
-    """Scans and their places, as they are finished."""
+    """Yield the index of a tar and its scan, as they are finished."""
     if workers <= 1:
         yield from ((i, scan_tar(tar.path, tar.name, options)) for i, tar in enumerate(tars))
         return
@@ -123,8 +124,8 @@ def _scanned(tars: list[Tar], options: ScanOptions, workers: int) -> Iterator[tu
             pool.shutdown(cancel_futures=True)
 
 
-def _refuse(source: str, scans: list[Scan], skip: int) -> dict[str, Any]:
-    """What is left out, for dataset.json, where it is little enough to go on.
+def _refuse_bad(source: str, scans: list[Scan], skip: int) -> dict[str, Any]:
+    """List the bad samples for the provenance, if they are few enough to be left out.
 
     Raises:
         DataError: more bad samples than `skip`, or a tar that cannot be read to its end.
@@ -138,17 +139,15 @@ def _refuse(source: str, scans: list[Scan], skip: int) -> dict[str, Any]:
         lines.append(f"... and {total - _SHOWN:,} more")
     text = "\n  ".join(lines)
     if total > skip:
-        raise DataError(f"{text}\nGo on without them: --skip-bad {total}")
+        raise DataError(f"{text}\nLeave them out with: --skip-bad {total}")
     if total:
-        print(f"left out: {text}", file=sys.stderr)
+        log.warning(f"left out: {text}")
     return {"count": total, "first": bad[:MAX_LISTED]}
 
 
-def _provenance(
-    source: str, options: IndexOptions, found: Found, said: dict[str, Any]
-) -> dict[str, Any]:
+def _provenance(source: str, options: IndexOptions, collection: Collection) -> dict[str, Any]:
     ranges, first = {}, 0
-    for split, scans in found.splits.items():
+    for split, scans in collection.splits.items():
         count = sum(len(scan.table) for _, scan in scans)
         ranges[split] = [first, first + count]
         first += count
@@ -157,83 +156,82 @@ def _provenance(
         "label_field": options.label_field,
         "ignored": list(options.ignore),
         "group_regex": options.group_regex,
-        "tars": {split: [tar.name for tar, _ in scans] for split, scans in found.splits.items()},
+        "tars": {
+            split: [tar.name for tar, _ in scans] for split, scans in collection.splits.items()
+        },
         "key_ranges": ranges,
-        **said,
     }
 
 
-def _write(out: Path, found: Found, provenance: dict[str, Any]) -> DatasetMetadata:
+def _write(out: Path, collection: Collection, provenance: dict[str, Any]) -> DatasetMetadata:
     """Write the sidecars, then dataset.json."""
     out.mkdir(parents=True, exist_ok=True)
-    for split, scans in found.splits.items():
+    for split, scans in collection.splits.items():
         for i in range(len(scans)):
             if (path := out / f"{shard_name(split, i)}.parquet").exists():
                 raise DataError(f"{path} exists: remove it, or choose another OUT")
-    split_metadata: dict[str, SplitMetadata] = {}
-    for split, scans in found.splits.items():
+    splits: dict[str, SplitMetadata] = {}
+    classes = collection.classes
+    for split, scans in collection.splits.items():
         number, shards = provenance["key_ranges"][split][0], []
-        counts = np.zeros(len(found.classes), np.int64)
+        counts = np.zeros(len(classes), np.int64)
         for i, (tar, scan) in enumerate(scans):
-            labels = found.labels(scan)
-            if found.classes:
-                counts += np.bincount(labels, minlength=len(counts))
+            labels = collection.labels(scan)
+            if classes:
+                counts += np.bincount(labels, minlength=len(classes))
             rows = _sidecar(scan.table, labels, number)
-            shards.append(_publish(out, shard_name(split, i), tar, scan, rows))
+            shards.append(_write_sidecar(out, shard_name(split, i), tar, scan, rows))
             number += len(rows)
-        split_metadata[split] = SplitMetadata(sum(s.count for s in shards), counts.tolist(), shards)
-    metadata = DatasetMetadata(
-        FOREIGN, found.classes, split_metadata, _channel_mean(found), provenance
-    )
+        splits[split] = SplitMetadata(sum(s.count for s in shards), counts.tolist(), shards)
+    metadata = DatasetMetadata(FOREIGN, classes, splits, _channel_mean(collection), provenance)
     with atomic_file(out / METADATA_NAME) as file:
         file.write(dumps_metadata(metadata))
     sync_folder(out)
     return metadata
 
 
+def _channel_mean(collection: Collection) -> list[float]:
+    names = mean_splits(collection.splits)
+    scans = [scan for name in names for _, scan in collection.splits[name]]
+    sums = [sum(scan.channel_sums[c] for scan in scans) for c in range(CHANNELS)]
+    return channel_mean(sums, sum(len(scan.table) for scan in scans))
+
+
 def _sidecar(rows: pa.Table, labels: npt.NDArray[np.int32], first: int) -> pa.Table:
-    """The rows with their labels as numbers and keys from `first` on."""
+    """Scanned rows with their labels as numbers and keys from `first` on."""
     keys = pa.array([key(i) for i in range(first, first + len(rows))], pa.string())
     columns = [keys, pa.array(labels, pa.int32()), *rows.drop_columns(["label"]).columns]
     return pa.table(columns, schema=SIDECAR)
 
 
-def _publish(out: Path, name: str, tar: Tar, scan: Scan, rows: pa.Table) -> Shard:
+def _write_sidecar(out: Path, name: str, tar: Tar, scan: Scan, rows: pa.Table) -> Shard:
     with atomic_file(out / f"{name}.parquet") as file:
-        file.write(parquet(rows))
+        file.write(encode_sidecar(rows))
     place = _place(tar.path, out)
     return Shard(name, len(rows), scan.size, scan.xxh3, file.size, file.xxh3, place)
 
 
 def _place(tar: Path, out: Path) -> str:
-    """Relative to `out` where it lies inside, so that both can be moved; links stay links."""
+    """Path relative to `out` if inside it, so that both can be moved; links stay links."""
     path, root = Path(os.path.abspath(tar)), Path(os.path.abspath(out))  # noqa: PTH100
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def _channel_mean(found: Found) -> list[float]:
-    """RGB in [0, 1] over the train split, or over everything when there is none."""
-    every = [scan for scans in found.splits.values() for _, scan in scans]
-    used = [scan for _, scan in found.splits.get("train", [])] or every
-    values = 255 * PATCH * PATCH * sum(len(scan.table) for scan in used)
-    return [sum(scan.channel_sums[c] for scan in used) / values for c in range(CHANNELS)]
-
-
-def _print_summary(out: Path, metadata: DatasetMetadata, found: Found) -> None:
+def _log_summary(out: Path, metadata: DatasetMetadata, collection: Collection) -> None:
     rows = [("split", "tars", "samples", "bytes")]
-    for split, part in metadata.splits.items():
-        size = sum(shard.size for shard in part.shards)
-        rows.append((split, f"{len(part.shards):,}", f"{part.count:,}", f"{size:,}"))
-    print(table(rows))
+    for name, split in metadata.splits.items():
+        size = sum(shard.size for shard in split.shards)
+        rows.append((name, f"{len(split.shards):,}", f"{split.count:,}", f"{size:,}"))
+    log.info(table(rows))
     for group in GROUPS:
         members = {
             (split, name)
-            for split, scans in found.splits.items()
+            for split, scans in collection.splits.items()
             for _, scan in scans
             for name in pc.unique(scan.table[group]).drop_null().to_pylist()
         }
         if crossing := leaks(members):
-            print(f"warning: {leak_warning(group, crossing)}", file=sys.stderr)
+            log.warning(leak_warning(group, crossing))
     if empty := metadata.provenance["empty"]:
-        print(f"without a sample, left out: {', '.join(empty)}")
-    print(f"{out}: {len(metadata.classes)} classes; the tars stay where they are")
+        log.info(f"tars without a sample, left out: {', '.join(empty)}")
+    log.info(f"{out}: {len(metadata.classes)} classes; the tars stay where they are")

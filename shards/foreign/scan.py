@@ -1,7 +1,8 @@
-"""Scans one WebDataset tar of another tool: every member checked, every image decoded once.
+"""Scan one WebDataset tar of another tool: check every member, decode every image once.
 
-A sample is `KEY.png` or `KEY.jpg` with `KEY.cls` or `KEY.json` or neither, in any order, between
-the members of others or not. The tar is only read; what comes back is its future sidecar.
+A sample is `KEY.png` or `KEY.jpg`, with `KEY.cls` or `KEY.json` or neither. Its members may be in
+any order, and between those of other samples. The tar is only read; the result is its sidecar,
+before labels have numbers and samples keys.
 """
 
 from collections.abc import Sequence
@@ -20,17 +21,16 @@ from shards.codec.images import JPEG_START, decode_all
 from shards.codec.png import MAX_PNG_BYTES
 from shards.codec.tar_reader import Member, Rules, TarError, key_suffix, read_members
 from shards.foreign.fields import NONE, Fields, class_text, json_fields
-from shards.schema import CHANNELS, SIDECAR
+from shards.schema import CHANNELS, MAX_LISTED, SIDECAR
 from shards.sources.names import barcode, group_pattern, position, source_image
 
-MAX_SAMPLES = 1 << 20  # of a tar: the scan holds half a kilobyte of each
-MAX_LISTED = 100  # bad samples of a tar that are listed; all are counted
+MAX_SAMPLES = 1 << 20  # in a tar: the scan holds half a kilobyte per sample
 IMAGES = ("png", "jpg", "jpeg")
 _LIMITS = {**dict.fromkeys(IMAGES, MAX_PNG_BYTES), "cls": 1 << 10, "json": 1 << 16, "txt": 1 << 16}
-_CLOSING = 1 << 21  # GNU tar fills up to its blocking factor
+_CLOSING = 1 << 21  # bytes after the last member: GNU tar fills up to its blocking factor
 _BATCH = 64
 
-# a row before labels have numbers and samples keys
+# columns of a scan: the label is text, and there is no key
 SCANNED = pa.schema(
     [pa.field("label", pa.string()), *(SIDECAR.field(n) for n in SIDECAR.names[2:])]
 )
@@ -38,19 +38,19 @@ SCANNED = pa.schema(
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """How the members of a sample are read."""
+    """How to read the members of a sample."""
 
     label_field: str | None = None
-    """Field of KEY.json that is the label, in place of KEY.cls."""
+    """Field of KEY.json to use as the label, instead of KEY.cls."""
     ignore: tuple[str, ...] = ()
-    """Suffixes of members to pass over unread, as in KEY.SUFFIX."""
+    """Suffixes of members to skip, as in KEY.SUFFIX."""
     group_regex: str | None = None
-    """Searched in each key; its first group is the source image. Default: a field `source`, or the
-    slide, or the key before __"""
+    """Regular expression searched in each key; its first group is the source image. Default: the
+    field `source` of KEY.json, or the slide, or the key before __"""
 
     def __post_init__(self) -> None:
         if needed := set(self.ignore) & set(IMAGES):
-            raise ValueError(f"--ignore {sorted(needed)}: the images are what is needed")
+            raise ValueError(f"--ignore {sorted(needed)}: images cannot be skipped")
         try:
             group_pattern(self.group_regex)
         except DataError as error:
@@ -59,7 +59,7 @@ class ScanOptions:
 
 @dataclass(frozen=True)
 class Bad:
-    """A sample that cannot be used; `offset` of its first header in the tar."""
+    """A sample that cannot be used; `offset` is that of its first header in the tar."""
 
     tar: str
     offset: int
@@ -71,16 +71,16 @@ class Bad:
 
 @dataclass(frozen=True)
 class Scan:
-    """What one tar holds."""
+    """Result of scanning one tar."""
 
     table: pa.Table  # SCANNED, in the order of the images
-    kinds: frozenset[str]  # what the samples have beside their image: cls, json
+    kinds: frozenset[str]  # members of the samples beside the image: cls, json
     size: int
     xxh3: str
-    channel_sums: list[int]  # of the values 0-255, RGB
+    channel_sums: list[int]  # of the 0-255 values, RGB
     bad: list[Bad]  # the first MAX_LISTED
     bad_count: int
-    broken: Bad | None = None  # where the tar cannot be read any further
+    broken: Bad | None = None  # where reading the tar had to stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,10 @@ class _Sample:
 
 
 def scan_tar(path: Path, name: str, options: ScanOptions) -> Scan:
-    """Scan the tar at `path`; `name` is what it is called in messages and rows.
+    """Scan the tar at `path`.
+
+    Args:
+        name: name of the tar in messages and rows.
 
     Raises:
         DataError: it cannot be opened, or changes while it is read.
@@ -129,7 +132,7 @@ def scan_tar(path: Path, name: str, options: ScanOptions) -> Scan:
 
 
 class _Scanning:
-    """The samples of a tar while it is read; no image is kept beyond its batch."""
+    """Samples of a tar while it is read; images are held for one batch only."""
 
     def __init__(self, name: str, options: ScanOptions) -> None:
         self.name, self.options = name, options
@@ -191,7 +194,7 @@ class _Scanning:
         self._waiting.clear()
 
     def finish(self, size: int, xxh3: str, broken: Bad | None) -> Scan:
-        """What was found; samples that miss a member that others have are bad."""
+        """Result of the scan; a sample that lacks a member of the others is bad."""
         self._decode()
         kinds = frozenset(kind for s in self.samples.values() for kind in s.kinds)
         kinds = kinds & {"cls", "json"}
@@ -213,7 +216,7 @@ class _Scanning:
     def _row(
         self, key: str, sample: _Sample, kinds: frozenset[str]
     ) -> tuple[_Image, Sequence[Any]]:
-        """The image and the SCANNED row of a sample.
+        """Image and SCANNED row of a sample.
 
         Raises:
             ValueError: the sample is not usable.
@@ -227,16 +230,24 @@ class _Scanning:
             raise ValueError(f"key {key!r} has no {', '.join(missing)}, other samples have")
         stem = key.rpartition("/")[2]
         try:
-            named = fields.source if self.pattern is None else None
-            source = named or source_image(key, stem, fields.slide, self.pattern)
+            own_source = fields.source if self.pattern is None else None
+            source = own_source or source_image(key, stem, fields.slide, self.pattern)
         except DataError as error:
             raise ValueError(str(error)) from None
         patient, site = barcode(fields.slide or source) or (None, None)
         y, x = position(stem)
         row = (
-            sample.label, image.offset, image.size, image.crc32, source, fields.slide,
-            fields.patient or patient, fields.site or site,
-            x if fields.x is None else fields.x, y if fields.y is None else fields.y,
-            fields.mpp, f"{self.name}/{image.name}",
-        )  # fmt: skip
+            sample.label,
+            image.offset,
+            image.size,
+            image.crc32,
+            source,
+            fields.slide,
+            fields.patient or patient,
+            fields.site or site,
+            x if fields.x is None else fields.x,
+            y if fields.y is None else fields.y,
+            fields.mpp,
+            f"{self.name}/{image.name}",
+        )
         return image, row

@@ -14,11 +14,10 @@ import xxhash
 from common.errors import DataError
 from common.files import atomic_file, sync_folder
 from shards import schema
-from shards.codec.sidecar import columns
+from shards.codec.sidecar import read_columns
 from shards.pack.plan import PackOptions, Plan
 from shards.pack.resume import ShardRecord, finish, shard_files
-from shards.pack.shard import MAX_LISTED
-from shards.schema import CHANNELS, METADATA_NAME, PATCH, DatasetMetadata, Shard, SplitMetadata
+from shards.schema import CHANNELS, MAX_LISTED, METADATA_NAME, DatasetMetadata, Shard, SplitMetadata
 from shards.sources.source import ClassCount, Collection, Origin, Patch, list_refused
 
 _SHOWN_BAD = 20
@@ -53,7 +52,8 @@ def without_skipped(out: Path, collection: Collection, records: list[ShardRecord
     packed: set[str] = set()
     for record in records:
         if record.count:
-            packed.update(columns(shard_files(out, record.name)[1], ["path"])["path"].to_pylist())
+            _, sidecar = shard_files(out, record.name)
+            packed.update(read_columns(sidecar, ["path"])["path"].to_pylist())
     patches = [patch for patch in collection.patches if patch.path in packed]
     return replace(collection, patches=patches)
 
@@ -138,10 +138,10 @@ def _split_metadata(plan: Plan, split: str, records: list[ShardRecord]) -> Split
 
 
 def _channel_mean(records: list[ShardRecord]) -> list[float]:
-    """RGB in [0, 1] over the train split, or over everything when there is none."""
-    used = [record for record in records if record.split == "train"] or records
-    values = 255 * PATCH * PATCH * sum(record.count for record in used)
-    return [sum(record.channel_sums[c] for record in used) / values for c in range(CHANNELS)]
+    splits = schema.mean_splits({record.split for record in records})
+    used = [record for record in records if record.split in splits]
+    sums = [sum(record.channel_sums[c] for record in used) for c in range(CHANNELS)]
+    return schema.channel_mean(sums, sum(record.count for record in used))
 
 
 def exact_duplicates(out: Path, records: list[ShardRecord]) -> Listed:
@@ -175,7 +175,7 @@ def _digests(out: Path, name: str, rows: npt.NDArray[np.int64]) -> Iterator[tupl
     if not len(rows):
         return
     tar, sidecar = shard_files(out, name)
-    table = columns(sidecar, ["path", "offset", "size"]).take(rows)
+    table = read_columns(sidecar, ["path", "offset", "size"]).take(rows)
     with open(tar, "rb") as file:
         for row in table.to_pylist():
             data = os.pread(file.fileno(), row["size"], row["offset"])

@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 
 from common.errors import DataError
-from shards.schema import VERSION, shard_name
+from shards.schema import MAX_PATCHES, VERSION, shard_name
 from shards.sources.convert import Rule
 from shards.sources.folder import Layout
 from shards.sources.manifest import Columns
@@ -17,7 +17,6 @@ from shards.sources.names import group_pattern
 from shards.sources.source import Patch
 from shards.sources.splits import SPLITS
 
-MAX_PATCHES = 10**9  # nine digits of the key
 MAX_SHARD_SIZE = 1 << 20
 
 _CHUNK = 4096  # patches per update of the digest

@@ -14,15 +14,14 @@ from xxhash import xxh3_64_intdigest
 
 from common.files import atomic_file, sync_folder
 from shards.codec.png import MAX_PNG_BYTES, PngError, store, unfilter
-from shards.codec.sidecar import parquet
+from shards.codec.sidecar import encode_sidecar
 from shards.codec.tar_writer import BLOCK, ending, kept_members, padded, stored_members
 from shards.pack.plan import ShardPlan
 from shards.pack.resume import ShardRecord, shard_files, write_record
-from shards.schema import CHANNELS, NO_LABEL, SIDECAR, key
+from shards.schema import CHANNELS, MAX_LISTED, NO_LABEL, SIDECAR, key
 from shards.sources.collect import AnySource
 from shards.sources.source import Patch, ReadPatch
 
-MAX_LISTED = 100  # bad patches that a record lists; all are counted
 _BATCH = 64  # sums of up to 257 bytes fit 16 bits
 _OF_PATCH = ("source", "slide", "patient", "site", "x", "y", "mpp", "path")  # sidecar columns
 _of_patch = attrgetter(*_OF_PATCH)
@@ -142,7 +141,7 @@ def build(job: Job, plan: ShardPlan) -> ShardRecord:
     if shard.keys:
         table = shard.table()
         with atomic_file(sidecar_path) as sidecar:
-            sidecar.write(parquet(table))
+            sidecar.write(encode_sidecar(table))
         labels = table["label"].to_numpy()
         record = ShardRecord(
             name=plan.name,

@@ -1,8 +1,8 @@
-"""Data sets that lie elsewhere: fetched once into a cache, then like any other folder.
+"""Fetch remote data sets into a cache, once; from then on they are folders like any other.
 
 What arrives is not trusted: `dataset.json` is bounded and checked like a local one, every file has
-to have the size and the hash that it says, and names are built here, never taken from dataset.json.
-The folder in the cache is named by the hash of the data set, so a changed one gets another.
+to have the size and hash given there, and local names are built here, never taken from it. A
+folder of the cache is named by the hash of its data set, so a changed data set gets another.
 """
 
 import os
@@ -10,7 +10,6 @@ import shutil
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from common.console import progress
 from common.errors import DataError
 from common.files import atomic_file, sync_folder
 from common.locks import locked
-from shards.remote.download import Wanted, download, read_small
-from shards.remote.store import Store
+from shards.remote.download import RemoteFile, Store, download, read_small
 from shards.schema import (
     MAX_METADATA_BYTES,
     METADATA_NAME,
@@ -35,7 +33,7 @@ THREADS = 8
 
 
 def local(name: str | os.PathLike[str]) -> Path:
-    """The folder or file that `name` means: a path, or a URL whose data set is fetched first.
+    """Path that `name` stands for: a URL is fetched into the cache first.
 
     Raises:
         DataError: as `fetch`.
@@ -46,34 +44,34 @@ def local(name: str | os.PathLike[str]) -> Path:
 
 def cache_folder() -> Path:
     """$EQDVAE_CACHE, or eqdvae in $XDG_CACHE_HOME, or ~/.cache/eqdvae."""
-    if named := os.environ.get(CACHE):
-        return Path(named)
+    if folder := os.environ.get(CACHE):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqdvae"
 
 
 def fetch(url: str, cache: Path | None = None, splits: Sequence[str] | None = None) -> Path:
-    """The folder with the data set at `url`; what it lacks is downloaded, in several threads.
+    """Download what is missing of the data set at `url`, in several threads; return its folder.
 
-    Files have their names when they are whole and verified; an interrupted one continues.
+    Files get their names when they are complete and verified; an interrupted download continues.
 
     Args:
-        splits: only these; the folder is then a smaller data set with its own hash.
+        splits: fetch these only; the folder is then a smaller data set with its own hash.
 
     Raises:
-        DataError: not one of the schemes of `shards.remote.store`, nothing there, a file that is
-            not what dataset.json says, a connection that does not last, a full disk. What is done
-            stays.
+        DataError: not one of the schemes of `shards.remote.download`, no data set there, a file
+            that is not the one in `dataset.json`, a connection that does not last, a full disk.
+            What has arrived stays.
     """
     store = Store(url)
-    metadata = loads_metadata(
-        read_small(store, METADATA_NAME, MAX_METADATA_BYTES), f"{store.url}/{METADATA_NAME}"
-    )
+    place = f"{store.url}/{METADATA_NAME}"
+    metadata = loads_metadata(read_small(store, METADATA_NAME, MAX_METADATA_BYTES), place)
     if splits:
-        metadata = _only(metadata, url, splits)
+        metadata = _select(metadata, url, splits)
     folder = (cache or cache_folder()) / dataset_hash(metadata)
-    wanted = _wanted(metadata, url, folder)
-    with _fetch_lock(folder):
-        if missing := [file for file in wanted if not file.there()]:
+    files = _files(metadata, url, folder)
+    waiting = f"waiting: another process fetches into {folder}"
+    with locked(folder / ".fetch.lock", waiting, wait=True):
+        if missing := [file for file in files if not file.complete()]:
             _refuse_full(folder, missing)
             _download_all(store, missing)
         if not (folder / METADATA_NAME).exists():
@@ -83,35 +81,32 @@ def fetch(url: str, cache: Path | None = None, splits: Sequence[str] | None = No
     return folder
 
 
-def _only(metadata: DatasetMetadata, url: str, splits: Sequence[str]) -> DatasetMetadata:
-    if missing := sorted(set(splits) - set(metadata.splits)):
+def _select(metadata: DatasetMetadata, url: str, names: Sequence[str]) -> DatasetMetadata:
+    """Metadata of some splits; the provenance names the others."""
+    if missing := sorted(set(names) - set(metadata.splits)):
         raise DataError(f"{url} has no split {missing}, only {sorted(metadata.splits)}")
-    kept = {name: split for name, split in metadata.splits.items() if name in splits}
-    left = sorted(set(metadata.splits) - set(kept))
-    return replace(
-        metadata, splits=kept, provenance=metadata.provenance | {"splits_left_out": left}
-    )
+    splits = {name: split for name, split in metadata.splits.items() if name in names}
+    left_out = sorted(set(metadata.splits) - set(splits))
+    provenance = metadata.provenance | {"splits_left_out": left_out}
+    return replace(metadata, splits=splits, provenance=provenance)
 
 
-def _wanted(metadata: DatasetMetadata, url: str, folder: Path) -> list[Wanted]:
-    """Every file of the data set: where it is in the store, where it goes, what it must be."""
-    here = without_paths(metadata)
+def _files(metadata: DatasetMetadata, url: str, folder: Path) -> list[RemoteFile]:
     files = []
-    for name, split in metadata.splits.items():
-        for shard, plain in zip(split.shards, here.splits[name].shards, strict=True):
-            path = shard.path or f"{shard.name}.tar"
-            if path.startswith("/") or ".." in path.split("/") or not path.isprintable():
-                raise DataError(
-                    f"{url}: {shard.name} lies at {path!r}, outside the data set: index the tars "
-                    f"into a folder above them, and put that there"
-                )
-            sidecar = plain.sidecar(folder)
-            files.append(Wanted(path, plain.tar(folder), shard.size, shard.xxh3))
-            files.append(Wanted(sidecar.name, sidecar, shard.sidecar_size, shard.sidecar_xxh3))
+    for shard in metadata.shards:
+        path = shard.path or f"{shard.name}.tar"
+        if path.startswith("/") or ".." in path.split("/") or not path.isprintable():
+            raise DataError(
+                f"{url}: {shard.name} lies at {path!r}, outside the data set: index the tars "
+                f"into a folder above them, and put that there"
+            )
+        tar, sidecar = replace(shard, path=None).tar(folder), shard.sidecar(folder)
+        files.append(RemoteFile(path, tar, shard.size, shard.xxh3))
+        files.append(RemoteFile(sidecar.name, sidecar, shard.sidecar_size, shard.sidecar_xxh3))
     return files
 
 
-def _download_all(store: Store, files: list[Wanted]) -> None:
+def _download_all(store: Store, files: list[RemoteFile]) -> None:
     stop, lock = threading.Event(), threading.Lock()
     total = sum(file.size for file in files)
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch")
@@ -130,20 +125,11 @@ def _download_all(store: Store, files: list[Wanted]) -> None:
             pool.shutdown(cancel_futures=True)
 
 
-def _refuse_full(folder: Path, files: list[Wanted]) -> None:
-    """
-    Raises:
-        DataError: the disk has no room for the files; metadata may claim any size.
-    """
-    need, free = sum(file.size - file.begun() for file in files), shutil.disk_usage(folder).free
+def _refuse_full(folder: Path, files: list[RemoteFile]) -> None:
+    """Refuse files for which the disk has no room; `dataset.json` may claim any size."""
+    need, free = sum(file.size - file.arrived() for file in files), shutil.disk_usage(folder).free
     if need > free:
         raise DataError(
             f"{folder} has room for {free:,} bytes, the data set needs {need:,} more: make room, "
             f"or choose another folder with --cache or ${CACHE}"
         )
-
-
-def _fetch_lock(folder: Path) -> AbstractContextManager[None]:
-    """Make `folder`, and let no other process fetch into it meanwhile."""
-    waiting = f"waiting: another process fetches into {folder}"
-    return locked(folder / ".fetch.lock", waiting, wait=True)

@@ -1,0 +1,6 @@
+"""Make a small set of H&E-like patches from nothing, with a known difficulty.
+
+tissue.py      structure: where haematoxylin and eosin bind, one function per class
+generate.py    stain, scanner, and the whole set in class folders: `generate`, `sources`
+__main__.py    the command
+"""

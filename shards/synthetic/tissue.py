@@ -1,6 +1,6 @@
 """Procedural tissue: for each class, where haematoxylin and eosin bind.
 
-A structure says where the stain is, not how much: `shards.synthetic` scales every tile to mean
+A structure gives where the stain is, not how much: `shards.synthetic` scales every tile to mean
 concentrations that do not depend on the class, so that shape and texture carry the label.
 Lengths are pixels, at about half a micron each. Float64 throughout, so that a pixel rounds to
 the same grey level whichever vector instructions numpy finds.
@@ -96,7 +96,7 @@ def tumor(rng: np.random.Generator, size: int) -> Structure:
     return Structure(haematoxylin, cytoplasm * (1 - 0.35 * inside))
 
 
-# The order is part of the random numbers of a tile: add new classes at the end.
+# the order is part of the random numbers of a tile: add new classes at the end
 TISSUES: dict[str, Callable[[np.random.Generator, int], Structure]] = {
     "fat": fat,
     "lymphocytes": lymphocytes,
@@ -154,7 +154,7 @@ def ellipses(size: int, centres: Array, radii: Array, angles: Array) -> Nuclei:
     dy, dx = _offsets(size, centres)
     cos, sin = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
     first, second = radii[:, 0, None, None], radii[:, 1, None, None]
-    # Single precision is safe here, where only sums and products follow, and four times as fast.
+    # single precision is safe here, where only sums and products follow, and four times as fast
     u = _single(dx * (cos / first)) + _single(dy * (sin / first))
     v = _single(dy * (cos / second)) - _single(dx * (sin / second))
     squared = np.square(u, out=u)
@@ -171,7 +171,7 @@ def _oval_nuclei(
     small: tuple[float, float],
     slender: float,
 ) -> Nuclei:
-    """One nucleus a centre: minor semi-axis in `small`, the major up to `slender` times that."""
+    """One nucleus per centre: minor semi-axis in `small`, the major up to `slender` times that."""
     minor = rng.uniform(*small, len(centres))
     major = minor * rng.uniform(1, slender, len(centres))
     angles = rng.uniform(0, np.pi, len(centres))

@@ -1,0 +1,12 @@
+"""Check a data set completely, trusting neither the files nor the code that wrote them.
+
+Hashes and sizes against `dataset.json`, every member of every tar against its sidecar row, every
+PNG decoded, keys unique, classes and channel means counted again. The tars are parsed by other
+code than the code that wrote them. Warnings, which are no damage: groups that cross splits, and
+patches that are in two splits, exactly or nearly.
+
+    shard.py        one shard: bytes, members, pixels; problems and counts
+    duplicates.py   patches that are in two splits
+    check.py        the whole data set: `verify`
+    __main__.py     the command, which also makes a data set of foreign tars (--index)
+"""

@@ -1,9 +1,9 @@
-"""Finds patches that are in two splits: the same pixels, or nearly the same.
+"""Find patches that are in two splits: with the same pixels, or nearly the same.
 
-Nearly the same means: the low frequencies of the grey image agree, as they do after JPEG, noise,
-resampling, another brightness or stain. 63 bits (each DCT coefficient of the lowest 8x8, without
-the mean, above or below their median; Zauner 2010, "pHash") find candidates by banding; the
-coefficients themselves decide. Shifted and turned copies are not found. Patches with hardly any
+Two patches are nearly the same when the low frequencies of their grey images agree, as they do
+after JPEG, noise, resampling, another brightness or stain. 63 bits (each DCT coefficient of the
+lowest 8x8, without the mean, above or below their median; Zauner 2010, "pHash") find candidates by
+banding; the coefficients decide. Shifted and rotated copies are not found. Patches with hardly any
 contrast resemble each other by nature: they are counted, not compared.
 """
 
@@ -24,12 +24,12 @@ EXAMPLES = 5
 
 _SIDE = 8
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-# Pairs that agree in 2 of 5 bands are candidates: certain up to 3 bits, likely up to 6.
+# pairs that agree in 2 of 5 bands are candidates: certain up to 3 differing bits, likely up to 6
 _BANDS = [sum(1 << bit for bit in range(start, 64, 5)) for start in range(5)]
 _MASKS = [np.uint64(a | b) for a, b in combinations(_BANDS, 2)]
-# A hash that thousands share must not cost their square: of one patch and mask are looked at
-_MOST_BITS = 128  # candidates, and
-_MOST_LOW = 8  # of these, with few enough differing bits, coefficients.
+# a hash that thousands share must not cost their square: limits for one patch and mask
+_MOST_BITS = 128  # candidates whose bits are compared
+_MOST_LOW = 8  # candidates, with few enough differing bits, whose coefficients are compared
 _CHUNK = 1 << 19  # candidate pairs at once
 
 Hashes = npt.NDArray[np.uint64]
@@ -37,8 +37,8 @@ Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Prints:
-    """What is kept of n patches: 150 bytes each."""
+class Fingerprints:
+    """Fingerprints of n patches: 150 bytes each."""
 
     keys: Indices  # (n,) numbers of the sample keys
     exact: Hashes  # (n,) hash of the pixels
@@ -46,8 +46,8 @@ class Prints:
     low: npt.NDArray[np.float16]  # (n, 63) DCT coefficients
     flat: npt.NDArray[np.bool_]  # (n,) contrast below LOW_CONTRAST
 
-    def __getitem__(self, index: npt.NDArray[np.generic]) -> "Prints":
-        return Prints(*(getattr(self, field.name)[index] for field in fields(self)))
+    def __getitem__(self, index: npt.NDArray[np.generic]) -> "Fingerprints":
+        return Fingerprints(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ class Duplicates:
     crossings: list[Crossing]
 
 
-def prints(keys: list[int], pixels: Pixels) -> Prints:
-    """The prints of (n, 32, 32, 3) pixels."""
+def fingerprints(keys: list[int], pixels: Pixels) -> Fingerprints:
+    """Take the fingerprints of (n, 32, 32, 3) pixels."""
     grey = pixels.astype(np.float32) @ _LUMA
     low = (_DCT @ grey @ _DCT.T).reshape(len(pixels), _SIDE * _SIDE)[:, 1:]
     above = np.zeros((len(pixels), 64), bool)
     above[:, 1:] = low > np.median(low, axis=1, keepdims=True)
-    return Prints(
+    return Fingerprints(
         np.array(keys, np.int64),
         np.array([xxhash.xxh3_64_intdigest(patch.data) for patch in pixels], np.uint64),
         np.packbits(above, axis=1).view(np.uint64).reshape(-1),
@@ -83,78 +83,79 @@ def prints(keys: list[int], pixels: Pixels) -> Prints:
     )
 
 
-def join(parts: list[Prints]) -> Prints:
-    columns = ([getattr(part, field.name) for part in parts] for field in fields(Prints))
-    return Prints(*(np.concatenate(column) for column in columns))
+def join(batches: list[Fingerprints]) -> Fingerprints:
+    """Concatenate batches of fingerprints."""
+    columns = ([getattr(batch, field.name) for batch in batches] for field in fields(Fingerprints))
+    return Fingerprints(*(np.concatenate(column) for column in columns))
 
 
-def find_duplicates(splits: dict[str, Prints]) -> Duplicates:
+def find_duplicates(splits: dict[str, Fingerprints]) -> Duplicates:
     """Compare every split with those before it."""
-    compared = {name: part[~part.flat] for name, part in splits.items()}
+    compared = {name: split[~split.flat] for name, split in splits.items()}
     crossings = []
     for first, second in combinations(compared, 2):
-        one = compared[first]
-        one = one[np.unique(one.exact, return_index=True)[1]]
-        two = compared[second]
-        same = _same(one, two)
-        near = np.full(len(two.keys), -1)
-        rest = np.flatnonzero(same < 0)
-        near[rest] = _near(one, two[rest])
+        a, b = compared[first], compared[second]
+        a = a[np.unique(a.exact, return_index=True)[1]]
+        same = _same(a, b)
+        near = np.full(len(b.keys), -1)
+        others = np.flatnonzero(same < 0)
+        near[others] = _near(a, b[others])
         for kind, match in (("the same pixels", same), ("nearly the same", near)):
-            found = np.flatnonzero(match >= 0)
-            pairs = zip(one.keys[match[found]].tolist(), two.keys[found].tolist(), strict=True)
-            if len(found):
+            copies = np.flatnonzero(match >= 0)
+            if len(copies):
+                pairs = zip(a.keys[match[copies]].tolist(), b.keys[copies].tolist(), strict=True)
                 examples = sorted(pairs, key=lambda pair: pair[1])[:EXAMPLES]
-                crossings.append(Crossing(kind, first, second, len(found), examples))
+                crossings.append(Crossing(kind, first, second, len(copies), examples))
     return Duplicates(
-        {name: len(part.keys) for name, part in compared.items()},
-        {name: int(part.flat.sum()) for name, part in splits.items()},
+        {name: len(split.keys) for name, split in compared.items()},
+        {name: int(split.flat.sum()) for name, split in splits.items()},
         crossings,
     )
 
 
-def _same(one: Prints, two: Prints) -> Indices:
-    """For every patch of `two` one of `one` with the same pixels, or -1; `one` is sorted."""
-    if not len(one.keys):
-        return np.full(len(two.keys), -1)
-    place = np.searchsorted(one.exact, two.exact).clip(max=len(one.keys) - 1)
-    return np.where(one.exact[place] == two.exact, place, -1)
+def _same(a: Fingerprints, b: Fingerprints) -> Indices:
+    """For every patch of `b`, one of `a` with the same pixels, or -1; `a.exact` is sorted."""
+    if not len(a.keys):
+        return np.full(len(b.keys), -1)
+    place = np.searchsorted(a.exact, b.exact).clip(max=len(a.keys) - 1)
+    return np.where(a.exact[place] == b.exact, place, -1)
 
 
-def _near(one: Prints, two: Prints) -> Indices:
-    """For every patch of `two` one of `one` that is nearly the same, or -1."""
-    match = np.full(len(two.keys), -1)
+def _near(a: Fingerprints, b: Fingerprints) -> Indices:
+    """For every patch of `b`, one of `a` that is nearly the same, or -1."""
+    match = np.full(len(b.keys), -1)
     for mask in _MASKS:
-        order = np.argsort(one.bits & mask, kind="stable")
-        bands = (one.bits & mask)[order]
+        order = np.argsort(a.bits & mask, kind="stable")
+        bands = (a.bits & mask)[order]
         left = np.flatnonzero(match < 0)
-        wanted = two.bits[left] & mask
-        start = np.searchsorted(bands, wanted, "left")
-        count = np.minimum(np.searchsorted(bands, wanted, "right") - start, _MOST_BITS)
+        bits = b.bits[left] & mask
+        start = np.searchsorted(bands, bits, "left")
+        count = np.minimum(np.searchsorted(bands, bits, "right") - start, _MOST_BITS)
         ends = np.cumsum(count)
         for begin in range(0, int(ends[-1]) if len(ends) else 0, _CHUNK):
             pair = np.arange(begin, min(begin + _CHUNK, ends[-1]))
             row = np.searchsorted(ends, pair, "right")
             other = order[start[row] + pair - (ends[row] - count[row])]
-            close = _close(one, other, two, left[row])
-            # Reversed, so that the first candidate of a patch is the one that stays.
+            close = _close(a, other, b, left[row])
+            # reversed, so that the first candidate of a patch stays
             match[left[row][close][::-1]] = other[close][::-1]
     return match
 
 
-def _close(one: Prints, i: Indices, two: Prints, j: Indices) -> Indices:
-    """Which pairs are nearly the same: few bits differ, and the coefficients differ little."""
-    differ = (one.bits[i] ^ two.bits[j]).view(np.uint8).reshape(-1, 8)
-    kept = np.flatnonzero(np.unpackbits(differ, axis=1).sum(axis=1) <= MAX_BITS)
-    begins = np.searchsorted(j[kept], j[kept])  # pairs lie patch by patch
-    kept = kept[np.arange(len(kept)) - begins < _MOST_LOW]
-    a, b = (part.low[k[kept]].astype(np.float32) for part, k in ((one, i), (two, j)))
-    size = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return kept[np.square(a - b).sum(axis=1) <= MAX_DISTANCE**2 * size]
+def _close(a: Fingerprints, i: Indices, b: Fingerprints, j: Indices) -> Indices:
+    """Which pairs are nearly the same: few bits and small differences of the coefficients."""
+    differ = (a.bits[i] ^ b.bits[j]).view(np.uint8).reshape(-1, 8)
+    pairs = np.flatnonzero(np.unpackbits(differ, axis=1).sum(axis=1) <= MAX_BITS)
+    begins = np.searchsorted(j[pairs], j[pairs])  # pairs are ordered by patch
+    pairs = pairs[np.arange(len(pairs)) - begins < _MOST_LOW]
+    low_a = a.low[i[pairs]].astype(np.float32)
+    low_b = b.low[j[pairs]].astype(np.float32)
+    size = np.linalg.norm(low_a, axis=1) * np.linalg.norm(low_b, axis=1)
+    return pairs[np.square(low_a - low_b).sum(axis=1) <= MAX_DISTANCE**2 * size]
 
 
 def _dct() -> npt.NDArray[np.float32]:
-    """(8, 32): the lowest rows of the orthonormal DCT-II."""
+    """Lowest rows of the orthonormal DCT-II, (8, 32)."""
     k, n = np.arange(_SIDE)[:, None], np.arange(PATCH)[None]
     rows = np.cos(np.pi * (n + 0.5) * k / PATCH) * np.sqrt(2 / PATCH)
     rows[0] /= np.sqrt(2)

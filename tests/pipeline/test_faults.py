@@ -23,8 +23,7 @@ from shards.schema import (
     dumps_metadata,
     load_metadata,
 )
-from shards.verify.check import check_shard
-from shards.verify.findings import Findings
+from shards.verify.shard import Findings, check_shard
 from tests.helpers.patches import write_patches
 
 SAMPLES = 4

@@ -14,7 +14,7 @@ from pipeline.index import open_dataset
 from pipeline.reader import Reader, read_split
 from shards.foreign.index import IndexOptions, index_tars
 from shards.schema import METADATA_NAME
-from shards.verify.__main__ import verify
+from shards.verify.check import verify
 from tests.helpers.tars import (
     END,
     WRITERS,

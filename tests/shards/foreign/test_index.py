@@ -14,11 +14,12 @@ from common.errors import DataError
 from pipeline.index import Split, open_dataset
 from pipeline.loader import Loader
 from pipeline.reader import read_split
+from shards.foreign.collect import find_tars
 from shards.foreign.index import IndexOptions, index_tars
 from shards.foreign.scan import ScanOptions, scan_tar
-from shards.foreign.tarlist import find_tars
 from shards.schema import dataset_hash, load_metadata, without_paths
-from shards.verify.__main__ import main, verify
+from shards.verify.__main__ import main
+from shards.verify.check import verify
 from tests.helpers.tars import CLASSES, WRITERS, facts, image_of, members, samples, write_tar
 
 CPU = torch.device("cpu")

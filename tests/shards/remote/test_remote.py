@@ -18,9 +18,9 @@ from shards.foreign.index import index_tars
 from shards.remote import cache as remote
 from shards.remote import download
 from shards.remote.cache import cache_folder, fetch, local
-from shards.remote.store import Store
+from shards.remote.download import Store
 from shards.schema import dataset_hash, load_metadata
-from shards.verify.__main__ import verify
+from shards.verify.check import verify
 from tests.helpers.serving import serving
 from tests.helpers.tars import members, samples, write_tar
 from train.data import find_data
@@ -232,7 +232,7 @@ def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     def missing(*_: object, **__: object) -> None:
         raise ImportError("Please install gcsfs")
 
-    monkeypatch.setattr("shards.remote.store.url_to_fs", missing)
+    monkeypatch.setattr("shards.remote.download.url_to_fs", missing)
     with pytest.raises(DataError, match=r"gs:// needs gcsfs .* pip install 'eqdvae\[remote\]'"):
         Store("gs://bucket/x")
 
@@ -260,7 +260,9 @@ def test_training_and_the_command_take_a_url(
         assert main() == 1 and "nothing/dataset.json does not exist" in capsys.readouterr().err
 
 
-def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_cache_is(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("EQDVAE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -268,8 +270,8 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "eqdvae"
     monkeypatch.setenv("EQDVAE_CACHE", os.devnull)
-    with pytest.raises(DataError, match="cannot be used"), remote._fetch_lock(cache_folder()):
-        pass
+    with serving(small_dataset) as site, pytest.raises(DataError, match="cannot be used"):
+        fetch(site.url)
 
 
 @pytest.mark.slow

@@ -15,8 +15,15 @@ from scipy.fft import dctn
 from shards.codec.png import store
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
-from shards.verify.__main__ import main, verify
-from shards.verify.duplicates import LOW_CONTRAST, Duplicates, Prints, find_duplicates, prints
+from shards.verify.__main__ import main
+from shards.verify.check import verify
+from shards.verify.duplicates import (
+    LOW_CONTRAST,
+    Duplicates,
+    Fingerprints,
+    find_duplicates,
+    fingerprints,
+)
 from tests.helpers.patches import real_patches
 
 Pixels = NDArray[np.uint8]
@@ -65,7 +72,7 @@ CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
 def compare(*splits: Pixels) -> Duplicates:
     names, start, parts = ("train", "val", "test"), 0, {}
     for name, pixels in zip(names, splits, strict=False):
-        parts[name] = prints(list(range(start, start + len(pixels))), pixels)
+        parts[name] = fingerprints(list(range(start, start + len(pixels))), pixels)
         start += len(pixels)
     return find_duplicates(parts)
 
@@ -90,7 +97,7 @@ def test_real_patches_resemble_their_copies_only() -> None:
     result = compare(pixels[::2], pixels[1::2])
     assert found(result) == {}
     known = pixels[::2]
-    kept = int((~prints(list(range(len(known))), known).flat).sum())
+    kept = int((~fingerprints(list(range(len(known))), known).flat).sum())
     (crossing,) = compare(known, jpeg(known, 75)).crossings
     assert crossing.count >= 0.97 * kept
 
@@ -122,7 +129,7 @@ def test_blank_patches_are_counted_apart() -> None:
 
 def test_coefficients_agree_with_scipy() -> None:
     pixels = tissue(20, 3)
-    got = prints(list(range(20)), pixels)
+    got = fingerprints(list(range(20)), pixels)
     grey = pixels @ np.array([0.299, 0.587, 0.114])
     low = dctn(grey, axes=(1, 2), norm="ortho")[:, :8, :8].reshape(20, 64)[:, 1:]
     assert np.abs(got.low - low).max() < 1.5  # float16 of values to 2,000
@@ -131,11 +138,11 @@ def test_coefficients_agree_with_scipy() -> None:
     assert (bits == above).mean() > 0.999
 
 
-def random_prints(count: int, seed: int) -> Prints:
+def random_prints(count: int, seed: int) -> Fingerprints:
     rng = np.random.default_rng(seed)
     numbers = rng.integers(0, 2**63, (2, count)).astype(np.uint64)
     low = rng.normal(size=(count, 63)).astype(np.float16)
-    return Prints(np.arange(count), numbers[0], numbers[1], low, np.zeros(count, bool))
+    return Fingerprints(np.arange(count), numbers[0], numbers[1], low, np.zeros(count, bool))
 
 
 @pytest.mark.parametrize("differing", [0, 1, 2, 3])

@@ -18,7 +18,8 @@ from shards.codec import png
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.schema import dumps_metadata, load_metadata
-from shards.verify.__main__ import Report, main, verify
+from shards.verify.__main__ import main
+from shards.verify.check import Report, verify
 from tests.helpers.patches import write_patches
 
 Change = Callable[[Path], None]
