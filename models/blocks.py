@@ -6,7 +6,7 @@ al. 2020. Shapes: B batch, C channels, H height, W width.
 """
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,14 @@ from torch.nn.utils import parametrize
 
 GAMMA_SILU = 1.7881293  # gain that keeps unit variance through SiLU
 SWS_FLOOR = 1e-4
+
+
+class Posterior(NamedTuple):
+    """q(z|x), a diagonal normal, in float32, and the map that its head reads."""
+
+    mean: Tensor  # (B, 24, 4, 4)
+    log_var: Tensor  # (B, 24, 4, 4)
+    features: Tensor  # (B, 128, 4, 4)
 
 
 class ScaledConv2d(nn.Module):

@@ -16,7 +16,8 @@ import torch
 from kornia.losses import ssim_loss
 from torch import Tensor, nn
 
-from models.vae import LATENT_SIDE, VAE, Posterior
+from models.blocks import Posterior
+from models.vae import LATENT_SIDE, VAE
 from pipeline import d4
 from shards.schema import PATCH
 

@@ -8,18 +8,18 @@ Shapes: B batch, C = 3 image or 24 latent channels, H = W = 32 pixels or 4 laten
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-import models
 from models.blocks import (
     GAMMA_SILU,
     UPSAMPLE,
     BiasSiLU,
     Downsample,
     Pointwise,
+    Posterior,
     ResidualBlock,
     ScaledConv2d,
 )
@@ -46,10 +46,9 @@ class ModelConfig:
     latent_stage: bool = False  # two more decoder blocks at 4x4
 
     def __post_init__(self) -> None:
-        if self.architecture not in models.ARCHITECTURES:
+        if self.architecture not in ARCHITECTURES:
             raise ValueError(
-                f"architecture is {self.architecture!r}; expected one of "
-                f"{sorted(models.ARCHITECTURES)}"
+                f"architecture is {self.architecture!r}; expected one of {sorted(ARCHITECTURES)}"
             )
         first, second, third = self.widths
         if first < 1 or second != 2 * first or third != 2 * second:
@@ -71,7 +70,7 @@ class ModelConfig:
     @property
     def equivariant(self) -> bool:
         """Whether codes are regular fibres of `group`, exactly."""
-        return models.ARCHITECTURES[self.architecture].equivariant
+        return ARCHITECTURES[self.architecture].equivariant
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -99,14 +98,6 @@ class Architecture:
     equivariant: bool = False  # exactly, with codes that are regular fibres of `config.group`
 
 
-class Posterior(NamedTuple):
-    """q(z|x), a diagonal normal, in float32, and the map that its head reads."""
-
-    mean: Tensor  # (B, 24, 4, 4)
-    log_var: Tensor  # (B, 24, 4, 4)
-    features: Tensor  # (B, 128, 4, 4)
-
-
 class VAE(nn.Module):
     """Encoder and decoder. `build` makes one with seeded weights."""
 
@@ -116,7 +107,7 @@ class VAE(nn.Module):
     def __init__(self, config: ModelConfig, channel_mean: Sequence[float] | None = None) -> None:
         super().__init__()
         self.config = config
-        build_networks = models.ARCHITECTURES[config.architecture].build
+        build_networks = ARCHITECTURES[config.architecture].build
         self.encoder, self.decoder = build_networks(config, channel_mean)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -266,6 +257,15 @@ def build_tied(config: ModelConfig, channel_mean: Sequence[float] | None) -> Net
     tie(encoder, config.group, lift=encoder.stem)
     tie(decoder, config.group, to_rgb=decoder.output)
     return encoder, decoder
+
+
+# a new architecture: networks that know no config, a function like those above, an entry here, and
+# its name in `ModelConfig.architecture`
+ARCHITECTURES: dict[str, Architecture] = {
+    "seed": Architecture(build_seed),
+    "refined": Architecture(build_refined),
+    "tied": Architecture(build_tied, equivariant=True),
+}
 
 
 def _full(x: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 
 from common.errors import DataError
-from models import ARCHITECTURES, snapshot
+from models import snapshot
 from models.blocks import BiasSiLU, ScaledConv2d, decayed_parameters
-from models.vae import VAE, ModelConfig, build
+from models.vae import ARCHITECTURES, VAE, ModelConfig, build
 from pipeline import d4
 
 
