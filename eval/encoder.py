@@ -1,4 +1,8 @@
-"""Embeddings from Python: `load(run).encode(images)`."""
+"""Embeddings from Python: `load(run).encode(images)`.
+
+On a CPU, a process that embeds much calls `common.machine.keep_freed_memory` once, as the commands
+do: it halves the time.
+"""
 
 import math
 from pathlib import Path
@@ -8,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval import run as runs
+from eval.features import Features
 from eval.measure import readouts
 from eval.measure.metrics import batch_for, evaluating
-from eval.measure.readouts import READOUTS, Features, Symmetry
+from eval.measure.readouts import READOUTS, Symmetry
+from eval.run import load_info
 from models import snapshot
 from models.vae import VAE
 from pipeline.pixels import to_float
@@ -21,7 +26,7 @@ CHW, HWC = (CHANNELS, PATCH, PATCH), (PATCH, PATCH, CHANNELS)
 
 
 class PatchEncoder:
-    """A trained encoder. `dimensions` says how many numbers each readout gives."""
+    """A trained encoder of patches."""
 
     def __init__(self, model: VAE, symmetry: Symmetry) -> None:
         self.model, self.symmetry = model, symmetry
@@ -31,11 +36,11 @@ class PatchEncoder:
         return next(self.model.parameters()).device
 
     def encode(self, images: NDArray[np.generic] | Tensor, readout: str = "mean") -> Features:
-        """Embeddings (n, d), float32, in the order of the images.
+        """Embed images: float32 (n, d) in their order.
 
         Args:
-            images: any number of 32x32 RGB patches, (n, 3, 32, 32) or (n, 32, 32, 3); uint8 in
-                0..255, or float in [0, 1]. An array or a tensor on any device.
+            images: any number of 32x32 RGB patches, (n, 3, 32, 32) or (n, 32, 32, 3), uint8 in
+                0..255 or float in [0, 1]; an array, or a tensor on any device.
             readout: "mean" (384 numbers, the primary one), "orbit_aligned", "orbit_invariant"
                 (384 each) or "channel_stats" (48).
 
@@ -45,17 +50,19 @@ class PatchEncoder:
         if readout not in READOUTS:
             raise ValueError(f"unknown readout {readout!r}; there are {list(READOUTS)}")
         if isinstance(images, np.ndarray):
-            images = np.require(images, requirements="W")  # torch warns of what it could not write
+            images = np.require(images, requirements="W")  # torch warns of read-only arrays
         x_BCHW = _checked(torch.as_tensor(images))
-        found = [np.empty((0, self.dimensions(readout)), np.float32)]
-        for part in x_BCHW.split(batch_for(self.device)):
+        batches = [np.empty((0, self.dimensions(readout)), np.float32)]
+        for images_BCHW in x_BCHW.split(batch_for(self.device)):
             with evaluating(self.model):
-                x = _unit_range(part.to(self.device))
+                on_device = images_BCHW.to(self.device)
+                x = to_float(on_device) if on_device.dtype == torch.uint8 else on_device.float()
                 features = readouts.readouts_of(self._mean, x, [readout], self.symmetry)
-            found.append(features[readout].cpu().numpy())
-        return np.concatenate(found)
+            batches.append(features[readout].cpu().numpy())
+        return np.concatenate(batches)
 
     def dimensions(self, readout: str = "mean") -> int:
+        """Count the numbers d that a readout gives per image."""
         shape = self.model.config.latent_shape
         return 2 * shape[0] if readout == "channel_stats" else math.prod(shape)
 
@@ -65,20 +72,21 @@ class PatchEncoder:
 
 
 def load(run: Path | str, device: str | torch.device | None = None) -> PatchEncoder:
-    """The encoder of a finished run, on a GPU where torch can use one.
+    """Load the encoder of a finished run, by default on a GPU where torch can use one.
 
     Raises:
         DataError: `run` holds no snapshot, or one that is damaged.
     """
     run = Path(run)
-    about = runs.load_about(run)
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = snapshot.load(run / "snapshot").to(chosen)
-    return PatchEncoder(model, Symmetry(about.group, about.fibres))
+    info = load_info(run)
+    model = snapshot.load(run / "snapshot").to(
+        device or ("cuda" if torch.cuda.is_available() else "cpu")
+    )
+    return PatchEncoder(model, Symmetry(info.group, info.fibres))
 
 
 def _checked(images: Tensor) -> Tensor:
-    """(n, 3, 32, 32), a view of the images."""
+    """Check images and view them as (n, 3, 32, 32)."""
     shape = tuple(images.shape[1:])
     if images.ndim != 4 or shape not in (CHW, HWC):
         raise ValueError(
@@ -94,7 +102,3 @@ def _checked(images: Tensor) -> Tensor:
                 "pass uint8; do not normalise"
             )
     return images if shape == CHW else images.permute(0, 3, 1, 2)
-
-
-def _unit_range(part: Tensor) -> Tensor:
-    return to_float(part) if part.dtype == torch.uint8 else part.float()

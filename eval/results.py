@@ -243,7 +243,7 @@ class BaselineCurves:
     """AUROC of a baseline by kind of corruption and severity."""
 
     area: float | None = None
-    kinds: dict[str, list[float | None]] = field(default_factory=dict)
+    kinds: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,14 +3,14 @@
 RUN/config.json      the resolved configuration and the data set (`RunRecord`), by training
 RUN/status.json      running, done, failed or interrupted (`Status`), by training
 RUN/metrics.jsonl    one line per logging step and per validation, by training
-RUN/snapshot/        the model and, in its config.json, its description (`About`), by training
-RUN/results.json     scores, by eval.main, for eval.report
+RUN/snapshot/        the model and, in its config.json, its description (`RunInfo`), by training
+RUN/results.json     scores (`eval.results`), by eval.main, for eval.report
 """
 
 import json
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import xxhash
@@ -21,7 +21,7 @@ from common.records import convert
 from models import snapshot
 from pipeline.corruptions import CorruptionConfig
 
-CONFIG, STATUS, METRICS, RESULTS = "config.json", "status.json", "metrics.jsonl", "results.json"
+CONFIG, STATUS, METRICS = "config.json", "status.json", "metrics.jsonl"
 
 T = TypeVar("T")
 
@@ -52,8 +52,8 @@ class Status(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class About:
-    """What a snapshot says of itself."""
+class RunInfo:
+    """What a snapshot says of the training that made it: `about` in its config.json."""
 
     preset: str
     seed: int
@@ -61,46 +61,41 @@ class About:
     noise_var: float | None  # None: trained on labels
     beta: float
     equivariance: float  # lambda
-    group: str  # D4 or C4
-    fibres: str  # trivial or regular
+    group: Literal["D4", "C4"]
+    fibres: Literal["trivial", "regular"]
     stochastic: bool  # False: an autoencoder
     dataset_hash: str
     decodes: bool = True  # False: trained on labels, the decoder not at all
 
 
-def load_about(run: Path) -> About:
-    """The `about` of RUN/snapshot/config.json.
+class LogLine(msgspec.Struct, frozen=True):
+    """A line of RUN/metrics.jsonl: the metrics that are drawn."""
+
+    images: int  # seen so far
+    kind: str | None = None  # train or val
+    loss: float | None = None
+    psnr: float | None = None
+    kl: float | None = None
+    equivariance_error: float | None = None
+
+
+def load_info(run: Path) -> RunInfo:
+    """Read what RUN/snapshot/config.json says of the training.
 
     Raises:
-        DataError: the run has no snapshot, or a field is missing or not what it should be.
+        DataError: the run has no snapshot, or a field is missing or not of its type.
     """
     path = run / "snapshot" / snapshot.CONFIG
-    if not path.is_file():
-        raise DataError(
-            f"{path} does not exist: {run} is not the folder of a finished run. "
-            f"Train one with: python train/main.py --out {run}"
-        )
-    raw = _section(read_json(path), "about", path)
-    try:
-        given = [f for f in fields(About) if f.name in raw or f.default is MISSING]
-        about = About(**{f.name: _typed(f.name, f.type, raw[f.name]) for f in given})
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: about: {error!r}; save the snapshot again") from None
-    if about.group not in ("D4", "C4") or about.fibres not in ("trivial", "regular"):
-        raise DataError(f"{path}: about: group {about.group!r}, fibres {about.fibres!r}")
-    return about
-
-
-def _typed(name: str, kind: Any, value: Any) -> Any:
-    if kind is bool and not isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}, expected true or false")
-    if kind == (float | None):
-        return None if value is None else float(value)
-    return kind(value)
+    raw = read_json(
+        path,
+        f"{run} is not the folder of a finished run. "
+        f"Train one with: python train/main.py --out {run}",
+    )
+    return _converted(raw.get("about"), RunInfo, f"{path}: about: save the snapshot again")
 
 
 def load_record(path: Path) -> RunRecord:
-    """The record in a run's config.json, or in one of the settings files of a sweep.
+    """Read a run's config.json, or one of the settings files of a sweep.
 
     Raises:
         DataError: the file is missing or not of a run.
@@ -109,7 +104,7 @@ def load_record(path: Path) -> RunRecord:
 
 
 def load_status(run: Path) -> Status | None:
-    """RUN/status.json; None where the run has not begun.
+    """Read RUN/status.json; None where the run has not begun.
 
     Raises:
         DataError: the file is not a status.
@@ -121,7 +116,7 @@ def load_status(run: Path) -> Status | None:
 
 
 def load_corruption(run: Path) -> CorruptionConfig:
-    """The corruption that the run trained with, from RUN/config.json.
+    """Read the corruption that the run trained with from RUN/config.json.
 
     Raises:
         DataError: the file is missing or the section is not a corruption.
@@ -134,7 +129,7 @@ def load_corruption(run: Path) -> CorruptionConfig:
 
 
 def data_root(run: Path) -> Path:
-    """The data set that the run trained on, from RUN/config.json."""
+    """Find the data set that the run trained on in RUN/config.json."""
     return Path(load_record(run / CONFIG).data.root)
 
 
@@ -145,39 +140,21 @@ def _converted(raw: Any, kind: type[T], context: str) -> T:
         raise DataError(f"{context}: {error}") from None
 
 
-def load_results(run: Path) -> dict[str, Any]:
-    """RUN/results.json.
+def load_metrics(run: Path) -> list[LogLine]:
+    """Read the lines of RUN/metrics.jsonl.
 
-    Raises:
-        DataError: the run was not evaluated; the message names the command.
+    There are none without the file. A line that was cut by a crash is left out.
     """
-    path = run / RESULTS
-    if not path.is_file():
-        raise DataError(f"{path} does not exist: evaluate with: python -m eval.main {run}")
-    return read_json(path)
-
-
-def load_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of RUN/metrics.jsonl; none without the file. A line cut by a crash is left out."""
     path = run / METRICS
     rows = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
-            row = json.loads(line)
-        except ValueError:
+            rows.append(msgspec.convert(json.loads(line), LogLine))
+        except (ValueError, msgspec.ValidationError):
             continue
-        if isinstance(row, dict) and isinstance(row.get("images"), int):
-            rows.append(row)
     return rows
 
 
 def snapshot_hash(run: Path) -> str:
-    """xxh3-64 of the weights: it names the model in embeddings and results."""
+    """Hash the weights (xxh3-64): the name of the model in embeddings and results."""
     return xxhash.xxh3_64_hexdigest((run / "snapshot" / snapshot.WEIGHTS).read_bytes())
-
-
-def _section(raw: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
-    section = raw.get(name)
-    if not isinstance(section, dict):
-        raise DataError(f"{path} has no section {name!r}; it was not written by this version")
-    return section

@@ -16,7 +16,7 @@ from safetensors.torch import save as to_bytes
 
 from common.errors import DataError
 from common.files import MAX_JSON_BYTES
-from eval.run import load_results
+from eval.results import load_results
 from models import snapshot
 from models.vae import ModelConfig, build
 from pipeline.index import open_dataset

@@ -25,8 +25,8 @@ from common.command import DONE, FAILED, STOPPED, UNUSABLE_ARGUMENTS  # noqa: E4
 from common.console import clock, show_messages  # noqa: E402
 from common.errors import DataError  # noqa: E402
 from common.files import read_json  # noqa: E402
-from common.machine import usable_cores  # noqa: E402
-from eval.main import evaluate  # noqa: E402
+from common.machine import keep_freed_memory, usable_cores  # noqa: E402
+from eval.evaluation import evaluate  # noqa: E402
 from eval.report.report import write_report  # noqa: E402
 from eval.session import EvalConfig  # noqa: E402
 from train import checkpoint as state  # noqa: E402
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> int:
     try:
         preset, arguments = parse(argv)
         accelerator = launch.start_accelerator()
+        keep_freed_memory()
         show_messages(quiet=not accelerator.is_main_process)
         if not accelerator.is_main_process:
             say = lambda line: None  # noqa: E731

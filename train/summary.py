@@ -1,11 +1,11 @@
 """The paragraph at the start of a run: what was found, what will be done, what to mend."""
 
+from eval.stats.grouping import MIN_GROUPS
 from pipeline.index import Dataset, groups
 from shards.schema import PATCH_BYTES
 from train.config import Config
 from train.schedule import plan
 
-FEW_GROUPS = 10  # a class: below, an interval by group means little
 MEGABYTE = 1e6
 
 
@@ -80,12 +80,12 @@ def _few_groups(dataset: Dataset) -> list[str]:
     few = {
         dataset.metadata.classes[row["label"]]: row["group_count_distinct"]
         for row in counted
-        if row["label"] >= 0 and row["group_count_distinct"] < FEW_GROUPS
+        if row["label"] >= 0 and row["group_count_distinct"] < MIN_GROUPS
     }
     if not few:
         return []
     named = ", ".join(f"{name} {count}" for name, count in sorted(few.items()))
     return [
-        f"few groups a class in test ({named}; fewer than {FEW_GROUPS}): error bars are wide, and "
+        f"few groups a class in test ({named}; fewer than {MIN_GROUPS}): error bars are wide, and "
         "small differences between models mean nothing"
     ]

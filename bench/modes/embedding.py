@@ -24,10 +24,11 @@ from bench.records import CELL, Record, Spread
 from bench.settings import Settings
 from bench.timing import Mark, log, rounds, timed
 from common.console import table
-from eval.embed import EmbedOptions, embed
+from common.machine import keep_freed_memory
+from eval.embedding import EmbedOptions, embed
 from eval.encoder import load
-from eval.measure.readouts import Features
-from eval.run import About
+from eval.features import Features
+from eval.run import RunInfo
 from models import snapshot
 from models.vae import VAE, ModelConfig, build
 from pipeline.index import Dataset, open_dataset
@@ -35,7 +36,7 @@ from pipeline.reader import read_split
 
 PLAIN_BATCH = 256
 OURS, ENCODING, PLAIN = "ours", "ours, encoding alone", "plain loop"
-ABOUT = About(
+ABOUT = RunInfo(
     preset="eq-dvae",
     seed=0,
     images_seen=1,
@@ -59,6 +60,7 @@ class EmbedSpeed(Record, tag="embed", frozen=True):
 
 def measure(settings: Settings, accelerator: Accelerator) -> list[EmbedSpeed]:
     """Time every way in turn."""
+    keep_freed_memory()  # as the command does
     device = accelerator.device
     with packed_folder(settings) as root, tempfile.TemporaryDirectory(prefix="bench-") as folder:
         run, dataset = Path(folder) / "run", open_dataset(root)

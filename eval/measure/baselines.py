@@ -1,5 +1,7 @@
-"""Features without training, to stand beside every readout: fitted on the train images (with the
-model's architecture and device), then images to features.
+"""Baselines: features without training, which stand beside every readout.
+
+Each is made from the train images and the model (its architecture and device) and maps images
+(n, 32, 32, 3) to features (n, d).
 """
 
 from collections.abc import Callable
@@ -7,26 +9,28 @@ from collections.abc import Callable
 import numpy as np
 from sklearn.decomposition import PCA
 
-from eval.measure.readouts import Features, Pixels, embed_pixels
+from eval.features import Features
+from eval.measure.readouts import embed_mean
 from models.vae import VAE, build
 from pipeline.pixels import to_float, to_tensor
+from shards.codec.png import Pixels
 from shards.schema import CHANNELS, PATCH, PATCH_BYTES
 
 Transform = Callable[[Pixels], Features]
 
 PCA_COMPONENTS = 384
-BINS = 16  # of the histogram of a channel
-GRID = 4  # cells a side of the colour grid, those of the latent
+BINS = 16  # per channel of the histogram
+GRID = 4  # cells per side of the colour grid, those of the latent
 RANDOM_INIT_SEED = 0
 
 
 def _mean_rgb(train: Pixels, model: VAE) -> Transform:
-    """3: the mean colour."""
+    """Mean colour: 3 numbers."""
     return lambda pixels: _unit(pixels).mean((1, 2), dtype=np.float32)
 
 
 def _histogram(train: Pixels, model: VAE) -> Transform:
-    """48: shares of the pixels in 16 equal bins a channel."""
+    """Histogram: shares of the pixels in 16 equal bins per channel, 48 numbers."""
 
     def transform(pixels: Pixels) -> Features:
         channels = pixels.reshape(len(pixels), -1, CHANNELS).swapaxes(1, 2)
@@ -40,14 +44,14 @@ def _histogram(train: Pixels, model: VAE) -> Transform:
 
 
 def _colour_grid(train: Pixels, model: VAE) -> Transform:
-    """48: the mean colours of 4x4 cells."""
+    """Mean colours of 4x4 cells: 48 numbers."""
     side = PATCH // GRID
     shape = (-1, GRID, side, GRID, side, CHANNELS)
     return lambda pixels: _unit(pixels).reshape(shape).mean((2, 4)).reshape(len(pixels), -1)
 
 
 def _pca(train: Pixels, model: VAE) -> Transform:
-    """384 (or as many as there are train images): principal components of the raw pixels."""
+    """Principal components of the raw pixels: 384, or as many as there are train images."""
     components = min(PCA_COMPONENTS, len(train))
     pca = PCA(components, svd_solver="randomized", random_state=0)
     pca.fit(_unit(train).reshape(-1, PATCH_BYTES))
@@ -55,16 +59,15 @@ def _pca(train: Pixels, model: VAE) -> Transform:
 
 
 def _raw(train: Pixels, model: VAE) -> Transform:
-    """3072: the pixels themselves."""
+    """Pixels themselves: 3072 numbers."""
     return lambda pixels: _unit(pixels).reshape(-1, PATCH_BYTES)
 
 
 def _random_init(train: Pixels, model: VAE) -> Transform:
-    """384: the mean of an untrained encoder of the model's architecture."""
+    """Posterior mean of an untrained encoder of the model's architecture: 384 numbers."""
     device = next(model.parameters()).device
     untrained = build(model.config, RANDOM_INIT_SEED).to(device)
-
-    return lambda pixels: embed_pixels(untrained, pixels, ["mean"])["mean"]
+    return lambda pixels: embed_mean(untrained, pixels)
 
 
 BASELINES: dict[str, Callable[[Pixels, VAE], Transform]] = {

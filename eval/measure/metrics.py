@@ -1,4 +1,4 @@
-"""Reconstruction, rate and equivariance of a model: all in float32, per image, then the mean.
+"""Reconstruction, rate and equivariance of a model, in float32: per image, then the mean.
 
 Shapes: B batch, images (B, 3, 32, 32) uint8 or float in [0, 1], codes mu (B, 24, 4, 4), D = 384
 latent dimensions. PSNR in dB, KL in nats.
@@ -6,7 +6,6 @@ latent dimensions. PSNR in dB, KL in nats.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from common.machine import keep_freed_memory
+from eval.results import EquivarianceErrors, Latent, ReconstructionScores
 from models.objective import kl_terms
 from models.vae import VAE
 from pipeline import d4
@@ -27,19 +26,24 @@ Encode = Callable[[Tensor], Tensor]  # float images (B, 3, 32, 32) to codes (B, 
 ACTIVE_NATS = 0.05  # a dimension carries information above this mean KL
 PSNR_CAP = 100.0  # dB, for an image that is reproduced exactly
 EQUIVARIANCE_IMAGES = 2048  # more would only narrow an error that is already below 1 %
-# Small passes stay in the cache, and their buffers are reused: 2.5 times faster than 256 on a core
+# small passes stay in the cache, and their buffers are reused: 2.5 times faster than 256 on a core
 BATCH = {"cpu": 64}
 GPU_BATCH = 1024
 ELEMENTS = (
-    "identity", "rotation 90", "rotation 180", "rotation 270",
-    "mirror left-right", "transpose", "mirror up-down", "anti-transpose",
-)  # fmt: skip
+    "identity",
+    "rotation 90",
+    "rotation 180",
+    "rotation 270",
+    "mirror left-right",
+    "transpose",
+    "mirror up-down",
+    "anti-transpose",
+)
 
 
 @contextmanager
 def evaluating(model: VAE) -> Iterator[None]:
-    """No gradient, no autocast, no TF32; the model's train or eval mode is given back."""
-    keep_freed_memory()
+    """Turn off gradients, autocast and TF32; restore the model's train or eval mode at the end."""
     was_training = model.training
     device = next(model.parameters()).device.type
     cudnn = torch.backends.cudnn.flags(
@@ -54,52 +58,52 @@ def evaluating(model: VAE) -> Iterator[None]:
 
 
 def batch_for(device: torch.device) -> int:
-    """Images a pass through a model; no result depends on it."""
+    """Images per pass through a model; no result depends on it."""
     return BATCH.get(device.type, GPU_BATCH)
 
 
 def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
-    """(B,) peak signal-to-noise ratio in dB, peak 1.0, at most PSNR_CAP."""
+    """Peak signal-to-noise ratio (B,) in dB, peak 1.0, at most PSNR_CAP."""
     each = peak_signal_noise_ratio(x_hat, x, data_range=1.0, reduction="none", dim=(1, 2, 3))
     return each.clamp(max=PSNR_CAP)
 
 
 def ssim(x_hat: Tensor, x: Tensor) -> Tensor:
-    """(B,) structural similarity, Gaussian window 11x11 of sigma 1.5, borders reflected."""
+    """Structural similarity (B,), Gaussian window 11x11 of sigma 1.5, borders reflected."""
     each = structural_similarity_index_measure(x_hat, x, data_range=1.0, reduction="none")
     return torch.as_tensor(each)
 
 
 def kl_per_dimension(mean: Tensor, log_var: Tensor) -> Tensor:
-    """(D,) KL(q || N(0, 1)) of every latent dimension in nats, averaged over images."""
+    """KL(q || N(0, 1)) of every latent dimension (D,) in nats, averaged over images."""
     return kl_terms(mean.float(), log_var.float()).flatten(1).mean(0)
 
 
 def active_units(kl_D: Tensor) -> int:
-    """Dimensions whose mean KL exceeds 0.05 nats."""
+    """Number of dimensions whose mean KL exceeds 0.05 nats."""
     return int((kl_D > ACTIVE_NATS).sum())
 
 
-def latent_summary(mean: Tensor, log_var: Tensor) -> dict[str, Any]:
-    """KL in nats per image, in all and by dimension, active units, and the scales of the code.
+def latent_summary(mean: Tensor, log_var: Tensor) -> Latent:
+    """Summarise posteriors (n, 24, 4, 4): the KL, active units and the scales of the code.
 
     `mean_std` is the standard deviation of mu over images, `posterior_std` the root mean square
     of sigma, both over all dimensions.
     """
     kl_D = kl_per_dimension(mean, log_var)
     flat = mean.flatten(1)
-    return {
-        "kl": float(kl_D.sum()),
-        "active_units": active_units(kl_D),
-        "dimensions": kl_D.numel(),
-        "mean_std": float((flat - flat.mean(0)).square().mean().sqrt()),
-        "posterior_std": float(log_var.exp().mean().sqrt()),
-        "kl_per_dimension": kl_D.tolist(),
-    }
+    return Latent(
+        kl=float(kl_D.sum()),
+        active_units=active_units(kl_D),
+        dimensions=kl_D.numel(),
+        mean_std=float((flat - flat.mean(0)).square().mean().sqrt()),
+        posterior_std=float(log_var.exp().mean().sqrt()),
+        kl_per_dimension=kl_D.tolist(),
+    )
 
 
 def rho(z_BCNN: Tensor, element: int, group: str, fibres: str) -> Tensor:
-    """A group element on codes: the cells move; for regular fibres the channels as well."""
+    """Act on codes with a group element: cells move; for regular fibres channels do as well."""
     moved = d4.act_one(z_BCNN, element)
     if fibres == "trivial":
         return moved
@@ -107,26 +111,31 @@ def rho(z_BCNN: Tensor, element: int, group: str, fibres: str) -> Tensor:
 
 
 def elements_of(group: str, fibres: str) -> range:
-    """The elements other than the identity whose error is defined.
+    """Elements other than the identity whose error is defined.
 
-    All 7 of D4, also for a model trained on C4; only regular fibres of C4 know no reflection.
+    They are all 7 of D4, also for a model trained on C4, except for regular fibres of C4, on which
+    reflections do not act.
     """
     return range(1, d4.ORDER["C4" if (group, fibres) == ("C4", "regular") else "D4"])
 
 
 def equivariance_errors(
-    encode: Encode, images: Tensor, group: str = "D4", fibres: str = "trivial",
+    encode: Encode,
+    images: Tensor,
+    group: str = "D4",
+    fibres: str = "trivial",
     elements: Iterable[int] = (),
-) -> dict[int, float]:  # fmt: skip
-    """The relative error of every element g other than the identity:
+) -> dict[int, float]:
+    """Relative error of the code, by group element g other than the identity.
 
         eps_g = sqrt(E ||mu(g x) - rho(g) mu(x)||^2 / (2 E ||mu - E mu||^2))
 
     0 is exact, about 1 unrelated; shrinking mu does not lower it. NaN where mu is constant.
 
     Args:
-        encode: float images to codes; images: uint8 (n, 3, 32, 32), the first 2048 are used.
-        elements: which; by default all that are defined (`elements_of`).
+        encode: maps float images to codes.
+        images: uint8 (n, 3, 32, 32); the first 2048 are used.
+        elements: group elements; by default all that are defined (`elements_of`).
     """
     elements = tuple(elements) or elements_of(group, fibres)
     images = images[:EQUIVARIANCE_IMAGES]
@@ -136,13 +145,12 @@ def equivariance_errors(
 def relative_errors(
     encode: Encode, images: Tensor, act: Callable[[Tensor, int], Tensor], elements: Iterable[int]
 ) -> dict[int, float]:
-    """The same for features of any shape (b, ...), on which element g acts as `act(features, g)`:
-    of an invariant feature it is the identity."""
+    """Relative errors of features of any shape (b, ...), on which g acts as `act(features, g)`."""
     elements = tuple(elements)
     squared = dict.fromkeys(elements, 0.0)
     codes = []
-    for part in images.split(batch_for(images.device)):
-        x = to_float(part)
+    for batch in images.split(batch_for(images.device)):
+        x = to_float(batch)
         mu = encode(x)
         codes.append(mu.flatten(1).double())
         for g in elements:
@@ -154,16 +162,28 @@ def relative_errors(
 
 
 def mean_error(errors: dict[int, float], group: str = "D4") -> float:
-    """eps over a group: the mean over its elements stands under the root."""
+    """Combine the errors of the elements of a group: the mean of squares stands under the root."""
     squares = [e * e for g, e in errors.items() if g < d4.ORDER[group]]
     return float((sum(squares) / len(squares)) ** 0.5)
 
 
+def summary_of_errors(errors: dict[int, float], group: str) -> EquivarianceErrors:
+    """Errors over `group`, over every group whose elements are all measured, and by element."""
+    groups = [name for name, order in d4.ORDER.items() if order <= len(errors) + 1]
+    return EquivarianceErrors(
+        error=mean_error(errors, group),
+        by_group={name: mean_error(errors, name) for name in groups},
+        by_element={ELEMENTS[g]: error for g, error in errors.items()},
+    )
+
+
 def denoising(
     model: VAE, images: Tensor, config: CorruptionConfig
-) -> dict[str, dict[str, float | None]]:
-    """By corruption kind: PSNR and SSIM of the reconstruction from the posterior mean against
-    the clean image, and of the corrupted input itself (None for `identity`: it is the image).
+) -> dict[str, ReconstructionScores]:
+    """Measure PSNR and SSIM to the clean image, by kind of corruption.
+
+    They are of the reconstruction from the posterior mean, and of the corrupted input itself (None
+    for `identity`, whose input is the clean image).
 
     Args:
         images: uint8 (n, 3, 32, 32) on the model's device.
@@ -175,24 +195,24 @@ def denoising(
             for kind in sums:
                 seen = corrupt_as(kind, x, config, first)
                 x_hat = model(seen)
-                scores = psnr(x_hat, x), ssim(x_hat, x), psnr(seen, x), ssim(seen, x)
-                sums[kind] += torch.stack([s.double().sum() for s in scores]).cpu()
-    names = ("psnr", "ssim", "input_psnr", "input_ssim")
-    return {
-        kind: {
-            name: None if kind == "identity" and name.startswith("input") else value
-            for name, value in zip(names, (total / len(images)).tolist(), strict=True)
-        }
-        for kind, total in sums.items()
-    }
+                values = psnr(x_hat, x), ssim(x_hat, x), psnr(seen, x), ssim(seen, x)
+                sums[kind] += torch.stack([v.double().sum() for v in values]).cpu()
+    scores = {}
+    for kind, total in sums.items():
+        output_psnr, output_ssim, *inputs = (total / len(images)).tolist()
+        input_psnr, input_ssim = (None, None) if kind == "identity" else inputs
+        scores[kind] = ReconstructionScores(
+            psnr=output_psnr, ssim=output_ssim, input_psnr=input_psnr, input_ssim=input_ssim
+        )
+    return scores
 
 
 def posterior(model: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log variance (n, 24, 4, 4) of uint8 images (n, 3, 32, 32)."""
+    """Mean and log variance (n, 24, 4, 4) of the code of uint8 images (n, 3, 32, 32)."""
     with evaluating(model):
         batches = images.split(batch_for(images.device))
-        parts = [model.encoder(to_float(part)) for part in batches]
-    return torch.cat([q.mean for q in parts]), torch.cat([q.log_var for q in parts])
+        posteriors = [model.encoder(to_float(batch)) for batch in batches]
+    return torch.cat([q.mean for q in posteriors]), torch.cat([q.log_var for q in posteriors])
 
 
 def validate(
@@ -202,18 +222,18 @@ def validate(
     fibres: str = "trivial",
     batch: int | None = None,
 ) -> dict[str, float]:
-    """What the training loop logs: psnr, ssim, kl, active_units, equivariance_error.
+    """Metrics that the training loop logs: psnr, ssim, kl, active_units, equivariance_error.
 
     Args:
         images_u8: (n, 3, 32, 32) uint8 on the model's device; the equivariance error takes at
             most 2048 of them and is that of the elements of `group`.
-        batch: images a pass; by default what suits the device.
+        batch: images per pass; by default what suits the device.
     """
     batch = batch or batch_for(images_u8.device)
     scores, kl = torch.zeros(2, dtype=torch.float64, device=images_u8.device), []
     with evaluating(model):
-        for part in images_u8.split(batch):
-            x = to_float(part)
+        for images in images_u8.split(batch):
+            x = to_float(images)
             q = model.encoder(x)
             x_hat = model.decoder(q.mean)
             scores += torch.stack([psnr(x_hat, x).double().sum(), ssim(x_hat, x).double().sum()])

@@ -1,6 +1,7 @@
-"""Probes: a small classifier on frozen features, its one setting chosen on val, test scored once.
+"""Probes: small classifiers on frozen features, their one setting selected on val.
 
-Features (n, d) of any float type; labels (n,) class indices, -1 = none (such rows are left out).
+Features (n, d) are of any float type. Labels (n,) are class indices; rows of label -1 (none) are
+left out.
 """
 
 import warnings
@@ -26,7 +27,7 @@ HIDDEN, EPOCHS = 128, 40  # of the MLP, which stops there by design
 
 
 class Labelled(NamedTuple):
-    """Features (n, d) of one split and their labels (n,)."""
+    """Features (n, d) of a split and their labels (n,)."""
 
     features: NDArray[np.floating]
     labels: NDArray[np.int64]
@@ -37,7 +38,7 @@ class Family:
     """Classifiers on standardised features that differ in one setting."""
 
     setting: str
-    grid: tuple[float, ...]  # from the simplest to the most flexible: ties go to the simplest
+    grid: tuple[float, ...]  # from the simplest to the most flexible; ties go to the simplest
     make: Callable[[float], Any]
     iterates: bool  # whether an end before convergence is worth a notice
 
@@ -55,24 +56,26 @@ PROBES: dict[str, Family] = {
     ),
     "mlp": Family("alpha", (100.0, 10.0, 1.0, 0.1), _mlp, iterates=False),
     "knn": Family(
-        "k", (200, 50, 20, 5), lambda k: KNeighborsClassifier(int(k), algorithm="brute"),
+        "k",
+        (200, 50, 20, 5),
+        lambda k: KNeighborsClassifier(int(k), algorithm="brute"),
         iterates=False,
     ),
-}  # fmt: skip
+}
 PRIMARY_PROBE = "logistic"
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Scores on test of the probe selected on val, all in [0, 1]."""
+    """Scores on test, in [0, 1], of the probe selected on val."""
 
     accuracy: float
     balanced_accuracy: float  # mean recall over the classes of test
-    auroc: float  # macro one-vs-rest over the classes of test; two classes: plain
-    setting: float  # that was selected: C, alpha or k
+    auroc: float  # macro one-vs-rest over the classes of test; plain for two classes
+    setting: float  # the selected C, alpha or k
     val_auroc: float
-    converged: bool  # every fit of the grid
-    n_classes: int  # in test: what the macro averages run over
+    converged: bool  # in every fit of the grid
+    n_classes: int  # in test: the macro averages run over them
     n_train: int
     n_val: int
     n_test: int
@@ -91,13 +94,17 @@ class Probe:
 
     @property
     def classes(self) -> NDArray[np.int64]:
-        """(K,) the classes of train: the columns of `scores`."""
+        """Classes (K,) of train: the columns of `scores`."""
         return self.model.classes_
 
     def scores(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """(n, K) class probabilities."""
-        found: NDArray[np.float64] = self.model.predict_proba(features.astype(np.float64))
-        return found
+        """Predict class probabilities (n, K)."""
+        return np.asarray(self.model.predict_proba(features.astype(np.float64)))
+
+    def auroc(self, test: Labelled) -> tuple[float, NDArray[np.float64]]:
+        """Compute the macro AUROC on test, and the class probabilities (n, K) behind it."""
+        scores = self.scores(test.features)
+        return macro_auroc(scores, self.classes, test.labels), scores
 
     def test(self, test: Labelled) -> ProbeResult:
         """Score the test split.
@@ -106,12 +113,12 @@ class Probe:
             DataError: it is empty or unlabelled, has a single class, or a feature is not finite.
         """
         test = _usable("test", test)
-        found = self.scores(test.features)
-        predicted = self.classes[found.argmax(1)]
+        scores = self.scores(test.features)
+        predicted = self.classes[scores.argmax(1)]
         return ProbeResult(
             accuracy=float((predicted == test.labels).mean()),
             balanced_accuracy=_balanced_accuracy(test.labels, predicted),
-            auroc=macro_auroc(found, self.classes, test.labels),
+            auroc=macro_auroc(scores, self.classes, test.labels),
             setting=self.setting,
             val_auroc=self.val_auroc,
             converged=self.converged,
@@ -123,8 +130,10 @@ class Probe:
 
 
 def fit(train: Labelled, val: Labelled, family: str = PRIMARY_PROBE) -> Probe:
-    """Fit on train, and choose the setting by macro AUROC on val, where that is equal by balanced
-    accuracy; `family` is a key of PROBES.
+    """Fit on train and select the setting on val, by macro AUROC, then by balanced accuracy.
+
+    Args:
+        family: a key of PROBES.
 
     Raises:
         DataError: a split is empty or unlabelled, has a single class, or a feature is not finite.
@@ -134,24 +143,17 @@ def fit(train: Labelled, val: Labelled, family: str = PRIMARY_PROBE) -> Probe:
     for setting in _possible(kind, len(train.labels)):
         model = make_pipeline(StandardScaler(), kind.make(setting))
         converged &= _fit(model, train) or not kind.iterates
-        found = model.predict_proba(val.features.astype(np.float64))
-        auroc = macro_auroc(found, model.classes_, val.labels)
-        accuracy = _balanced_accuracy(val.labels, model.classes_[found.argmax(1)])
+        scores = model.predict_proba(val.features.astype(np.float64))
+        auroc = macro_auroc(scores, model.classes_, val.labels)
+        accuracy = _balanced_accuracy(val.labels, model.classes_[scores.argmax(1)])
         if (auroc, accuracy) > best_val:
             best, best_val = (model, setting), (auroc, accuracy)
     assert best is not None
     return Probe(*best, best_val[0], converged, len(train.labels), len(val.labels))
 
 
-def probe(
-    train: Labelled, val: Labelled, test: Labelled, family: str = PRIMARY_PROBE
-) -> ProbeResult:
-    """`fit`, then `Probe.test`."""
-    return fit(train, val, family).test(test)
-
-
 def _possible(kind: Family, count: int) -> tuple[float, ...]:
-    """The grid; neighbours cannot be more than there are."""
+    """List the grid of a family; there cannot be more neighbours than samples."""
     if kind.setting != "k":
         return kind.grid
     return tuple(k for k in kind.grid if k <= count) or (float(count),)
@@ -160,7 +162,7 @@ def _possible(kind: Family, count: int) -> tuple[float, ...]:
 def macro_auroc(
     scores_NK: NDArray[np.floating], classes_K: NDArray[np.int64], labels_N: NDArray[np.int64]
 ) -> float:
-    """Mean one-vs-rest area under the ROC curve over the classes present in `labels_N`.
+    """Average the one-vs-rest area under the ROC curve over the classes present in `labels_N`.
 
     A class that the probe never saw has no score and counts 0.5. With two classes this is the
     plain area.
@@ -182,8 +184,8 @@ def _fit(model: Pipeline, train: Labelled) -> bool:
 
 
 def _usable(name: str, split: Labelled) -> Labelled:
-    kept = split.labels != NO_LABEL
-    labels, features = split.labels[kept], split.features[kept]
+    labelled = split.labels != NO_LABEL
+    labels, features = split.labels[labelled], split.features[labelled]
     if not len(labels):
         raise DataError(f"the {name} split has no labelled sample: a probe needs labels")
     if len(np.unique(labels)) < 2:

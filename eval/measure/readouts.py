@@ -1,32 +1,23 @@
-"""Images to features: the readouts of a model, and embeddings as Parquet.
+"""Readouts of a model: the features that are made of its codes.
 
 Shapes: n images, d features, G = |group| elements, codes mu (n, 24, 4, 4). Features are float32.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from common.files import atomic_path
+from eval.features import Features
 from eval.measure.metrics import Encode, batch_for, evaluating, relative_errors, rho
 from models.vae import LATENT_SIDE, VAE
 from pipeline import d4
-from pipeline.index import Split
 from pipeline.pixels import to_float, to_tensor
-from pipeline.reader import READ_SIZE, read_batches
+from pipeline.reader import READ_SIZE
+from shards.codec.png import Pixels
 
-Pixels = NDArray[np.uint8]  # (n, 32, 32, 3)
-Features = NDArray[np.float32]  # (n, d)
-
-ROW_GROUP = 16_384
-KEPT_COLUMNS = ("key", "label", "source", "slide", "patient", "site", "path")
 PRIMARY = "mean"  # the readout of every headline number
 
 
@@ -40,7 +31,7 @@ class Symmetry:
 
 @dataclass(frozen=True)
 class Readout:
-    """A feature of the codes mu(g x) of an orbit (|G|, b, 24, 4, 4), element 0 the identity."""
+    """A feature of the codes mu(g x) of an orbit (|G|, b, 24, 4, 4); element 0 is the identity."""
 
     orbit: bool  # False: the codes of x alone are enough, shaped (1, b, 24, 4, 4)
     of: Callable[[Tensor, Symmetry], Tensor]
@@ -48,15 +39,15 @@ class Readout:
 
 
 def _orbit_aligned(mu_GBCNN: Tensor, symmetry: Symmetry) -> Tensor:
-    """(1/|G|) sum over g of rho(g)^-1 mu(g x): the mean itself for an equivariant encoder."""
-    back = [
+    """Average rho(g)^-1 mu(g x) over the group: the mean itself for an equivariant encoder."""
+    moved_back = [
         rho(mu, d4.inverse(g), symmetry.group, symmetry.fibres) for g, mu in enumerate(mu_GBCNN)
     ]
-    return torch.stack(back).mean(0).flatten(1)
+    return torch.stack(moved_back).mean(0).flatten(1)
 
 
 def _channel_stats(mu_GBCNN: Tensor, symmetry: Symmetry) -> Tensor:
-    """Spatial mean and (biased) standard deviation of every channel."""
+    """Compute the spatial mean and (biased) standard deviation of every channel."""
     cells = mu_GBCNN[0].flatten(2)
     return torch.cat([cells.mean(2), cells.std(2, correction=0)], 1)
 
@@ -67,7 +58,7 @@ def _as_code(features: Tensor, element: int, symmetry: Symmetry) -> Tensor:
 
 
 def _as_channels(features: Tensor, element: int, symmetry: Symmetry) -> Tensor:
-    """Channels of regular fibres change places, wherever their cells go."""
+    """Permute channel statistics: channels of regular fibres change places, trivial ones stay."""
     stats_BC11 = features.view(2 * len(features), -1, 1, 1)
     return rho(stats_BC11, element, symmetry.group, symmetry.fibres).view(len(features), -1)
 
@@ -87,7 +78,7 @@ READOUTS: dict[str, Readout] = {
 def equivariance_of(
     encode: Encode, images: Tensor, name: str, symmetry: Symmetry = Symmetry()
 ) -> dict[int, float]:
-    """The relative error of a readout by group element, of the group of `symmetry`.
+    """Measure the relative equivariance error of a readout by element of the group of `symmetry`.
 
     Args:
         images: uint8 (n, 3, 32, 32); an orbit readout encodes each |G|^2 times.
@@ -103,101 +94,49 @@ def equivariance_of(
 def readouts_of(
     encode: Encode, x: Tensor, readouts: Iterable[str], symmetry: Symmetry = Symmetry()
 ) -> dict[str, Tensor]:
-    """Features of float images (b, 3, 32, 32) by several readouts; the orbit is encoded once."""
-    chosen = {name: READOUTS[name] for name in readouts}
-    order = d4.ORDER[symmetry.group] if any(r.orbit for r in chosen.values()) else 1
+    """Compute readouts of float images (b, 3, 32, 32); the orbit is encoded once for all."""
+    by_name = {name: READOUTS[name] for name in readouts}
+    order = d4.ORDER[symmetry.group] if any(r.orbit for r in by_name.values()) else 1
     codes = torch.stack([encode(d4.act_one(x, g)) for g in range(order)])
-    return {name: readout.of(codes, symmetry) for name, readout in chosen.items()}
+    return {name: readout.of(codes, symmetry) for name, readout in by_name.items()}
 
 
 def embed_batches(
     model: VAE, batches: Iterable[Pixels], readouts: Iterable[str], symmetry: Symmetry = Symmetry()
 ) -> Iterator[dict[str, Features]]:
-    """Features of batches of images by several readouts, a dictionary a batch."""
+    """Compute readouts of batches of images, one dictionary per batch."""
     device = next(model.parameters()).device
     readouts = tuple(readouts)
     for pixels in batches:
         images = to_tensor(pixels, device)
         with evaluating(model):
-            found = [
-                readouts_of(lambda v: model.encoder(v).mean, to_float(part), readouts, symmetry)
-                for part in images.split(batch_for(device))
+            passes = [
+                readouts_of(lambda v: model.encoder(v).mean, to_float(x), readouts, symmetry)
+                for x in images.split(batch_for(device))
             ]
-        yield {name: torch.cat([f[name] for f in found]).cpu().numpy() for name in readouts}
+        yield {name: torch.cat([f[name] for f in passes]).cpu().numpy() for name in readouts}
 
 
 def embed_pixels(
     model: VAE, pixels: Pixels, readouts: Iterable[str], symmetry: Symmetry = Symmetry()
 ) -> dict[str, Features]:
-    """Features of images in memory by several readouts."""
-    parts = (pixels[i : i + READ_SIZE] for i in range(0, len(pixels), READ_SIZE))
-    found = list(embed_batches(model, parts, readouts := tuple(readouts), symmetry))
-    return {name: np.concatenate([batch[name] for batch in found]) for name in readouts}
+    """Compute readouts of images in memory."""
+    names = tuple(readouts)
+    batches = (pixels[i : i + READ_SIZE] for i in range(0, len(pixels), READ_SIZE))
+    features = list(embed_batches(model, batches, names, symmetry))
+    return {name: np.concatenate([batch[name] for batch in features]) for name in names}
+
+
+def embed_mean(model: VAE, pixels: Pixels) -> Features:
+    """Compute the primary readout (n, d), the posterior mean, of images in memory."""
+    return embed_pixels(model, pixels, [PRIMARY])[PRIMARY]
 
 
 def embed_orbit(model: VAE, pixels: Pixels, symmetry: Symmetry) -> Features:
-    """(|G| n, d) posterior means of every moved image: all of one group element, then the next."""
+    """Compute posterior means (|G| n, d) of all moved images, one group element after another."""
     images = to_tensor(pixels)
     moved = (
         d4.act_one(images, g).permute(0, 2, 3, 1).contiguous().numpy()
         for g in range(d4.ORDER[symmetry.group])
     )
-    return np.concatenate([embed_pixels(model, part, [PRIMARY])[PRIMARY] for part in moved])
-
-
-def embed_split(
-    model: VAE, split: Split, readout: str = "mean", symmetry: Symmetry = Symmetry()
-) -> Features:
-    """(n, d) features of a whole split in sample order; `readout` is a key of READOUTS."""
-    batches = embed_batches(model, read_batches(split), [readout], symmetry)
-    return np.concatenate([batch[readout] for batch in batches])
-
-
-def write_embeddings(
-    path: Path, samples: pa.Table, batches: Iterable[Features], about: Mapping[str, str]
-) -> None:
-    """Stream the embeddings of `samples`, rows of a sidecar, in their order to a Parquet file.
-
-    Columns: KEPT_COLUMNS of the sidecar and `embedding`, a fixed-size list of
-    float32. `about` becomes metadata of the file. Rows are written in groups: memory does not
-    grow with the split.
-    """
-    rows = samples.select(KEPT_COLUMNS)
-    with atomic_path(path) as temp:
-        writer, done = None, 0
-        for group in _groups(batches):
-            table = with_embeddings(rows.slice(done, len(group)), group)
-            if writer is None:
-                schema = table.schema.with_metadata(dict(about))
-                writer = pq.ParquetWriter(temp, schema, compression="zstd")
-            writer.write_table(table.replace_schema_metadata(dict(about)), ROW_GROUP)
-            done += len(group)
-        if writer is None or done != len(rows):
-            raise ValueError(f"{path}: {done} embeddings for {len(rows)} samples")
-        writer.close()
-
-
-def read_embeddings(path: Path) -> tuple[Features, pa.Table]:
-    """The embeddings (n, d) of a file of `write_embeddings`, and its other columns."""
-    table = pq.read_table(path)
-    column = table["embedding"].combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(column), -1), table.drop_columns(["embedding"])
-
-
-def _groups(batches: Iterable[Features]) -> Iterator[Features]:
-    held: list[Features] = []
-    for batch in batches:
-        held.append(batch)
-        if sum(map(len, held)) >= ROW_GROUP:
-            yield np.concatenate(held)
-            held = []
-    if held:
-        yield np.concatenate(held)
-
-
-def with_embeddings(rows: pa.Table, features: Features, name: str = "embedding") -> pa.Table:
-    """The rows with one more column, a fixed-size list of float32."""
-    values = pa.array(np.ascontiguousarray(features, np.float32).reshape(-1))
-    column = pa.FixedSizeListArray.from_arrays(values, features.shape[1])
-    return rows.append_column(name, column)
+    return np.concatenate([embed_mean(model, view) for view in moved])

@@ -1,14 +1,13 @@
-"""What a probe said of every test patch, in every condition: the raw material of all statistics.
+"""Scores of every test patch in every condition: the raw material of all statistics.
 
-RUN/scores.parquet has a row a test patch (key, label, group and the names behind it) and a column
-a condition: the class probabilities, a fixed-size list of float32. Its name has four parts, as in
-`mean/logistic/clean/0` or `mean/logistic/k=2/13`: features, probe, condition, draw.
+RUN/scores.parquet has a row per test patch (key, label, group and the columns behind it) and a
+column per condition: the class probabilities, a fixed-size list of float32.
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,8 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.files import atomic_path
-from eval.measure.readouts import with_embeddings
+from eval.features import vectors_of, with_embeddings
+from eval.measure.probe import PRIMARY_PROBE
 
 SCORES = "scores.parquet"
 CLEAN = "clean"
@@ -25,15 +25,55 @@ CLEAN = "clean"
 Scores = NDArray[np.float32]  # (n, K) class probabilities
 
 
-class Condition(NamedTuple):
+@dataclass(frozen=True)
+class Condition:
+    """How a probe was fitted and tested: with all labels on clean patches, or otherwise.
+
+    It is a column of scores.parquet, named FEATURES/PROBE/SETTING/DRAW as in
+    `mean/logistic/clean/0`, `mean/logistic/k=2/13`, `mean/logistic/noise-3/0` or
+    `mean/logistic/train=oral,stain=site/0`.
+    """
+
     features: str
-    probe: str
-    condition: str = CLEAN
-    draw: int = 0
+    probe: str = PRIMARY_PROBE
+    budget: str | None = None  # labels of few groups: "k=2" or "10%"
+    draw: int = 0  # of the labelled groups of a budget
+    corruption: str | None = None  # of test patches
+    severity: int = 0  # of the corruption, from 1
+    train: str | None = None  # where the probe of a transfer was fitted
+    stain: str | None = None  # how a transfer normalised staining
+
+    @property
+    def setting(self) -> str:
+        """Text of all but features, probe and draw."""
+        if self.train is not None:
+            return f"train={self.train},stain={self.stain}"
+        if self.corruption is not None:
+            return f"{self.corruption}-{self.severity}"
+        return self.budget or CLEAN
 
     @property
     def column(self) -> str:
-        return "/".join(map(str, self))
+        return f"{self.features}/{self.probe}/{self.setting}/{self.draw}"
+
+    @classmethod
+    def parse(cls, column: str) -> "Condition":
+        """Read the name of a column.
+
+        Raises:
+            ValueError: it is not the name of a condition.
+        """
+        features, probe, setting, draw = column.split("/")
+        base = cls(features, probe, draw=int(draw))
+        if setting == CLEAN:
+            return base
+        if match := re.fullmatch(r"train=(.+),stain=(\w+)", setting):
+            return replace(base, train=match[1], stain=match[2])
+        if match := re.fullmatch(r"(\w+)-(\d+)", setting):
+            return replace(base, corruption=match[1], severity=int(match[2]))
+        if re.fullmatch(r"k=\d+|\d+%", setting):
+            return replace(base, budget=setting)
+        raise ValueError(f"the column {column!r} is of no known condition")
 
 
 @dataclass
@@ -45,23 +85,24 @@ class ScoreBook:
     scores: dict[Condition, Scores] = field(default_factory=dict)
 
     def add(
-        self, condition: Condition, found: NDArray[np.floating], classes: NDArray[np.int64]
+        self, condition: Condition, scores: NDArray[np.floating], classes: NDArray[np.int64]
     ) -> None:
-        """Keep (n, k) probabilities of the k classes that a probe knows; 0 for the others."""
+        """Keep probabilities (n, k) of the k classes that a probe knows; 0 for the others."""
         whole = np.zeros((self.rows.num_rows, self.classes), np.float32)
-        whole[:, classes] = found
+        whole[:, classes] = scores
         self.scores[condition] = whole
 
-    def write(self, path: Path, about: Mapping[str, str]) -> None:
+    def write(self, path: Path, facts: Mapping[str, str]) -> None:
+        """Write the book as Parquet, with `facts` as metadata of the file."""
         table = self.rows
-        for condition, found in self.scores.items():
-            table = with_embeddings(table, found, condition.column)
+        for condition, scores in self.scores.items():
+            table = with_embeddings(table, scores, condition.column)
         with atomic_path(path) as temp:
-            pq.write_table(table.replace_schema_metadata(dict(about)), temp, compression="zstd")
+            pq.write_table(table.replace_schema_metadata(dict(facts)), temp, compression="zstd")
 
 
 def read_scores(path: Path) -> tuple[ScoreBook, dict[str, str]]:
-    """The scores of a run, and what they are of (`about` of `write`).
+    """Read the scores of a run, and the `facts` that `write` was given.
 
     Raises:
         DataError: no such file, or not one of this format.
@@ -69,26 +110,17 @@ def read_scores(path: Path) -> tuple[ScoreBook, dict[str, str]]:
     try:
         table = pq.read_table(path)
         names = [name for name in table.column_names if name.count("/") == 3]
-        found = {_condition(name): _vectors(table[name]) for name in names}
+        scores = {
+            Condition.parse(name): vectors_of(table[name]).astype(np.float32) for name in names
+        }
         labels = table["label"].to_numpy()
     except (OSError, pa.ArrowException, ValueError, KeyError) as error:
         raise DataError(
             f"{path} cannot be read as scores: {error}; evaluate the run again"
         ) from None
-    sizes = {scores.shape for scores in found.values()}
+    sizes = {array.shape for array in scores.values()}
     if len(sizes) != 1 or sizes.pop()[1] <= labels.max(initial=0):
         raise DataError(f"{path} does not hold scores of every class; evaluate the run again")
-    classes = next(iter(found.values())).shape[1]
-    about = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-    return ScoreBook(table.drop_columns(names), classes, found), about
-
-
-def _condition(name: str) -> Condition:
-    features, probe, condition, draw = name.split("/")
-    return Condition(features, probe, condition, int(draw))
-
-
-def _vectors(column: pa.ChunkedArray) -> Scores:
-    whole = column.combine_chunks()
-    flat: Scores = whole.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(whole), -1).astype(np.float32)
+    classes = next(iter(scores.values())).shape[1]
+    facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    return ScoreBook(table.drop_columns(names), classes, scores), facts

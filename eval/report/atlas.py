@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.decomposition import PCA
 
 from common.errors import DataError
-from eval.measure.readouts import read_embeddings
+from eval.features import read_embeddings
+from eval.figures import principal_plane
 from eval.report.document import Atlas, AtlasPoints, RunMap, shown
 from eval.report.runs import EvaluatedRun
+from eval.session import subset
 from pipeline.index import open_dataset
 from pipeline.reader import read_split
 from shards.schema import NO_LABEL, PATCH
@@ -26,7 +27,6 @@ POINTS = 3000
 GRID = 4095  # coordinates are whole numbers from 0 to this
 COLUMNS = 60  # thumbnails in a row of the sheet
 QUALITY = 80  # of the sheet, a JPEG: 3 MB for 3000 patches
-SEED = 0
 
 
 def atlas(runs: Sequence[EvaluatedRun], name: str) -> Atlas | None:
@@ -41,7 +41,7 @@ def atlas(runs: Sequence[EvaluatedRun], name: str) -> Atlas | None:
             features, table = read_embeddings(path)
         except (OSError, pa.ArrowException, KeyError):
             continue
-        indices = subset(len(table))
+        indices = subset(len(table), POINTS)
         table = table.take(pa.array(indices))
         if rows is not None and rows["key"].to_pylist() != table["key"].to_pylist():
             continue  # of another subset of the split
@@ -59,25 +59,12 @@ def atlas(runs: Sequence[EvaluatedRun], name: str) -> Atlas | None:
     return Atlas(name, points, caption + (" Thumbnails are lossy." if points.sheet else ""))
 
 
-def subset(count: int) -> NDArray[np.int64]:
-    """At most POINTS row numbers in ascending order, the same for an equal count."""
-    if count <= POINTS:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(SEED).choice(count, POINTS, replace=False))
-
-
 def components(features: NDArray[np.floating]) -> tuple[NDArray[np.int64], list[float]]:
-    """Coordinates (n, 2) in 0..GRID of features (n, d), and both components' share of the variance.
-
-    The sign of a component is that its largest loading is positive.
-    """
-    pca = PCA(2, svd_solver="covariance_eigh")
-    with np.errstate(invalid="ignore"):  # without any variance the shares are 0 / 0
-        xy = pca.fit_transform(features.astype(np.float64))
+    """Coordinates (n, 2) in 0..GRID of features (n, d), and the share of both components."""
+    xy, shares = principal_plane(features)
     low, high = xy.min(0), xy.max(0)
     scaled = (xy - low) / np.maximum(high - low, np.finfo(float).tiny) * GRID
-    shares = np.nan_to_num(pca.explained_variance_ratio_).round(4)
-    return scaled.round().astype(np.int64), shares.tolist()
+    return scaled.round().astype(np.int64), shares.round(4).tolist()
 
 
 def _points(run: EvaluatedRun, maps: list[RunMap], rows: pa.Table) -> AtlasPoints:

@@ -2,7 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
+from eval.figures import CURVES
 from eval.measure.metrics import ELEMENTS
+from eval.measure.readouts import PRIMARY
+from eval.measure.scores import Condition
 from eval.report.document import NOT_MEASURED, Chart, Part, Text
 from eval.report.runs import ALL_LABELS, Arm, ComparedArms, Measure
 from eval.report.svg import Axis, Point, Series, forest, plot
@@ -14,12 +17,6 @@ from pipeline.corruptions import GRADED, trained
 
 SPACING = 1.05  # factor between the points of arms at one budget
 SHORT = ("90°", "180°", "270°", "mirror ↔", "transp.", "mirror ↕", "anti-tr.")  # elements
-CURVES = (  # kind of line in metrics.jsonl, field, title with unit
-    ("train", "loss", "Training loss (nats per value)"),
-    ("val", "psnr", "Validation PSNR (dB)"),
-    ("val", "kl", "Validation KL (nats per patch)"),
-    ("val", "equivariance_error", "Relative equivariance error"),
-)
 TEST_AUROC = Axis("macro AUROC on test")
 KL = Axis("KL (nats per patch)")
 
@@ -70,7 +67,7 @@ def labels(compared: ComparedArms, name: str) -> Part:
         spacing = SPACING ** (i - (len(compared.arms) - 1) / 2)
         points = []
         for groups, measure in _label_counts(arm):
-            cell = arm_interval(compared, arm, measure, plan=CURVE)
+            cell = arm_interval(compared, arm, measure, resampling=CURVE)
             if cell is not None:
                 intervals.append(cell)
                 points.append(_point(cell, groups * spacing))
@@ -88,7 +85,10 @@ def labels(compared: ComparedArms, name: str) -> Part:
 def _label_counts(arm: Arm) -> list[tuple[float, Measure]]:
     """Mean labelled groups per class of every budget of an arm, and of all labels."""
     run = next(iter(arm.runs.values()))
-    counts = [(budget.groups_per_class, Measure(n, (n,))) for n, budget in run.budgets.items()]
+    counts = [
+        (budget.groups_per_class, Measure(n, (Condition(PRIMARY, budget=n),)))
+        for n, budget in run.budgets.items()
+    ]
     if "train" in run.results.protocol.splits:
         classes = run.results.protocol.splits["train"].classes.values()
         counts.append(([c.groups for c in classes if c.groups], ALL_LABELS))
@@ -181,11 +181,11 @@ def training(arms: Iterable[Arm], slug: str) -> list[Part]:
     charts: list[Part] = []
     for kind, field, title in CURVES:
         series = []
-        for colour, name, rows in logs:
+        for colour, name, lines in logs:
             points = [
-                Point(row["images"] / 1000, row[field])
-                for row in rows
-                if row.get("kind") == kind and isinstance(row.get(field), int | float)
+                Point(line.images / 1000, value)
+                for line in lines
+                if line.kind == kind and (value := getattr(line, field)) is not None
             ]
             series.append(Series(name, points, colour, marked=kind == "val"))
         svg = plot(series, Axis("images seen (thousands)"), Axis(title), title)

@@ -5,7 +5,7 @@ results.json and scores.parquet are not trusted: names in them are shown as plai
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from common.errors import DataError
 from eval.measure.probe import PRIMARY_PROBE
 from eval.measure.readouts import PRIMARY
-from eval.measure.scores import CLEAN, SCORES, ScoreBook, Scores, read_scores
+from eval.measure.scores import SCORES, Condition, ScoreBook, Scores, read_scores
 from eval.report.document import shown
 from eval.results import (
     BudgetScores,
@@ -186,14 +186,15 @@ class Measure:
     """A headline AUROC of the primary probe: the mean over conditions and the draws of each."""
 
     name: str
-    conditions: tuple[str, ...]
+    conditions: tuple[Condition, ...]  # of the primary readout; draw 0 stands for all draws
 
     def scores(self, book: ScoreBook, features: str = PRIMARY) -> list[Scores] | None:
         """Scores (D, n, K) of the draws of every condition; None where one was not measured."""
         stacked = []
         for condition in self.conditions:
+            first = replace(condition, features=features)
             draws = sorted(
-                (key for key in book.scores if key[:3] == (features, PRIMARY_PROBE, condition)),
+                (key for key in book.scores if replace(key, draw=0) == first),
                 key=lambda key: key.draw,
             )
             if not draws:
@@ -202,12 +203,12 @@ class Measure:
         return stacked
 
 
-ALL_LABELS = Measure("AUROC, all labels", (CLEAN,))
-TWO_GROUPS = Measure("AUROC, labels of 2 groups per class", ("k=2",))
+ALL_LABELS = Measure("AUROC, all labels", (Condition(PRIMARY),))
+TWO_GROUPS = Measure("AUROC, labels of 2 groups per class", (Condition(PRIMARY, budget="k=2"),))
 ROBUSTNESS = Measure(
     "area under the robustness curve",
     tuple(
-        f"{name}-{severity}"
+        Condition(PRIMARY, corruption=name, severity=severity)
         for name, kind in GRADED.items()
         for severity in range(1, len(kind.levels) + 1)
     ),
@@ -338,7 +339,8 @@ def _book(run: EvaluatedRun) -> ScoreBook:
     scores = {
         key: scores
         for key, scores in book.scores.items()
-        if key.probe == PRIMARY_PROBE and (key.features == PRIMARY or key.condition in headlines)
+        if key.probe == PRIMARY_PROBE
+        and (key.features == PRIMARY or replace(key, features=PRIMARY, draw=0) in headlines)
     }
     return ScoreBook(book.rows, book.classes, scores)
 

@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
+from eval.figures import DARK, LIGHT
+
 WIDTH, HEIGHT = 480, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 46
 CHAR = 6.4  # approximate width of a character
 FOREST_ROW, LEGEND_ROW = 34, 20
 COLOURS = 8
 
-# Okabe and Ito's colours, darkened or lightened to 3:1 on white or on near-black
-LIGHT = ("#0072B2", "#C04E00", "#00805F", "#B0558A", "#9A6B00", "#2B86BA", "#333333", "#757575")
-DARK = ("#56B4E9", "#F28C4B", "#2FC79A", "#E29CC4", "#E6B233", "#8CCBF0", "#DDDDDD", "#A0A0A0")
 RULES = (
     """
 svg text{font:12px system-ui,sans-serif;fill:currentColor}

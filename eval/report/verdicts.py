@@ -20,13 +20,13 @@ from eval.report.runs import (
     Measure,
     paired_seeds,
 )
-from eval.stats.bootstrap import PLAN, Interval, Plan, interval
+from eval.stats.bootstrap import DEFAULT, Interval, Resampling, interval
 from eval.stats.contrasts import Contrast, Judgement, Question, compare, describe, judge
 from eval.stats.grouping import MIN_GROUPS
 
 UNDECIDABLE = "cannot be decided"
 Headlines = dict[str, dict[str, Interval]]  # by arm or baseline, then by measure
-CURVE = Plan(replicates=2_000)  # for the bars of curves, which are drawn and not quoted
+CURVE = Resampling(replicates=2_000)  # for the bars of curves, which are drawn and not quoted
 
 
 @dataclass(frozen=True)
@@ -256,10 +256,10 @@ def arm_interval(
     *,
     seeds: Sequence[int] | None = None,
     features: str = PRIMARY_FEATURES,
-    plan: Plan = PLAN,
+    resampling: Resampling = DEFAULT,
 ) -> Interval | None:
     """The interval of an arm's AUROC over seeds (default: all); None where it was not measured."""
     scores = arm.scores(measure, list(arm.books) if seeds is None else seeds, features)
     if scores is None or compared.test is None:
         return None
-    return interval(scores, compared.test.labels, compared.test.groups, plan=plan)
+    return interval(scores, compared.test.labels, compared.test.groups, resampling=resampling)

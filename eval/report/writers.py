@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from eval.figures import DARK, LIGHT
 from eval.report.document import (
     Atlas,
     Bullets,
@@ -30,7 +31,7 @@ from eval.report.document import (
     Verdict,
     shown,
 )
-from eval.report.svg import DARK, LIGHT, RULES, palette
+from eval.report.svg import RULES, palette
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#|~$!^])")
 _LATEX_TEXT = "backslash asciicircum asciitilde less greater bar quotedbl asciigrave quotesingle"

@@ -1,6 +1,6 @@
 """Intervals of test metrics: groups resampled within class, crossed with the effect of seeds.
 
-A replicate is the estimate plus deviations that are drawn independently:
+A replicate is the estimate plus independently drawn deviations:
 
 - groups: in each stratum of n groups, n - 1 are drawn with replacement and weighted n / (n - 1)
   (Rao and Wu 1988: the variance is unbiased at any n); one draw serves all arms, seeds, conditions;
@@ -29,15 +29,15 @@ TAILS = (0.025, 0.975)  # of a 95 % interval
 
 
 @dataclass(frozen=True)
-class Plan:
+class Resampling:
     """How to resample."""
 
     replicates: int = 10_000
     seed: int = 0  # equal seeds draw equal groups, for every arm and contrast
-    unit: str = "groups"  # what a group is, in the words: "source images", "patients"
+    unit: str = "groups"  # what a group is called: "source images", "patients"
 
 
-PLAN = Plan()
+DEFAULT = Resampling()
 
 
 @dataclass(frozen=True)
@@ -83,20 +83,23 @@ def interval(
     *,
     metric: str = "auroc",
     strata: NDArray[np.generic] | None = None,
-    plan: Plan = PLAN,
+    resampling: Resampling = DEFAULT,
 ) -> Interval:
-    """Of one arm on one test set; shapes as in `ScoredSet`, errors as in `resample`."""
+    """Estimate a metric of one arm on one test set, with its interval.
+
+    Shapes are as in `ScoredSet`, errors as in `resample`.
+    """
     test = ScoredSet(labels, groups, {"arm": scores}, strata)
-    return resample([test], {"arm": 1.0}, metric, plan).interval
+    return resample([test], {"arm": 1.0}, metric, resampling).interval
 
 
 def resample(
     tests: Sequence[ScoredSet],
     coefficients: Mapping[str, float],
     metric: str = "auroc",
-    plan: Plan = PLAN,
+    resampling: Resampling = DEFAULT,
 ) -> Resampled:
-    """Of the sum over arms of coefficient * metric, as mean over test sets that share no group.
+    """Resample the sum over arms of coefficient * metric, averaged over disjoint test sets.
 
     Raises:
         DataError: an unknown metric, or a test set that `eval.stats.grouping.grouped` refuses.
@@ -109,42 +112,47 @@ def resample(
     if len({x.shape for x in plain}) != 1:
         raise DataError("the test sets differ in their number of seeds or draws, or there is none")
     plain_SD = np.mean(plain, axis=0)
-    spread = _spread(sets, terms, plain_SD, plan)
+    spread = _spread(sets, terms, plain_SD, resampling)
     replicates, ends = None, (None, None)
     if spread is not None:
         replicates = plain_SD.mean() + spread.deviations
         worst = sum(min(c, 0.0) for c in coefficients.values())
         best = sum(max(c, 0.0) for c in coefficients.values())
         ends = np.clip(np.quantile(replicates, TAILS), worst, best).tolist()
-    found = Interval(
+    estimated = Interval(
         metric=metric,
         estimate=float(plain_SD.mean()),
         low=ends[0],
         high=ends[1],
         standard_error=spread.standard_error if spread else None,
         degrees_of_freedom=spread.degrees_of_freedom if spread else None,
-        resampled=_words(sets, plain_SD, plan.unit),
+        resampled=_words(sets, plain_SD, resampling.unit),
         groups=tuple(of_set.groups for of_set in sets),
         seeds=plain_SD.shape[0],
         draws=plain_SD.shape[1],
         replicates=0 if replicates is None else len(replicates),
-        seed=plan.seed,
+        seed=resampling.seed,
     )
-    return Resampled(found, replicates)
+    return Resampled(estimated, replicates)
 
 
 def _spread(
-    sets: Sequence[Grouped], terms: Sequence[Sequence[Term]], plain_SD: Array, plan: Plan
+    sets: Sequence[Grouped],
+    terms: Sequence[Sequence[Term]],
+    plain_SD: Array,
+    resampling: Resampling,
 ) -> _Spread | None:
-    """Groups, seeds and draws together, each where it can be had; None where none can."""
-    first, *others = np.random.SeedSequence(plan.seed).spawn(1 + len(sets))
+    """Spread by groups, seeds and draws, each where it can be had; None where none can."""
+    first, *others = np.random.SeedSequence(resampling.seed).spawn(1 + len(sets))
     normal = np.random.default_rng(first)
-    deviations, effects = np.zeros(plan.replicates), []
+    deviations, effects = np.zeros(resampling.replicates), []
     if not any(of_set.shortage for of_set in sets):
         for of_set, its_terms, sequence in zip(sets, terms, others, strict=True):
             rng = np.random.default_rng(sequence)
-            found, its_effects = _of_groups(of_set.strata_G, its_terms, plan.replicates, rng)
-            deviations += found / len(sets)
+            by_groups, its_effects = _of_groups(
+                of_set.strata_G, its_terms, resampling.replicates, rng
+            )
+            deviations += by_groups / len(sets)
             effects += [_Effect(v / len(sets) ** 2, spare) for v, spare in its_effects]
     deviations = deviations[np.isfinite(deviations)]
     for means in (plain_SD.mean(1), plain_SD.mean(0)):
@@ -162,16 +170,16 @@ def _spread(
 def _of_groups(
     strata_G: Codes, terms: Sequence[Term], replicates: int, rng: np.random.Generator
 ) -> tuple[Array, list[_Effect]]:
-    """Deviations (R,) of the metric under resampled groups, and the effect of each stratum.
+    """Draw deviations (R,) of the metric under resampled groups; also the effect of each stratum.
 
-    The strata share the variance of the deviations as their covariances with the weights do.
+    The variance of the deviations is divided among strata by their covariances with the weights.
     """
     plain = np.mean([term.plain_SD.mean() for term in terms])
-    found, moment_G = [], np.zeros(len(strata_G))
+    pieces, moment_G = [], np.zeros(len(strata_G))
     for w_RG in _weights(strata_G, replicates, rng):
-        found.append(macro(terms, w_RG) - plain)
-        moment_G += np.nan_to_num(found[-1]) @ (w_RG - 1)
-    deviations = np.concatenate(found)
+        pieces.append(macro(terms, w_RG) - plain)
+        moment_G += np.nan_to_num(pieces[-1]) @ (w_RG - 1)
+    deviations = np.concatenate(pieces)
     _, stratum_of, sizes = np.unique(strata_G, return_inverse=True, return_counts=True)
     shares = np.bincount(stratum_of, moment_G**2)
     shares *= np.nanvar(deviations) / max(shares.sum(), np.finfo(float).tiny)
@@ -180,7 +188,7 @@ def _of_groups(
 
 
 def _weights(strata_G: Codes, replicates: int, rng: np.random.Generator) -> Iterator[Array]:
-    """Weights (rows, G) of the groups, `replicates` rows in all: see the module's text."""
+    """Draw weights (rows, G) of the groups, `replicates` rows in all: see the module's text."""
     rows = max(1, CHUNK // len(strata_G))
     for start in range(0, replicates, rows):
         count = min(rows, replicates - start)
@@ -195,7 +203,7 @@ def _weights(strata_G: Codes, replicates: int, rng: np.random.Generator) -> Iter
 
 
 def _stretched(deviations: Array, freedom: float) -> Array:
-    """Ascending deviations, each times the ratio of t to normal quantile at its rank."""
+    """Sort deviations and multiply each by the ratio of t to normal quantile at its rank."""
     share = (np.arange(len(deviations)) + 0.5) / len(deviations)
     normal = stats.norm.ppf(share)
     ratio = np.ones_like(share)  # the median of an odd number, where the ratio is 0 / 0
@@ -205,12 +213,12 @@ def _stretched(deviations: Array, freedom: float) -> Array:
 
 def _words(sets: Sequence[Grouped], plain_SD: Array, unit: str) -> str:
     shortage = "; ".join(of_set.shortage for of_set in sets if of_set.shortage)
-    said = [] if shortage else [" and ".join(_drawn(of_set, unit) for of_set in sets)]
+    phrases = [] if shortage else [" and ".join(_drawn(of_set, unit) for of_set in sets)]
     factors = zip(plain_SD.shape, ("seeds", "draws of the labelled subset"), strict=True)
     effects = " and ".join(f"{count} {name}" for count, name in factors if count > 1)
     if effects:
-        said.append(f"the effect of {effects}")
-    text = " crossed with ".join(said) or "nothing was resampled"
+        phrases.append(f"the effect of {effects}")
+    text = " crossed with ".join(phrases) or "nothing was resampled"
     if shortage:
         text += f"; no {unit} were resampled: {shortage}, fewer than {MIN_GROUPS}"
     if plain_SD.shape[0] == 1:

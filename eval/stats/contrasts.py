@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from common.errors import DataError
-from eval.stats.bootstrap import PLAN, Interval, Plan, resample
+from eval.stats.bootstrap import DEFAULT, Interval, Resampling, resample
 from eval.stats.grouping import Conditions, ScoredSet
 from eval.stats.weighted import Array
 
@@ -25,6 +25,8 @@ Question = Literal["superiority", "non-inferiority"]
 
 @dataclass(frozen=True)
 class Contrast:
+    """A paired difference between two arms."""
+
     first: str
     second: str
     difference: Interval  # of the metric, first minus second
@@ -34,25 +36,16 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The answer to the question of a contrast within its family."""
+    """The answer to the question of a contrast, within its family."""
 
     contrast: Contrast
     question: Question
     p_holm: float
     word: str  # superiority: holds, undecided; else superior, non-inferior, inferior, undecided
 
-    @property
-    def sentence(self) -> str:
-        """The minimal detectable difference, then the numbers, then the word."""
-        names = f"{self.contrast.first} - {self.contrast.second}, {self.contrast.difference.metric}"
-        numbers = describe(self.contrast.difference, self.p_holm)
-        if self.contrast.detectable is not None:
-            numbers = f"minimal detectable difference {self.contrast.detectable:.4f}; {numbers}"
-        return f"{names}: {numbers}: {self.word}"
-
 
 def describe(difference: Interval, p_holm: float | None = None) -> str:
-    """The estimate and its interval, Holm's p where there is one, and what was resampled."""
+    """Put the estimate, its interval, Holm's p and what was resampled into words."""
     words = [f"Difference {difference.estimate:+.4f}"]
     if difference.low is None or difference.high is None:
         words[0] += ", no interval"
@@ -72,19 +65,21 @@ def compare(
     *,
     metric: str = "auroc",
     strata: NDArray[np.generic] | None = None,
-    plan: Plan = PLAN,
+    resampling: Resampling = DEFAULT,
 ) -> Contrast:
-    """The first arm of `scores` minus the second, on one test set.
+    """Subtract the second arm of `scores` from the first, on one test set.
 
-    Shapes as in `eval.stats.grouping.ScoredSet`; errors as in `eval.stats.bootstrap.resample`.
+    Shapes are as in `eval.stats.grouping.ScoredSet`, errors as in `eval.stats.bootstrap.resample`.
     """
-    return compare_over([ScoredSet(labels, groups, scores, strata)], metric=metric, plan=plan)
+    return compare_over(
+        [ScoredSet(labels, groups, scores, strata)], metric=metric, resampling=resampling
+    )
 
 
 def compare_over(
-    tests: Sequence[ScoredSet], *, metric: str = "auroc", plan: Plan = PLAN
+    tests: Sequence[ScoredSet], *, metric: str = "auroc", resampling: Resampling = DEFAULT
 ) -> Contrast:
-    """`compare` on the mean over test sets that share no group.
+    """Compare as `compare` does, on the mean over test sets that share no group.
 
     Raises:
         DataError: not two arms, the same in every set; or as `eval.stats.bootstrap.resample`.
@@ -93,23 +88,23 @@ def compare_over(
     if len(arms) != 2:
         raise DataError(f"a contrast is between two arms, found {arms}: pass the scores of two")
     first, second = arms
-    difference, replicates = resample(tests, {first: 1.0, second: -1.0}, metric, plan)
+    difference, replicates = resample(tests, {first: 1.0, second: -1.0}, metric, resampling)
     if replicates is None:
         return Contrast(first, second, difference, None, None)
     return Contrast(first, second, difference, _detectable(difference), p_value(replicates))
 
 
 def p_value(replicates: Array, null: float = 0.0) -> float:
-    """Two-sided, 2 (1 + fewer of the replicates on one side) / (1 + R): at least 2 / (1 + R).
+    """Compute the two-sided p value 2 (1 + k) / (1 + R), at least 2 / (1 + R).
 
-    Replicates equal to the null value count on both sides.
+    k counts the replicates on the side of the null value that has fewer; equal ones count on both.
     """
     fewer = min(int((replicates <= null).sum()), int((replicates >= null).sum()))
     return min(1.0, 2 * (1 + fewer) / (1 + len(replicates)))
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Holm's (1979) adjusted p values of a family, in the order given."""
+    """Adjust the p values of a family by Holm's (1979) method; the order stays."""
     adjusted, highest = {}, 0.0
     for rank, name in enumerate(sorted(p, key=lambda name: p[name])):
         highest = max(highest, min(1.0, (len(p) - rank) * p[name]))
@@ -120,30 +115,30 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 def judge(
     contrasts: Mapping[str, Contrast], questions: Mapping[str, Question], margin: float = MARGIN
 ) -> dict[str, Judgement]:
-    """Judge a family of named contrasts, each with the question it answers.
+    """Judge a family of named contrasts, each by the question that it answers.
 
     A contrast without an interval stays in the family, with p = 1.
     """
     adjusted = holm({name: 1.0 if c.p is None else c.p for name, c in contrasts.items()})
-    found = {}
+    judgements = {}
     for name, contrast in contrasts.items():
         question, p_holm = questions[name], adjusted[name]
         if question == "superiority":
             word = superiority(contrast.difference, p_holm)
         else:
             word = non_inferiority(contrast.difference, p_holm, margin)
-        found[name] = Judgement(contrast, question, p_holm, word)
-    return found
+        judgements[name] = Judgement(contrast, question, p_holm, word)
+    return judgements
 
 
 def superiority(difference: Interval, p_holm: float = 0.0) -> str:
-    """'holds' where the lower bound is above 0 and `p_holm` at most 0.05, or 'undecided'."""
+    """Judge superiority: 'holds' where low > 0 and `p_holm` <= 0.05, else 'undecided'."""
     above = difference.low is not None and difference.low > 0 and p_holm <= ALPHA
     return "holds" if above else "undecided"
 
 
 def non_inferiority(difference: Interval, p_holm: float = 0.0, margin: float = MARGIN) -> str:
-    """One of four words, by where the interval lies (CONSORT extension, Piaggio et al. 2012).
+    """Judge non-inferiority by where the interval lies (CONSORT extension, Piaggio et al. 2012).
 
     'superior': as `superiority`. 'non-inferior': the lower bound is above -margin (worse than 0
     perhaps, but by less than the margin). 'inferior': the upper bound is below -margin. Otherwise
@@ -159,7 +154,7 @@ def non_inferiority(difference: Interval, p_holm: float = 0.0, margin: float = M
 
 
 def _detectable(difference: Interval) -> float:
-    """(t_0.975 + t_0.80) standard errors; with many degrees of freedom (1.96 + 0.84) of them."""
+    """Minimal detectable difference: (t_0.975 + t_0.80) standard errors."""
     assert difference.standard_error is not None
     quantiles = stats.t.ppf([1 - ALPHA / 2, POWER], difference.degrees_of_freedom)
     return float(quantiles.sum() * difference.standard_error)

@@ -1,4 +1,4 @@
-"""A scored test set: what arms predict on it, checked, with groups and strata as codes.
+"""A scored test set: the predictions of arms on it, checked, with groups and strata as codes.
 
 Shapes: S seeds, D draws of the labelled subset, n patches, K classes, G groups.
 """
@@ -13,7 +13,7 @@ from common.errors import DataError
 from eval.stats.weighted import Codes, Sample
 from shards.schema import NO_LABEL
 
-MIN_GROUPS = 10  # with patches of each class, and in each stratum, to resample groups at all
+MIN_GROUPS = 10  # with patches of each class, and in each stratum: fewer are not resampled
 
 Scores = NDArray[np.floating]
 Conditions = Scores | Sequence[Scores]
@@ -29,16 +29,18 @@ class ScoredSet:
     is a list of conditions (severities), and the metric their mean: the area under the curve.
     """
 
-    labels: NDArray[np.integer]  # (n,); -1 = none: such patches are left out
+    labels: NDArray[np.integer]  # (n,); patches of label -1 (none) are left out
     groups: NDArray[np.generic]  # (n,) patient, slide or source image, as strings or codes
     scores: Mapping[str, Conditions]
-    strata: NDArray[np.generic] | None = None  # (n,) one a group; default: its majority class
+    strata: NDArray[np.generic] | None = (
+        None  # (n,) equal within a group; default: its majority class
+    )
     name: str = "test"
 
 
 @dataclass(frozen=True)
 class Grouped:
-    """A sample, the stratum (G,) of each group, and what there is to say about them."""
+    """A sample with the stratum (G,) of each group, and the counts of its groups."""
 
     name: str
     sample: Sample
@@ -49,11 +51,11 @@ class Grouped:
 
     @property
     def shortage(self) -> str:
-        """Why the groups cannot be resampled, or ""."""
-        found = [(count, f"with class {c}") for c, count in self.groups.items()]
+        """Reason why the groups cannot be resampled, or ""."""
+        counts = [(count, f"with class {c}") for c, count in self.groups.items()]
         sizes = np.unique(self.strata_G, return_counts=True)[1].tolist()
-        found += [(count, f"in a {self.stratified_by}") for count in sizes]
-        fewest, where = min(found, key=lambda pair: pair[0])
+        counts += [(count, f"in a {self.stratified_by}") for count in sizes]
+        fewest, where = min(counts, key=lambda pair: pair[0])
         return f"{self.name} has {fewest} {where}" if fewest < MIN_GROUPS else ""
 
 
@@ -65,34 +67,36 @@ def grouped(test: ScoredSet, coefficients: Mapping[str, float], metric: str) -> 
             column of scores with other classes or metrics than it serves, a group in two strata.
     """
     labels = np.asarray(test.labels).astype(np.int64)
-    kept = labels != NO_LABEL
-    _refuse(len(np.unique(labels[kept])) < 2, test, "its labels are of fewer than two classes")
+    labelled = labels != NO_LABEL
+    _refuse(len(np.unique(labels[labelled])) < 2, test, "its labels are of fewer than two classes")
     counts = f"{len(test.groups)} groups for {len(labels)} labels"
     _refuse(len(test.groups) != len(labels), test, counts)
-    parts = []
+    summands = []
     for arm, coefficient in coefficients.items():
-        there = ", ".join(sorted(test.scores))
-        _refuse(arm not in test.scores, test, f"no scores of {arm!r}, only of {there}")
-        given = test.scores[arm]
-        conditions = given if isinstance(given, list | tuple) else [given]
+        arms = ", ".join(sorted(test.scores))
+        _refuse(arm not in test.scores, test, f"no scores of {arm!r}, only of {arms}")
+        of_arm = test.scores[arm]
+        conditions = of_arm if isinstance(of_arm, list | tuple) else [of_arm]
         for scores in conditions:
-            scores_SDNK = _stacked(test, arm, np.asarray(scores), len(labels))[:, :, kept]
-            parts.append((coefficient / len(conditions), scores_SDNK))
-    shapes = {(*x.shape[:2], x.shape[3]) for _, x in parts}
+            scores_SDNK = _stacked(test, arm, np.asarray(scores), len(labels))[:, :, labelled]
+            summands.append((coefficient / len(conditions), scores_SDNK))
+    shapes = {(*x.shape[:2], x.shape[3]) for _, x in summands}
     differ = f"arms or conditions differ in (seeds, draws, classes): {sorted(shapes)}"
     _refuse(len(shapes) > 1, test, differ)
-    labels = labels[kept]
-    if parts[0][1].shape[-1] == 1:
+    labels = labels[labelled]
+    if summands[0][1].shape[-1] == 1:
         _refuse(metric != "auroc", test, f"{metric} needs a column of scores for every class")
         _refuse(not set(labels) <= {0, 1}, test, "one column of scores serves the labels 0 and 1")
-    groups_N = np.unique(np.asarray(test.groups)[kept], return_inverse=True)[1]
+    groups_N = np.unique(np.asarray(test.groups)[labelled], return_inverse=True)[1]
     counts_GK = np.zeros((groups_N.max() + 1, labels.max() + 1), np.int64)
     np.add.at(counts_GK, (groups_N, labels), 1)
     present_K = np.flatnonzero(counts_GK.sum(0)).tolist()
     return Grouped(
         name=test.name,
-        sample=Sample(labels, groups_N, parts),
-        strata_G=_strata(test, kept, groups_N) if test.strata is not None else counts_GK.argmax(1),
+        sample=Sample(labels, groups_N, summands),
+        strata_G=_strata(test, labelled, groups_N)
+        if test.strata is not None
+        else counts_GK.argmax(1),
         stratified_by="class" if test.strata is None else "stratum",
         groups={c: int((counts_GK[:, c] > 0).sum()) for c in present_K},
         mixed=int(((counts_GK > 0).sum(1) > 1).sum()),
@@ -100,26 +104,26 @@ def grouped(test: ScoredSet, coefficients: Mapping[str, float], metric: str) -> 
 
 
 def _stacked(test: ScoredSet, arm: str, scores: Scores, n: int) -> Scores:
-    """(S, D, n, K) of any accepted shape."""
-    given = scores.shape
+    """Bring scores of any accepted shape to (S, D, n, K)."""
+    shape = scores.shape
     if scores.ndim == 2:
         scores = scores[:, None, :, None]
     elif scores.ndim == 3:
         scores = scores[:, None]
     fits = scores.ndim == 4 and scores.shape[2] == n and scores.size > 0
     expected = f"(S, {n}), (S, {n}, K) or (S, D, {n}, K); stack the arrays of seeds with np.stack"
-    _refuse(not fits, test, f"scores of {arm!r} have shape {given}, expected {expected}")
+    _refuse(not fits, test, f"scores of {arm!r} have shape {shape}, expected {expected}")
     _refuse(not np.isfinite(scores).all(), test, f"scores of {arm!r} are not all finite")
     return scores
 
 
-def _strata(test: ScoredSet, kept: NDArray[np.bool_], groups_N: Codes) -> Codes:
-    codes_N = np.unique(np.asarray(test.strata)[kept], return_inverse=True)[1]
+def _strata(test: ScoredSet, labelled: NDArray[np.bool_], groups_N: Codes) -> Codes:
+    codes_N = np.unique(np.asarray(test.strata)[labelled], return_inverse=True)[1]
     strata_G = np.zeros(groups_N.max() + 1, np.int64)
     strata_G[groups_N] = codes_N
     split = np.flatnonzero(strata_G[groups_N] != codes_N)
     if len(split):
-        name = np.asarray(test.groups)[kept][split[0]]
+        name = np.asarray(test.groups)[labelled][split[0]]
         _refuse(True, test, f"group {name!r} lies in several strata; a group is drawn whole")
     return strata_G
 

@@ -1,4 +1,4 @@
-"""Test metrics as functions of the weights of groups: one pass over the scores, then any weights.
+"""Test metrics as functions of the weights of groups: one pass over the scores serves all weights.
 
 A bootstrap of groups gives group g the weight w_g and each patch the weight of its group. With
 M[g, h] the number of pairs (positive of g, negative of h) in which the positive scores higher,
@@ -7,7 +7,7 @@ ties counting half, the weighted area under the ROC curve of a class is
     sum_gh w_g w_h M[g, h] / (sum_g w_g pos_g * sum_h w_h neg_h)
 
 The denominator is free of the scores, so M adds up over seeds, draws of the labelled subset,
-conditions and arms (with the arms' signs): one matrix a class holds everything.
+conditions and arms (with the arms' signs): one matrix per class holds everything.
 
 Shapes: S seeds, D draws, N patches, K columns, G groups, R rows of weights; of a class, P groups
 hold positives and Q hold negatives.
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
-CHUNK = 2**22  # numbers held at a time in any one array: 32 MiB
+CHUNK = 2**22  # numbers in any one array: 32 MiB
 MAX_PAIRS = 2**20  # P * Q for the quadratic form; above, its projection, linear in the weights
 
 
@@ -32,22 +32,22 @@ class Sample:
 
     labels_N: Codes
     groups_N: Codes  # 0 .. G - 1
-    parts: Sequence[tuple[float, NDArray[np.floating]]]  # (coefficient, scores_SDNK)
+    summands: Sequence[tuple[float, NDArray[np.floating]]]  # (coefficient, scores_SDNK)
 
     @property
     def classes(self) -> list[int]:
         return np.unique(self.labels_N).tolist()
 
     def total(self, measure: Callable[[NDArray[np.floating]], "Sums"]) -> tuple["Sums", Array]:
-        """What `measure` makes of each scores_NK, as mean over S and D; its first sums (S, D)."""
-        plain_SD = np.zeros(self.parts[0][1].shape[:2])
+        """Average `measure` of each scores_NK over S and D; also give its first sums (S, D)."""
+        plain_SD = np.zeros(self.summands[0][1].shape[:2])
         sums: Sums = ()
-        for coefficient, scores_SDNK in self.parts:
+        for coefficient, scores_SDNK in self.summands:
             for s, d in np.ndindex(plain_SD.shape):
-                found = measure(scores_SDNK[s, d])
-                plain_SD[s, d] += coefficient * found[0].sum()
-                sums = sums or tuple(np.zeros_like(x) for x in found)
-                for x, y in zip(sums, found, strict=True):
+                measured = measure(scores_SDNK[s, d])
+                plain_SD[s, d] += coefficient * measured[0].sum()
+                sums = sums or tuple(np.zeros_like(x) for x in measured)
+                for x, y in zip(sums, measured, strict=True):
                     x += coefficient * y
         return tuple(x / plain_SD.size for x in sums), plain_SD
 
@@ -57,10 +57,10 @@ Sums = tuple[Array, ...]
 
 @dataclass(frozen=True)
 class Share:
-    """sum_g w_g hits_g / sum_g w_g count_g.
+    """The term sum_g w_g hits_g / sum_g w_g count_g.
 
-    A term: a ratio that a metric is a mean of. `plain_SD` is its value without resampling,
-    `weighted` (R,) its mean over S and D under weights, NaN where they leave it undefined.
+    A metric is a mean of terms. `plain_SD` is the value without resampling, `weighted` (R,) the
+    mean over S and D under weights, NaN where they leave it undefined.
     """
 
     hits_G: Array
@@ -91,14 +91,14 @@ class Sides:
         return cls(positive_N, rows, row_of, _float(pos), columns, column_of, _float(neg))
 
     def weights(self, w_RG: Array) -> tuple[Array, Array, Array, Array]:
-        """Of the groups of both sides, (R, P) and (R, Q), and of all their patches, (R,) each."""
+        """Weights of the groups of both sides (R, P), (R, Q), and of all their patches (R,)."""
         a_RP, b_RQ = w_RG[:, self.rows_P], w_RG[:, self.columns_Q]
         return a_RP, b_RQ, a_RP @ self.pos_P, b_RQ @ self.neg_Q
 
 
 @dataclass(frozen=True)
 class Area:
-    """The quadratic form of the module's text."""
+    """The term in the quadratic form of the module's text."""
 
     wins_PQ: Array
     sides: Sides
@@ -132,21 +132,21 @@ Term = Share | Area | ProjectedArea
 
 
 def accuracy(sample: Sample) -> list[Term]:
-    """The share of patches whose highest score is that of their class."""
+    """Share of patches whose highest score is that of their class."""
     return [_share(sample, np.ones_like(sample.labels_N, bool))]
 
 
 def balanced_accuracy(sample: Sample) -> list[Term]:
-    """The recall of every class present; the metric is their mean."""
+    """Recall of every class present; the metric is their mean."""
     return [_share(sample, sample.labels_N == c) for c in sample.classes]
 
 
 def auroc(sample: Sample) -> list[Term]:
-    """The one-vs-rest area of every class present; the metric is their mean, the macro AUROC.
+    """One-vs-rest area of every class present; the metric is their mean, the macro AUROC.
 
     A class without a column of scores counts 0.5. One column: the plain area of class 1.
     """
-    single = sample.parts[0][1].shape[-1] == 1
+    single = sample.summands[0][1].shape[-1] == 1
     return [_area(sample, 1, 0)] if single else [_area(sample, c, c) for c in sample.classes]
 
 
@@ -158,16 +158,16 @@ METRICS: dict[str, Callable[[Sample], list[Term]]] = {
 
 
 def macro(terms: Sequence[Term], w_RG: Array) -> Array:
-    """(R,) mean over the terms that a row of weights leaves defined; NaN where there is none."""
+    """Average (R,) the terms that a row of weights leaves defined; NaN where there is none."""
     values_TR = np.stack([term.weighted(w_RG) for term in terms])
     defined_TR = np.isfinite(values_TR)
     return _ratio(np.where(defined_TR, values_TR, 0.0).sum(0), _float(defined_TR.sum(0)))
 
 
 def pair_wins(scores_N: NDArray[np.floating], sides: Sides) -> Sums:
-    """(P, Q) pairs won by the positives of each group against the negatives of each group.
+    """Count pairs (P, Q) won by positives of each group against negatives of each group.
 
-    Time in proportion to P * negatives, over which the memory is bounded by CHUNK.
+    Time is proportional to P * negatives; memory is bounded by CHUNK.
     """
     order, low, high = _ranks(scores_N, sides)
     by_column = np.argsort(sides.column_of[order], kind="stable")
@@ -184,7 +184,7 @@ def pair_wins(scores_N: NDArray[np.floating], sides: Sides) -> Sums:
 
 
 def pair_sums(scores_N: NDArray[np.floating], sides: Sides) -> Sums:
-    """The row sums (P,) and column sums (Q,) of `pair_wins`, without the matrix."""
+    """Compute the row sums (P,) and column sums (Q,) of `pair_wins` without the matrix."""
     order, low, high = _ranks(scores_N, sides)
     beaten = _beaten(np.bincount(np.concatenate([low, high]), minlength=len(order) + 1))
     row_P = np.bincount(sides.row_of, (low + high) / 2, len(sides.rows_P))
@@ -193,19 +193,17 @@ def pair_sums(scores_N: NDArray[np.floating], sides: Sides) -> Sums:
 
 
 def _ranks(scores_N: NDArray[np.floating], sides: Sides) -> tuple[Codes, Codes, Codes]:
-    """The order of the negatives; how many lie below each positive, and not above it."""
+    """Sort negatives; count those below each positive, and those not above it."""
     negatives, positives = scores_N[~sides.positive_N], scores_N[sides.positive_N]
     order = np.argsort(negatives)
     negatives = negatives[order]
-    low, high = (
-        np.searchsorted(negatives, positives),
-        np.searchsorted(negatives, positives, "right"),
-    )
+    low = np.searchsorted(negatives, positives)
+    high = np.searchsorted(negatives, positives, "right")
     return order, low, high
 
 
 def _beaten(ends: Codes) -> Array:
-    """(..., count) positives above each sorted negative, from their ranks' histogram (count + 1).
+    """Count positives above each sorted negative (..., n), from the histogram (n + 1) of ranks.
 
     Each positive is counted twice, at both ends of its rank: that makes ties count half.
     """
@@ -245,6 +243,6 @@ def _float(counts: NDArray[np.generic]) -> Array:
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:
-    """NaN where the denominator is zero."""
+    """Divide, with NaN where the denominator is zero."""
     undefined = np.full_like(numerator, np.nan)
     return np.divide(numerator, denominator, out=undefined, where=denominator != 0)

@@ -1,7 +1,7 @@
-"""What is carried to another site: probes between data sets, probes of all sites but one, and how
-well the site itself can be read off the features.
+"""The experiments of a transfer: probes between data sets, of all sites but one, and of the site.
 
-Every function yields rows of plain JSON, and keeps the scores behind them.
+Every function yields rows of transfer.json and adds the scores behind them to the books of the
+trial.
 """
 
 import time
@@ -13,50 +13,54 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from common.console import log
 from common.errors import DataError
+from eval.features import Features
 from eval.measure.baselines import Transform
-from eval.measure.probe import PRIMARY_PROBE, Labelled, Probe, fit
-from eval.measure.readouts import Features, Pixels
+from eval.measure.probe import Labelled, Probe, ProbeResult, fit
 from eval.measure.scores import Condition, ScoreBook
-from eval.measure.suite import SPLITS
-from eval.session import Say
-from eval.transfer.sites import Places, Site, relabelled
+from eval.transfer.datasets import ProbedData, SiteLabels, with_labels
+from eval.transfer.results import LeftOutRow, MatrixRow, SiteProbeRow
 from eval.transfer.staining import Stain, View, Views
+from shards.codec.png import Pixels
+from shards.sources.splits import SPLITS
 
 Labels = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-Row = dict[str, Any]
+OTHER_SITES = "other sites"  # where the probe of a site that was left out is fitted
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """Features to carry: the readout of a run, or a baseline that stands beside several."""
+    """Features to transfer: the readout of a run, or a baseline that stands beside several."""
 
     features: str
     runs: tuple[str, ...]
-    fit: Callable[[Pixels], Transform]  # of the images that the probe is fitted on
-    fixed: bool  # whatever they are: then the features of a view are made once
+    fit: Callable[[Pixels], Transform]  # on the images that the probe is fitted on
+    fixed: bool  # independent of those images, so that the features of a view are kept
 
 
 @dataclass
 class Trial:
-    """The sites, what is carried between them, and what was found."""
+    """The data sets, the encodings, and the notices and scores of the experiments."""
 
-    sites: dict[str, Site]
+    datasets: dict[str, ProbedData]
     encodings: list[Encoding]
-    say: Say
     notices: list[str] = field(default_factory=list)
     books: dict[tuple[str, str], ScoreBook] = field(default_factory=dict)  # by run and test set
 
     def __post_init__(self) -> None:
-        self.views = Views(self.sites)
+        self.views = Views(self.datasets)
         self._features: dict[tuple[int, View], Features] = {}
 
     def features(
-        self, encoding: Encoding, train: Sequence[View], views: Sequence[View],
+        self,
+        encoding: Encoding,
+        train: Sequence[View],
+        views: Sequence[View],
         rows: Mask | None = None,
-    ) -> list[Features]:  # fmt: skip
-        """Of every view, by an encoding that may look at (some rows of) the `train` views."""
+    ) -> list[Features]:
+        """Encode views by an encoding that is fitted on (some rows of) the `train` views."""
         if not encoding.fixed:
             pixels = np.concatenate([self.views.pixels(view) for view in train])
             transform = encoding.fit(pixels if rows is None else pixels[rows])
@@ -67,154 +71,176 @@ class Trial:
                 self._features[id(encoding), view] = encoding.fit(pixels)(pixels)
         return [self._features[id(encoding), view] for view in views]
 
-    def keep(
-        self, encoding: Encoding, place: str, empty: ScoreBook, condition: str,
-        scores: NDArray[np.floating], classes: Labels,
-    ) -> None:  # fmt: skip
-        """The scores on the test set `place`, in the books of the runs that the encoding is of."""
+    def add_scores(
+        self,
+        encoding: Encoding,
+        test: str,
+        empty: ScoreBook,
+        condition: Condition,
+        scores: NDArray[np.floating],
+        classes: Labels,
+    ) -> None:
+        """Add scores on a test set to the books of the runs that the encoding is of."""
         for run in encoding.runs:
-            book = self.books.setdefault((run, place), ScoreBook(empty.rows, empty.classes))
-            book.add(Condition(encoding.features, PRIMARY_PROBE, condition), scores, classes)
+            book = self.books.setdefault((run, test), ScoreBook(empty.rows, empty.classes))
+            book.add(condition, scores, classes)
 
     def notice(self, text: str) -> None:
+        """Log a notice and keep it for the results."""
         self.notices.append(text)
-        self.say(f"notice: {text}")
+        log.info(f"notice: {text}")
 
 
-def matrix(trial: Trial, stain: Stain) -> Iterator[Row]:
-    """Every probe fitted on train and selected on val of one data set, tested on test of each."""
-    for name, source in trial.sites.items():
+def matrix(trial: Trial, stain: Stain) -> Iterator[MatrixRow]:
+    """Fit probes on train and val of each data set, and test them on test of every one."""
+    for name, source in trial.datasets.items():
         train, val = (trial.views.view(name, split, stain, name) for split in SPLITS[:2])
-        tests = [trial.views.view(other, "test", stain, name) for other in trial.sites]
+        tests = [trial.views.view(other, "test", stain, name) for other in trial.datasets]
         for encoding in trial.encodings:
             start = time.monotonic()
-            found = trial.features(encoding, [train], [train, val, *tests])
-            fitted, chosen = (source.rows.labels[split] for split in SPLITS[:2])
+            features = trial.features(encoding, [train], [train, val, *tests])
+            train_labels, val_labels = (source.rows.labels[split] for split in SPLITS[:2])
             try:
-                probe = fit(Labelled(found[0], fitted), Labelled(found[1], chosen))
+                probe = fit(Labelled(features[0], train_labels), Labelled(features[1], val_labels))
             except DataError as error:
                 trial.notice(f"no probe of {encoding.features} from {name}: {error}")
                 continue
             aurocs = []
-            for (other, target), features in zip(trial.sites.items(), found[2:], strict=True):
-                row = _tested(trial, probe, Labelled(features, target.rows.labels["test"]), other)
-                if row is None:
+            for other, of_test in zip(trial.datasets, features[2:], strict=True):
+                target = trial.datasets[other]
+                test = Labelled(of_test, target.rows.labels["test"])
+                result = _tested(trial, probe, test, other)
+                if result is None:
                     continue
-                condition = f"train={name},stain={stain}"
-                scores = probe.scores(features)
-                trial.keep(encoding, other, target.book(), condition, scores, probe.classes)
-                aurocs.append(f"{other} {row['auroc']:.3f}")
-                yield _about(encoding, stain) | {"train": name, "test": other} | row
-            _tell(trial, encoding, stain, f"from {name} to {', '.join(aurocs)}", start)
+                trial.add_scores(
+                    encoding=encoding,
+                    test=other,
+                    empty=target.empty_book(),
+                    condition=Condition(encoding.features, train=name, stain=stain),
+                    scores=probe.scores(of_test),
+                    classes=probe.classes,
+                )
+                aurocs.append(f"{other} {result.auroc:.3f}")
+                yield MatrixRow(**_facts(encoding, stain), train=name, test=other, **asdict(result))
+            _log(encoding, stain, f"from {name} to {', '.join(aurocs)}", start)
 
 
-def left_out(trial: Trial, site: Site, stain: Stain) -> Iterator[Row]:
-    """For each site of a data set: the probe of all others, and of all, on its test patches."""
-    views = [trial.views.view(site.name, split, stain, site.name) for split in SPLITS]
-    where = {split: site.column("site", split) for split in SPLITS}
-    known = {split: where[split] != None for split in SPLITS}  # noqa: E711 - element by element
+def left_out(trial: Trial, data: ProbedData, stain: Stain) -> Iterator[LeftOutRow]:
+    """Test on each site of a data set a probe of all other sites, and one of all sites."""
+    views = [trial.views.view(data.name, split, stain, data.name) for split in SPLITS]
+    sites = {split: data.column("site", split) for split in SPLITS}
+    named = {split: np.array([s is not None for s in sites[split]], bool) for split in SPLITS}
     for encoding in trial.encodings:
-        whole = np.full((len(where["test"]), len(site.classes)), np.nan)  # NaN: not scored
-        seen = _fitted(trial, encoding, site, views, known)
-        for name in site.sites:
+        whole = np.full((len(sites["test"]), len(data.classes)), np.nan)  # NaN: not scored
+        seen = _fitted(trial, encoding, data, views, named)
+        for name in data.sites:
             start = time.monotonic()
-            others = {split: known[split] & (where[split] != name) for split in SPLITS}
-            unseen = _fitted(trial, encoding, site, views, others)
-            rows = where["test"] == name
+            others = {split: named[split] & (sites[split] != name) for split in SPLITS}
+            unseen = _fitted(trial, encoding, data, views, others)
+            rows = sites["test"] == name
             if not seen or not unseen or not rows.any():
                 continue
-            row = _tested(trial, unseen[0], _only(site, unseen[1], rows), name)
-            all_sites = _tested(trial, seen[0], _only(site, seen[1], rows), name)
-            if row is None or all_sites is None:
+            labels = data.rows.labels["test"][rows]
+            result = _tested(trial, unseen[0], Labelled(unseen[1][rows], labels), name)
+            all_sites = _tested(trial, seen[0], Labelled(seen[1][rows], labels), name)
+            if result is None or all_sites is None:
                 continue
             whole[rows] = 0
             whole[np.ix_(rows, unseen[0].classes)] = unseen[0].scores(unseen[1][rows])
-            _tell(trial, encoding, stain, f"without {name} to it {row['auroc']:.3f}", start)
-            yield (
-                _about(encoding, stain)
-                | {"data": site.name, "site": name, "auroc_all_sites": all_sites["auroc"]}
-                | row
+            _log(encoding, stain, f"without {name} to it {result.auroc:.3f}", start)
+            yield LeftOutRow(
+                **_facts(encoding, stain),
+                data=data.name,
+                site=name,
+                auroc_all_sites=all_sites.auroc,
+                **asdict(result),
             )
-        if np.isnan(whole).all():
-            continue
-        condition, classes = f"train=other sites,stain={stain}", np.arange(len(site.classes))
-        trial.keep(encoding, site.name, site.book(), condition, whole, classes)
+        if not np.isnan(whole).all():
+            trial.add_scores(
+                encoding=encoding,
+                test=data.name,
+                empty=data.empty_book(),
+                condition=Condition(encoding.features, train=OTHER_SITES, stain=stain),
+                scores=whole,
+                classes=np.arange(len(data.classes)),
+            )
 
 
 def _fitted(
-    trial: Trial, encoding: Encoding, site: Site, views: list[View], rows: dict[str, Mask]
+    trial: Trial, encoding: Encoding, data: ProbedData, views: list[View], rows: dict[str, Mask]
 ) -> tuple[Probe, Features] | None:
-    """A probe of some rows of train and val, and the features of test; None with a notice."""
+    """Fit a probe on some rows of train and val, and encode test; None, with a notice, if not."""
     train, val, test = trial.features(encoding, views[:1], views, rows["train"])
-    labels = site.rows.labels
+    labels = data.rows.labels
     try:
         probe = fit(
             Labelled(train[rows["train"]], labels["train"][rows["train"]]),
             Labelled(val[rows["val"]], labels["val"][rows["val"]]),
         )
     except DataError as error:
-        trial.notice(f"no probe of {encoding.features} on a part of {site.name}: {error}")
+        trial.notice(f"no probe of {encoding.features} on a part of {data.name}: {error}")
         return None
     return probe, test
 
 
-def _only(site: Site, features: Features, rows: Mask) -> Labelled:
-    return Labelled(features[rows], site.rows.labels["test"][rows])
-
-
-def _tested(trial: Trial, probe: Probe, test: Labelled, place: str) -> Row | None:
+def _tested(trial: Trial, probe: Probe, test: Labelled, name: str) -> ProbeResult | None:
     try:
-        return asdict(probe.test(test))
+        return probe.test(test)
     except DataError as error:
-        trial.notice(f"{place} is not tested: {error}")
+        trial.notice(f"{name} is not tested: {error}")
         return None
 
 
 def site_probe(
-    trial: Trial, name: str, parts: Sequence[Site], places: Places, stain: Stain
-) -> Iterator[Row]:
-    """How well a probe reads the site off the features: the lower, the better; chance is stated.
+    trial: Trial, name: str, datasets: Sequence[ProbedData], sites: SiteLabels, stain: Stain
+) -> Iterator[SiteProbeRow]:
+    """Measure how well a probe predicts the site from features: lower is better.
 
     The patches of several data sets are taken together, in the colours of the first.
     """
     views = {
-        split: [trial.views.view(part.name, split, stain, parts[0].name) for part in parts]
+        split: [trial.views.view(data.name, split, stain, datasets[0].name) for data in datasets]
         for split in SPLITS
     }
     for encoding in trial.encodings:
         start = time.monotonic()
         every = [view for split in SPLITS for view in views[split]]
-        found = iter(trial.features(encoding, views["train"], every))
+        features = iter(trial.features(encoding, views["train"], every))
         train, val, test = (
-            Labelled(np.concatenate([next(found) for _ in views[split]]), places.labels[split])
+            Labelled(np.concatenate([next(features) for _ in views[split]]), sites.labels[split])
             for split in SPLITS
         )
         try:
             probe = fit(train, val)
-            row = asdict(probe.test(test))
+            result = probe.test(test)
         except DataError as error:
             trial.notice(f"no site probe of {encoding.features} in {name}: {error}")
             continue
-        condition, scores = f"train={name},stain={stain}", probe.scores(test.features)
-        trial.keep(
-            encoding, f"{name}+sites", _book(parts, places), condition, scores, probe.classes
+        tables = pa.concat_tables([data.rows.tables["test"] for data in datasets])
+        trial.add_scores(
+            encoding=encoding,
+            test=f"{name}+sites",
+            empty=ScoreBook(with_labels(tables, sites.labels["test"]), len(sites.names)),
+            condition=Condition(encoding.features, train=name, stain=stain),
+            scores=probe.scores(test.features),
+            classes=probe.classes,
         )
-        _tell(trial, encoding, stain, f"site read off in {name} {row['auroc']:.3f}", start)
-        chance = {"chance_auroc": 0.5, "chance_balanced_accuracy": 1 / row["n_classes"]}
-        yield _about(encoding, stain) | {"data": name, "sites": places.names} | row | chance
+        _log(encoding, stain, f"site read off in {name} {result.auroc:.3f}", start)
+        yield SiteProbeRow(
+            **_facts(encoding, stain),
+            data=name,
+            sites=sites.names,
+            **asdict(result),
+            chance_auroc=0.5,
+            chance_balanced_accuracy=1 / result.n_classes,
+        )
 
 
-def _book(parts: Sequence[Site], places: Places) -> ScoreBook:
-    """An empty one whose labels are sites."""
-    tables = pa.concat_tables([part.rows.tables["test"] for part in parts])
-    return ScoreBook(relabelled(tables, places.labels["test"]), len(places.names))
-
-
-def _about(encoding: Encoding, stain: Stain) -> Row:
+def _facts(encoding: Encoding, stain: Stain) -> dict[str, Any]:
     return {"features": encoding.features, "runs": list(encoding.runs), "stain": stain}
 
 
-def _tell(trial: Trial, encoding: Encoding, stain: Stain, what: str, start: float) -> None:
+def _log(encoding: Encoding, stain: Stain, what: str, start: float) -> None:
     runs = f" of {encoding.runs[0]}" if len(encoding.runs) == 1 else ""
     seconds = time.monotonic() - start
-    trial.say(f"stain {stain}, {encoding.features}{runs} {what}: {seconds:.1f} s")
+    log.info(f"stain {stain}, {encoding.features}{runs} {what}: {seconds:.1f} s")

@@ -1,143 +1,272 @@
-"""The tables of a transfer, for transfer.md and for the report. Names in it are not trusted."""
+"""The tables of a transfer, for transfer.md and for the report. Names in it are not trusted.
 
-from collections.abc import Callable
+Differences between arms come from the scores, a file per run and test set. None was planned
+beforehand: they are numbers and intervals without a word of judgement.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from common.errors import DataError
-from common.files import read_json
+from eval.measure.probe import PRIMARY_PROBE
 from eval.measure.readouts import PRIMARY
-from eval.measure.suite import SPLITS
+from eval.measure.scores import Condition, ScoreBook, Scores, read_scores
 from eval.report.document import Bullets, Part, Section, Table, Text, mean_sd, shown
 from eval.report.runs import UNEQUAL
-from eval.transfer import contrasts as transfer_contrasts
-
-RESULTS = "transfer.json"
-Results = dict[str, Any]
-Row = dict[str, Any]
+from eval.report.verdicts import contrast_cells, pairs, shortcomings
+from eval.stats.contrasts import Contrast, compare
+from eval.transfer.results import (
+    TRANSFER,
+    LeftOutRow,
+    MatrixRow,
+    SiteProbeRow,
+    Transfer,
+    Transferred,
+    TransferRun,
+    load_transfer,
+)
+from shards.sources.splits import SPLITS
 
 LEAD = (
     "Macro AUROC on test of a logistic probe. A number is one fit on one split, or mean ± standard "
     "deviation over runs that differ in their seed; `scores` has what intervals need."
 )
+HEADER = [
+    "contrast",
+    "probe",
+    "tested on",
+    "difference",
+    "95 % interval",
+    "detectable",
+    "seeds",
+    "beware",
+]
+
+Name = Callable[[Transferred], str]  # features, and whose they are
+Cell = float | None
 
 
 def load(folder: Path) -> list[Section]:
-    """What the transfer in a folder has to say.
+    """Read the transfer in a folder and make its sections.
 
     Raises:
-        DataError: there is none, or its file is not one of this version.
+        DataError: there is none, or its files are not of this version.
     """
-    path = folder / RESULTS
-    if not path.is_file():
-        raise DataError(f"{path} does not exist: make it with: python -m eval.transfer")
-    found = read_json(path)
+    transfer = load_transfer(folder)
     try:
-        carried = sections(found)
-        compared = transfer_contrasts.differences(folder, found, _arms(found))
-        title = "Arms compared where they were carried"
-        return [*carried, Section(3, title, compared)] if compared else carried
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        transferred = sections(transfer)
+        tables = differences(folder, transfer, arms_of(transfer.runs))
+    except (KeyError, ValueError) as error:
         raise DataError(
-            f"{path} was not written by this version ({error!r}): run eval.transfer again"
+            f"{folder / TRANSFER} was not written by this version ({error!r}): "
+            "run eval.transfer again"
         ) from None
+    compared = [Section(3, "Arms compared after transfer", tables)] if tables else []
+    return [*transferred, *compared]
 
 
-def sections(results: Results) -> list[Section]:
-    """From what is in transfer.json."""
-    arms = _arms(results)
-    parts: list[Part] = [Text(LEAD), _data(results)]
-    if notices := results["notices"]:
-        parts.append(Bullets(tuple(map(shown, notices))))
-    found = [Section(2, "Transfer between sites", parts)]
-    for stain in results["protocol"]["stain"]:
-        tables = [
-            make(rows, lambda row: _name(results, arms, row))
-            for experiment, make in _TABLES.items()
-            if (rows := [row for row in results[experiment] if row["stain"] == stain])
-        ]
-        found.append(Section(3, f"Stain normalisation: {shown(stain)}", tables))
-    return found
+def sections(transfer: Transfer) -> list[Section]:
+    """Make the sections of a transfer: its data sets, then its experiments by stain."""
+    arms = arms_of(transfer.runs)
+
+    def name(row: Transferred) -> str:
+        return _name(transfer, arms, row)
+
+    lead: list[Part] = [Text(LEAD), _data(transfer)]
+    if transfer.notices:
+        lead.append(Bullets(tuple(map(shown, transfer.notices))))
+    by_stain = []
+    for stain in transfer.protocol.stain:
+        matrix = [row for row in transfer.matrix if row.stain == stain]
+        left_out = [row for row in transfer.left_out if row.stain == stain]
+        site_probe = [row for row in transfer.site_probe if row.stain == stain]
+        tables: list[Part] = []
+        if matrix:
+            tables.append(_matrix(matrix, name))
+        if left_out:
+            tables.append(_left_out(left_out, name))
+        if site_probe:
+            tables.append(_site_probe(site_probe, name))
+        by_stain.append(Section(3, f"Stain normalisation: {shown(stain)}", tables))
+    return [Section(2, "Transfer between sites", lead), *by_stain]
 
 
-def _data(results: Results) -> Table:
-    """Few groups make uncertain numbers."""
+def arms_of(runs: Mapping[str, TransferRun]) -> dict[str, str]:
+    """Name the arm of every run: its preset where its runs differ in the seed only, else itself."""
+    by_preset: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        by_preset.setdefault(str(run.preset), []).append(name)
+    arms: dict[str, str] = {}
+    for preset, names in by_preset.items():
+        seeds = {runs[name].seed for name in names}
+        ignored = dict.fromkeys((*UNEQUAL, "folder", "snapshot"))
+        settings = {replace(runs[name], **ignored) for name in names}
+        one_arm = len(settings) == 1 and len(seeds) == len(names)
+        arms |= {name: preset if one_arm else name for name in names}
+    return arms
+
+
+def _data(transfer: Transfer) -> Table:
+    """List the data sets: few groups make uncertain numbers."""
     rows = []
-    for name, found in results["data"].items():
-        counts = [f"{s['patches']:,} ({s['groups']:,})" for s in found["splits"].values()]
-        rows.append([shown(name), *counts, f"{len(found['sites'])}"])
+    for name, data in transfer.data.items():
+        counts = [f"{s.patches:,} ({s.groups:,})" for s in data.splits.values()]
+        rows.append([shown(name), *counts, f"{len(data.sites)}"])
     header = ["data set", *SPLITS, "sites named"]
     return Table("Sites", header, rows, "Patches and, in brackets, groups of each split.")
 
 
-def _arms(results: Results) -> dict[str, str]:
-    """Of every run, the preset where all its runs differ in the seed only; else its own name."""
-    by_preset: dict[str, list[tuple[str, Any]]] = {}
-    for name, about in results["runs"].items():
-        alike = {k: v for k, v in about.items() if k not in (*UNEQUAL, "folder", "snapshot")}
-        by_preset.setdefault(str(about["preset"]), []).append((name, (alike, about["seed"])))
-    found = {}
-    for preset, members in by_preset.items():
-        seeds = {seed for _, (_, seed) in members}
-        same = all(alike == members[0][1][0] for _, (alike, _) in members)
-        for name, _ in members:
-            found[name] = preset if same and len(seeds) == len(members) else name
-    return found
+def _name(transfer: Transfer, arms: dict[str, str], row: Transferred) -> str:
+    """Name features, with their arm or runs where they are not the same for all."""
+    if row.features == PRIMARY:
+        return shown(f"{PRIMARY} of {arms[row.runs[0]]}")
+    if len(row.runs) == len(transfer.runs):
+        return shown(row.features)
+    owners = dict.fromkeys(arms[name] for name in row.runs)
+    return shown(f"{row.features} of {', '.join(owners)}")
 
 
-def _name(results: Results, arms: dict[str, str], row: Row) -> str:
-    """With its arm or runs where it is not one for all of them."""
-    if row["features"] == PRIMARY:
-        return shown(f"{PRIMARY} of {arms[row['runs'][0]]}")
-    some = len(row["runs"]) < len(results["runs"])
-    of = f" of {', '.join(dict.fromkeys(arms[name] for name in row['runs']))}" if some else ""
-    return shown(row["features"] + of)
-
-
-Name = Callable[[Row], str]
-
-
-def _matrix(rows: list[Row], name: Name) -> Table:
-    """A row what was fitted on what, a column a test set."""
-    tests = list(dict.fromkeys(row["test"] for row in rows))
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+def _matrix(rows: Sequence[MatrixRow], name: Name) -> Table:
+    """Tabulate what a probe was fitted on (rows) against the test sets (columns)."""
+    tests = list(dict.fromkeys(row.test for row in rows))
+    by_fit: dict[tuple[str, str], dict[str, list[Cell]]] = {}
     for row in rows:
-        cells = found.setdefault((name(row), shown(row["train"])), {})
-        cells.setdefault(row["test"], []).append(row["auroc"])
+        by_test = by_fit.setdefault((name(row), shown(row.train)), {})
+        by_test.setdefault(row.test, []).append(row.auroc)
     header = ["features", "fitted on", *(f"tested on {shown(test)}" for test in tests)]
-    body = [[*key, *(mean_sd(cells.get(t, [])) for t in tests)] for key, cells in found.items()]
+    body = [[*key, *(mean_sd(cells.get(t, [])) for t in tests)] for key, cells in by_fit.items()]
     return Table("From site to site", header, body)
 
 
-def _left_out(rows: list[Row], name: Name) -> Table:
+def _left_out(rows: Sequence[LeftOutRow], name: Name) -> Table:
     header = ["features", "data set", "site", "fitted on the others", "fitted on all"]
-    columns = ("auroc", "auroc_all_sites")
-    body = _grouped(rows, lambda row: (name(row), row["data"], row["site"]), columns)
-    return Table("One site left out in turn", header, body)
+    keyed = [((name(r), r.data, r.site), (r.auroc, r.auroc_all_sites)) for r in rows]
+    return Table("One site left out in turn", header, _grouped(keyed))
 
 
-def _site_probe(rows: list[Row], name: Name) -> Table:
-    columns = ("auroc", "chance_auroc", "balanced_accuracy", "chance_balanced_accuracy")
-    header = ["features", "sites of", *(column.replace("_", " ") for column in columns)]
-    body = _grouped(rows, lambda row: (name(row), row["data"]), columns)
-    caption = "How well the site can be read off the features: lower is better."
-    return Table("Site probe", header, body, caption)
-
-
-_TABLES: dict[str, Callable[[list[Row], Name], Table]] = {
-    "matrix": _matrix,
-    "left_out": _left_out,
-    "site_probe": _site_probe,
-}
-
-
-def _grouped(
-    rows: list[Row], key: Callable[[Row], tuple[str, ...]], columns: tuple[str, ...]
-) -> list[list[str]]:
-    found: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        found.setdefault(key(row), []).append(row)
-    return [
-        [*map(shown, names), *(mean_sd([row[c] for row in members]) for c in columns)]
-        for names, members in found.items()
+def _site_probe(rows: Sequence[SiteProbeRow], name: Name) -> Table:
+    header = [
+        "features",
+        "sites of",
+        "auroc",
+        "chance auroc",
+        "balanced accuracy",
+        "chance balanced accuracy",
     ]
+    keyed = [
+        (
+            (name(r), r.data),
+            (r.auroc, r.chance_auroc, r.balanced_accuracy, r.chance_balanced_accuracy),
+        )
+        for r in rows
+    ]
+    caption = "How well the site can be read off the features: lower is better."
+    return Table("Site probe", header, _grouped(keyed), caption)
+
+
+def _grouped(rows: Sequence[tuple[tuple[str, ...], tuple[Cell, ...]]]) -> list[list[str]]:
+    """Average the numbers of rows that have one key."""
+    by_key: dict[tuple[str, ...], list[tuple[Cell, ...]]] = {}
+    for key, numbers in rows:
+        by_key.setdefault(key, []).append(numbers)
+    return [
+        [*map(shown, key), *(mean_sd(column) for column in zip(*members, strict=True))]
+        for key, members in by_key.items()
+    ]
+
+
+def differences(folder: Path, transfer: Transfer, arms: Mapping[str, str]) -> list[Table]:
+    """Compare arms on every test set; one table, or none without two arms or without scores.
+
+    Args:
+        folder: the folder of the transfer; its names are not trusted.
+        arms: the arm of each run.
+
+    Raises:
+        DataError: scores of another model, or of other patches.
+    """
+    by_seed: dict[str, dict[int, str]] = {}
+    for run, arm in arms.items():
+        by_seed.setdefault(arm, {})[transfer.runs[run].seed or 0] = run
+    rows: list[list[str]] = []
+    resampled: set[str] = set()
+    for test in transfer.data:
+        books = _books(folder / "scores", test, transfer.runs)
+        conditions = dict.fromkeys(
+            condition
+            for book in books.values()
+            for condition in book.scores
+            if (condition.features, condition.probe) == (PRIMARY, PRIMARY_PROBE)
+        )
+        for first, second in pairs({name: name for name in by_seed}):
+            for condition in conditions:
+                both = [_scores(books, by_seed[arm], condition) for arm in (first, second)]
+                contrast, beware = _contrast(books, first, second, both)
+                if contrast is None:
+                    continue
+                resampled.add(contrast.difference.resampled)
+                names = [f"{first} - {second}", condition.setting, test]
+                rows.append([*map(shown, names), *contrast_cells(contrast), shown(beware)])
+    caption = (
+        "Macro AUROC of transferred probes, paired by seed; not planned beforehand and not "
+        f"corrected for their number. Resampled: {'; or '.join(sorted(resampled))}."
+    )
+    return [Table("Differences between arms after transfer", HEADER, rows, caption)] if rows else []
+
+
+def _books(scores: Path, test: str, runs: Mapping[str, TransferRun]) -> dict[str, ScoreBook]:
+    """Read the scores of runs on a test set, where there are any.
+
+    Raises:
+        DataError: they are of another model than was transferred, or of other patches.
+    """
+    books: dict[str, ScoreBook] = {}
+    keys: list[str] | None = None
+    for name, run in runs.items():
+        path = scores / name / f"{test}.parquet"
+        if not path.resolve().is_relative_to(scores.resolve()) or not path.is_file():
+            continue
+        book, facts = read_scores(path)
+        keys = keys or book.rows["key"].to_pylist()
+        if facts.get("snapshot_xxh3") != run.snapshot:
+            raise DataError(f"{path} is of another snapshot: run eval.transfer again")
+        if book.rows["key"].to_pylist() != keys:
+            raise DataError(f"{path} is of other test patches: run eval.transfer again")
+        books[name] = book
+    return books
+
+
+def _scores(
+    books: Mapping[str, ScoreBook], runs: Mapping[int, str], condition: Condition
+) -> dict[int, Scores]:
+    """Scores of an arm in a condition, by seed."""
+    return {
+        seed: books[run].scores[condition]
+        for seed, run in runs.items()
+        if run in books and condition in books[run].scores
+    }
+
+
+def _contrast(
+    books: Mapping[str, ScoreBook], first: str, second: str, both: list[dict[int, Scores]]
+) -> tuple[Contrast | None, str]:
+    """Compare two arms over the seeds that both have, on patches that all of them scored."""
+    seeds = sorted(both[0].keys() & both[1].keys())
+    if not seeds:
+        return None, ""
+    stacked = [np.stack([by_seed[seed] for seed in seeds]) for by_seed in both]
+    scored = np.isfinite(stacked).all((0, 1, 3))
+    rows = next(iter(books.values())).rows
+    labels = rows["label"].to_numpy().astype(np.int64)[scored]
+    groups = np.array(rows["group"].to_pylist(), dtype=object)[scored]
+    arms = zip((first, second), stacked, strict=True)
+    contrast = compare({arm: scores[:, scored] for arm, scores in arms}, labels, groups)
+    beware = shortcomings(contrast.difference)
+    if alone := sorted(both[0].keys() ^ both[1].keys()):
+        beware.append(f"seeds {alone} have no partner")
+    if not scored.all():
+        beware.append(f"{int((~scored).sum())} patches without scores")
+    return contrast, "; ".join(beware)

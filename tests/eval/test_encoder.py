@@ -5,24 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from common.errors import DataError
 from eval.encoder import PatchEncoder, load
 from eval.measure.readouts import READOUTS, Symmetry, embed_pixels
-from models import snapshot
-from models.vae import ModelConfig, build
-
-ABOUT = {
-    "preset": "eq-dvae", "seed": 0, "images_seen": 1, "noise_var": 0.01, "beta": 1.0,
-    "equivariance": 0.3, "group": "C4", "fibres": "trivial", "stochastic": True,
-    "dataset_hash": "0" * 16,
-}  # fmt: skip
+from models.vae import ModelConfig
+from tests.helpers.trained_runs import save_snapshot
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> PatchEncoder:
-    run = tmp_path_factory.mktemp("run")
-    snapshot.save(build(ModelConfig("refined"), 0), run / "snapshot", ABOUT)
+    run = save_snapshot(tmp_path_factory.mktemp("run"), ModelConfig("refined"), group="C4")
     return load(run, "cpu")
 
 
@@ -59,8 +53,8 @@ def test_any_number_of_images(encoder: PatchEncoder) -> None:
     ],
 )
 def test_wrong_images_are_refused(
-    images: np.ndarray, message: str, encoder: PatchEncoder  # type: ignore[type-arg]
-) -> None:  # fmt: skip
+    images: NDArray[np.generic], message: str, encoder: PatchEncoder
+) -> None:
     with pytest.raises(ValueError, match=message):
         encoder.encode(images)
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from eval.stats.bootstrap import TAILS, Plan
+from eval.stats.bootstrap import TAILS, Resampling
 from eval.stats.contrasts import compare
 from eval.stats.weighted import Sample, Sides, pair_wins
 
@@ -90,25 +90,25 @@ def _paired(rng: np.random.Generator, *shape: int) -> Array:
     return (shared + own) / np.sqrt(2)
 
 
-def chosen(found: Data) -> tuple[float, float, float]:
+def bootstrap(experiment: Data) -> tuple[float, float, float]:
     """Low, high and the detectable difference, by this project."""
-    contrast = compare(*found, plan=Plan(replicates=REPLICATES))
+    contrast = compare(*experiment, resampling=Resampling(replicates=REPLICATES))
     low, high = contrast.difference.low, contrast.difference.high
     assert low is not None and high is not None and contrast.detectable is not None
     return low, high, contrast.detectable
 
 
-def textbook(found: Data, rng: np.random.Generator) -> dict[str, Array]:
+def textbook(experiment: Data, rng: np.random.Generator) -> dict[str, Array]:
     """Intervals (low, high) by resampling groups and seeds together, crossed.
 
     The percentiles of all n groups and seeds, those of n - 1 of them, and BCa (Efron 1987), whose
     acceleration comes from leaving out one group or seed. No draws of labels, no mixed groups.
     """
-    sides = Sides.of(Sample(found.labels, found.groups, []), 1)
-    wins_SPQ = np.stack([
-        pair_wins(a[0, :, 0], sides)[0] - pair_wins(b[0, :, 0], sides)[0]
-        for a, b in zip(found.scores["a"], found.scores["b"], strict=True)
-    ])  # fmt: skip
+    sides = Sides.of(Sample(experiment.labels, experiment.groups, []), 1)
+    pairs = zip(experiment.scores["a"], experiment.scores["b"], strict=True)
+    wins_SPQ = np.stack(
+        [pair_wins(a[0, :, 0], sides)[0] - pair_wins(b[0, :, 0], sides)[0] for a, b in pairs]
+    )
     wins_SPQ /= sides.pos_P.sum() * sides.neg_Q.sum()
     replicates = _crossed(wins_SPQ, sides, rng, 0)
     total, pos, neg = wins_SPQ.mean(0).sum(), sides.pos_P, sides.neg_Q
@@ -147,7 +147,7 @@ def coverage(
     """Over `count` experiments: coverage, power against 0, mean detectable difference."""
     gain = gain_of(world, difference) if difference else 0.0
     rng = np.random.default_rng(seed)
-    low, high, detectable = np.transpose([chosen(data(world, gain, rng)) for _ in range(count)])
+    low, high, detectable = np.transpose([bootstrap(data(world, gain, rng)) for _ in range(count)])
     true = truth(world, gain)
     covered, significant = (low <= true) & (true <= high), (low > 0) | (high < 0)
     return float(covered.mean()), float(significant.mean()), float(detectable.mean())
@@ -156,9 +156,10 @@ def coverage(
 def textbook_coverage(world: World, count: int, seed: int) -> dict[str, float]:
     """The coverage of each interval of `textbook` at no difference."""
     rng = np.random.default_rng(seed)
-    found = [textbook(data(world, 0.0, rng), rng) for _ in range(count)]
+    intervals = [textbook(data(world, 0.0, rng), rng) for _ in range(count)]
     return {
-        name: float(np.mean([x[name][0] <= 0 <= x[name][1] for x in found])) for name in found[0]
+        name: float(np.mean([x[name][0] <= 0 <= x[name][1] for x in intervals]))
+        for name in intervals[0]
     }
 
 

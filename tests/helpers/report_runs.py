@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from eval.measure.readouts import KEPT_COLUMNS, write_embeddings
+from eval.features import COLUMNS, write_embeddings
 from eval.measure.scores import SCORES, Condition, ScoreBook
 from pipeline.corruptions import GRADED
 from pipeline.index import Dataset, groups, open_dataset
@@ -109,10 +109,10 @@ def _book(data: Dataset, seed: int, skill: float) -> ScoreBook:
     shared, own = np.random.default_rng(9), np.random.default_rng(seed)
     conditions = []
     for features in ("mean", "random_init"):
-        conditions.append(Condition(features, "logistic"))
-        conditions += [Condition(features, "logistic", "k=2", draw) for draw in range(DRAWS)]
+        conditions.append(Condition(features))
+        conditions += [Condition(features, budget="k=2", draw=draw) for draw in range(DRAWS)]
         conditions += [
-            Condition(features, "logistic", f"{kind}-{s}") for kind in GRADED for s in range(1, 6)
+            Condition(features, corruption=kind, severity=s) for kind in GRADED for s in range(1, 6)
         ]
     for condition in conditions:
         separation = skill if condition.features == "mean" else 0.1
@@ -125,5 +125,5 @@ def _book(data: Dataset, seed: int, skill: float) -> ScoreBook:
 def _embeddings(folder: Path, data: Dataset, seed: int) -> None:
     split = data.split("test")
     features = np.random.default_rng(seed).normal(size=(len(split), 384)).astype(np.float32)
-    rows = split.table.select(KEPT_COLUMNS)
+    rows = split.table.select(COLUMNS)
     write_embeddings(folder / "embeddings" / "test.parquet", rows, [features], {})

@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from common.errors import DataError
-from eval.main import evaluate
+from eval.evaluation import evaluate
 from eval.report.report import write_report
 from eval.session import EvalConfig
 from models.classification import Classification
@@ -118,11 +118,12 @@ def test_a_run_learns_resumes_to_the_bit_and_is_evaluated(
     data = {"root": str(small_dataset), "hash": dataset.hash}
     facts = {"preset": "supervised", "config": as_json(settings), "data": data}
     (whole / "config.json").write_text(json.dumps(facts))
-    results = evaluate(whole, small_dataset, SHORT, lambda line: None)
-    assert results["reconstruction"]["psnr"] is None and results["latent"]["kl"] is None
-    assert results["reconstruction"]["by_kind"]["noise"]["input_psnr"] > 0
-    assert results["probe"]["mean"]["auroc"] > 0.5
-    assert any("decoder is untrained" in notice for notice in results["notices"])
+    results = evaluate(whole, small_dataset, SHORT)
+    raw = json.loads((whole / "results.json").read_text())
+    assert raw["reconstruction"]["psnr"] is None and raw["latent"]["kl"] is None
+    assert raw["reconstruction"]["by_kind"]["noise"]["input_psnr"] > 0
+    assert raw["probe"]["mean"]["auroc"] > 0.5
+    assert any("decoder is untrained" in notice for notice in results.notices)
     assert not (whole / "figures" / "reconstructions.png").exists()
     assert write_report([whole], whole / "report").is_file()
 

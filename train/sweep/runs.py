@@ -16,6 +16,7 @@ import psutil
 from common.errors import DataError
 from common.files import read_json, write_atomically
 from eval import run as runs
+from eval.results import RESULTS, load_results
 from pipeline.index import Dataset
 from train.arguments import recorded
 from train.config import Config, as_json, differences
@@ -74,7 +75,7 @@ class PlannedRun:
         if self.state == "done":
             return self.images
         lines = runs.load_metrics(self.folder)
-        return int(lines[-1]["images"]) if lines else 0
+        return lines[-1].images if lines else 0
 
 
 def plan_runs(
@@ -143,10 +144,10 @@ def evaluation(run: PlannedRun, programs: Programs) -> Task | None:
 
 def fully_evaluated(run: PlannedRun) -> bool:
     """Whether results.json is of the full evaluation; without probes the short one is it."""
-    if not (run.folder / runs.RESULTS).is_file():
+    if not (run.folder / RESULTS).is_file():
         return False
-    results = runs.load_results(run.folder)
-    return "robustness" in results or not results.get("probe")
+    results = load_results(run.folder)
+    return results.robustness is not None or not results.probe
 
 
 def busy(run: PlannedRun) -> int | None:

@@ -71,10 +71,10 @@ def test_kl_agrees_with_torch_distributions_and_counts_active_units() -> None:
     q = torch.distributions.Normal(mean, (log_var / 2).exp())
     p = torch.distributions.Normal(torch.zeros(()), torch.ones(()))
     expected = torch.distributions.kl_divergence(q, p).flatten(1).mean(0)
-    found = metrics.latent_summary(mean, log_var)
-    torch.testing.assert_close(torch.tensor(found["kl_per_dimension"]), expected)
-    assert found["kl"] == pytest.approx(float(expected.sum()), rel=1e-5)
-    assert (found["active_units"], found["dimensions"]) == (16, 64)
+    measured = metrics.latent_summary(mean, log_var)
+    torch.testing.assert_close(torch.tensor(measured.kl_per_dimension), expected)
+    assert measured.kl == pytest.approx(float(expected.sum()), rel=1e-5)
+    assert (measured.active_units, measured.dimensions) == (16, 64)
 
 
 def pooled(x: Tensor) -> Tensor:
@@ -87,11 +87,11 @@ def lifted(group: str) -> Callable[[Tensor], Tensor]:
     ramp = torch.linspace(0, 1, 32 * 32).reshape(32, 32) ** 2
 
     def encode(x: Tensor) -> Tensor:
-        parts = [
+        moved = [
             d4.act_one(F.avg_pool2d(d4.act_one(x, d4.inverse(h)) * ramp, 8), h)
             for h in range(d4.ORDER[group])
         ]
-        return torch.stack(parts, 2).flatten(1, 2)  # channel = fibre * |G| + h
+        return torch.stack(moved, 2).flatten(1, 2)  # channel = fibre * |G| + h
 
     return encode
 
@@ -113,19 +113,19 @@ def test_every_readout_of_an_exactly_equivariant_encoder_is_exact(readout: str) 
     images = uint8_images(40)
     for group in ("D4", "C4"):
         for encode, fibres in ((pooled, "trivial"), (lifted(group), "regular")):
-            found = equivariance_of(encode, images, readout, Symmetry(group, fibres))
-            assert len(found) == d4.ORDER[group] - 1 and max(found.values()) < 2e-5
+            measured = equivariance_of(encode, images, readout, Symmetry(group, fibres))
+            assert len(measured) == d4.ORDER[group] - 1 and max(measured.values()) < 2e-5
 
 
 def test_readouts_of_an_orbit_are_exact_for_any_encoder() -> None:
     images, model = uint8_images(16), build(SMALL, 0).eval()
     with torch.no_grad():
-        found = {
+        measured = {
             name: max(equivariance_of(lambda v: model.encoder(v).mean, images, name).values())
             for name in READOUTS
         }
-    assert max(found["orbit_aligned"], found["orbit_invariant"]) < 2e-5
-    assert min(found["mean"], found["channel_stats"]) > 0.05
+    assert max(measured["orbit_aligned"], measured["orbit_invariant"]) < 2e-5
+    assert min(measured["mean"], measured["channel_stats"]) > 0.05
 
 
 def test_the_error_of_an_unrelated_code_is_1_and_shrinking_does_not_lower_it() -> None:
@@ -145,7 +145,7 @@ def test_the_error_follows_its_formula() -> None:
     images, model = uint8_images(70), build(SMALL, 0).eval()
     x = images.float() / 255
     with torch.no_grad():
-        found = metrics.equivariance_errors(lambda v: model.encoder(v).mean, images)
+        measured = metrics.equivariance_errors(lambda v: model.encoder(v).mean, images)
         mu = model.encoder(x).mean.double()
         spread = 2 * (mu - mu.mean(0)).square().sum((1, 2, 3)).mean()
         squared = [
@@ -153,54 +153,54 @@ def test_the_error_follows_its_formula() -> None:
             for g in range(1, 8)
         ]
     each = [float((s.mean() / spread).sqrt()) for s in squared]
-    assert list(found.values()) == pytest.approx(each, rel=1e-4)
+    assert list(measured.values()) == pytest.approx(each, rel=1e-4)
     total = float((torch.stack(squared).mean() / spread).sqrt())
-    assert metrics.mean_error(found) == pytest.approx(total, rel=1e-4)
+    assert metrics.mean_error(measured) == pytest.approx(total, rel=1e-4)
     rotations = float((torch.stack(squared[:3]).mean() / spread).sqrt())
-    assert metrics.mean_error(found, "C4") == pytest.approx(rotations, rel=1e-4)
+    assert metrics.mean_error(measured, "C4") == pytest.approx(rotations, rel=1e-4)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_validate_is_the_metrics_and_leaves_the_model_as_found(training: bool) -> None:
+def test_validate_is_the_metrics_and_leaves_the_model_as_it_was(training: bool) -> None:
     model, images = build(SMALL, 0).train(training), uint8_images(70)
     with torch.autocast("cpu", torch.bfloat16):
-        found = metrics.validate(model, images, batch=32)
+        measured = metrics.validate(model, images, batch=32)
     assert model.training is training
     x = images.float() / 255
     with torch.no_grad():
         q = model.encoder(x)
         x_hat = model.decoder(q.mean)
     summary = metrics.latent_summary(q.mean, q.log_var)
-    assert found == pytest.approx(
+    assert measured == pytest.approx(
         {
             "psnr": float(metrics.psnr(x_hat, x).mean()),
             "ssim": float(metrics.ssim(x_hat, x).mean()),
-            "kl": summary["kl"],
-            "active_units": summary["active_units"],
+            "kl": summary.kl,
+            "active_units": summary.active_units,
             "equivariance_error": metrics.mean_error(
                 metrics.equivariance_errors(lambda v: model.encoder(v).mean.detach(), images)
             ),
         },
         rel=1e-4,
     )
-    assert metrics.validate(model, images, batch=7) == pytest.approx(found, rel=1e-4)
+    assert metrics.validate(model, images, batch=7) == pytest.approx(measured, rel=1e-4)
     assert all(p.grad is None for p in model.parameters())
 
 
 def test_every_model_sees_the_same_corruptions_in_the_ranges_of_the_run() -> None:
     grey = torch.full((80, 3, 32, 32), 128, dtype=torch.uint8)
     config = CorruptionConfig(noise=0.0, noise_sigma=(0.1,))  # its share does not matter here
-    one, two = (metrics.denoising(build(SMALL, seed), grey, config) for seed in (0, 1))
-    assert one["noise"]["input_psnr"] == pytest.approx(20, abs=0.1)
+    first, second = (metrics.denoising(build(SMALL, seed), grey, config) for seed in (0, 1))
+    assert first["noise"].input_psnr == pytest.approx(20, abs=0.1)
     for kind in TRAINABLE:
-        assert one[kind]["input_psnr"] == two[kind]["input_psnr"]
-        assert one[kind]["psnr"] != two[kind]["psnr"]
-    assert one["identity"]["input_psnr"] is None
+        assert first[kind].input_psnr == second[kind].input_psnr
+        assert first[kind].psnr != second[kind].psnr
+    assert first["identity"].input_psnr is None
     x, model = grey.float() / 255, build(SMALL, 0).eval()
     with torch.no_grad():
         clean = float(metrics.psnr(model(x), x).mean())
-    assert one["identity"]["psnr"] == pytest.approx(clean, rel=1e-5)
-    assert one == metrics.denoising(build(SMALL, 0), grey, config)
+    assert first["identity"].psnr == pytest.approx(clean, rel=1e-5)
+    assert first == metrics.denoising(build(SMALL, 0), grey, config)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from common.errors import DataError
 from eval.measure import probe as module
-from eval.measure.probe import Labelled, macro_auroc, probe
+from eval.measure.probe import Labelled, ProbeResult, fit, macro_auroc
 
 
 def make(classes: int, count: int, seed: int, spread: float = 1.0) -> Labelled:
@@ -25,6 +25,10 @@ def make(classes: int, count: int, seed: int, spread: float = 1.0) -> Labelled:
     return Labelled(features.astype(np.float32), labels)
 
 
+def probed(train: Labelled, val: Labelled, test: Labelled) -> ProbeResult:
+    return fit(train, val).test(test)
+
+
 def splits(classes: int, spread: float = 2.0) -> tuple[Labelled, Labelled, Labelled]:
     sizes = ((150, 1), (80, 2), (90, 3))
     train, val, test = (make(classes, n, seed, spread) for n, seed in sizes)
@@ -34,8 +38,8 @@ def splits(classes: int, spread: float = 2.0) -> tuple[Labelled, Labelled, Label
 @pytest.mark.parametrize("classes", [2, 4])
 def test_it_is_the_plain_scikit_learn_pipeline(classes: int) -> None:
     train, val, test = splits(classes)
-    found = probe(train, val, test)
-    plain = make_pipeline(StandardScaler(), LogisticRegression(C=found.setting, max_iter=5000))
+    result = probed(train, val, test)
+    plain = make_pipeline(StandardScaler(), LogisticRegression(C=result.setting, max_iter=5000))
     plain.fit(train.features.astype(np.float64), train.labels)
     scores = plain.predict_proba(test.features)
     auroc = (
@@ -44,40 +48,40 @@ def test_it_is_the_plain_scikit_learn_pipeline(classes: int) -> None:
         else roc_auc_score(test.labels, scores, multi_class="ovr", average="macro")
     )
     predicted = plain.predict(test.features)
-    assert found.auroc == pytest.approx(auroc, abs=1e-6)
-    assert found.accuracy == pytest.approx((predicted == test.labels).mean())
+    assert result.auroc == pytest.approx(auroc, abs=1e-6)
+    assert result.accuracy == pytest.approx((predicted == test.labels).mean())
     expected = balanced_accuracy_score(test.labels, predicted)
-    assert found.balanced_accuracy == pytest.approx(expected)
-    assert found.converged
-    assert (found.n_train, found.n_val, found.n_test, found.n_classes) == (150, 80, 90, classes)
+    assert result.balanced_accuracy == pytest.approx(expected)
+    assert result.converged
+    assert (result.n_train, result.n_val, result.n_test, result.n_classes) == (150, 80, 90, classes)
 
 
 def test_c_maximises_val_and_never_sees_test() -> None:
     train, val, test = splits(3)
-    found = probe(train, val, test)
+    result = probed(train, val, test)
     by_c = {}
     for c in module.PROBES["logistic"].grid:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=5000))
         model.fit(train.features.astype(np.float64), train.labels)
         by_c[c] = macro_auroc(model.predict_proba(val.features), model.classes_, val.labels)
-    assert found.val_auroc == pytest.approx(max(by_c.values()), abs=1e-6)
-    assert by_c[found.setting] == pytest.approx(max(by_c.values()), abs=1e-6)
+    assert result.val_auroc == pytest.approx(max(by_c.values()), abs=1e-6)
+    assert by_c[result.setting] == pytest.approx(max(by_c.values()), abs=1e-6)
     shuffled = np.random.default_rng(0).permutation(test.labels)
-    other = probe(train, val, Labelled(test.features, shuffled))
-    assert (other.setting, other.val_auroc) == (found.setting, found.val_auroc)
-    assert other.accuracy != found.accuracy
+    other = probed(train, val, Labelled(test.features, shuffled))
+    assert (other.setting, other.val_auroc) == (result.setting, result.val_auroc)
+    assert other.accuracy != result.accuracy
 
 
 def test_ties_go_to_the_better_accuracy_then_to_the_smaller_c() -> None:
     train, val, test = splits(2, spread=0.01)
-    found = probe(train, val, test)
+    result = probed(train, val, test)
     accuracies = []
     for c in module.PROBES["logistic"].grid:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=5000))
         model.fit(train.features.astype(np.float64), train.labels)
         accuracies.append(balanced_accuracy_score(val.labels, model.predict(val.features)))
-    assert found.setting == module.PROBES["logistic"].grid[int(np.argmax(accuracies))]
-    assert (found.val_auroc, found.auroc, found.accuracy) == (1.0, 1.0, 1.0)
+    assert result.setting == module.PROBES["logistic"].grid[int(np.argmax(accuracies))]
+    assert (result.val_auroc, result.auroc, result.accuracy) == (1.0, 1.0, 1.0)
 
 
 def test_rows_without_a_label_are_left_out() -> None:
@@ -90,15 +94,15 @@ def test_rows_without_a_label_are_left_out() -> None:
             np.concatenate([np.full(20, -1), split.labels]),
         )
 
-    assert probe(*map(with_unlabelled, (train, val, test))) == probe(train, val, test)
+    assert probed(*map(with_unlabelled, (train, val, test))) == probed(train, val, test)
 
 
 def test_the_macro_average_runs_over_the_classes_of_test() -> None:
     train, val, test = splits(4)
     present = test.labels != 2
-    found = probe(train, val, Labelled(test.features[present], test.labels[present]))
-    assert found.n_classes == 3
-    assert np.isfinite([found.auroc, found.balanced_accuracy]).all()
+    result = probed(train, val, Labelled(test.features[present], test.labels[present]))
+    assert result.n_classes == 3
+    assert np.isfinite([result.auroc, result.balanced_accuracy]).all()
     scores = np.random.default_rng(0).random((60, 2))
     labels = np.repeat([0, 1, 2], 20)
     areas = [roc_auc_score(labels == c, scores[:, c]) for c in (0, 1)]
@@ -121,23 +125,23 @@ def broken(split: Labelled, labels: NDArray[np.int64] | None, value: float | Non
 def test_what_cannot_be_probed_is_refused_by_name(
     place: int, label: int | None, value: float | None, message: str
 ) -> None:
-    parts = list(splits(2))
-    labels = None if label is None else np.full_like(parts[place].labels, label)
-    parts[place] = broken(parts[place], labels, value)
+    three = list(splits(2))
+    labels = None if label is None else np.full_like(three[place].labels, label)
+    three[place] = broken(three[place], labels, value)
     name = ("train", "val", "test")[place]
     with pytest.raises(DataError, match=rf"{name}.*{message}|{message}.*{name}"):
-        probe(*parts)
+        probed(*three)
 
 
 def test_a_solver_that_stops_early_is_recorded_without_a_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    parts = splits(3)
+    three = splits(3)
     monkeypatch.setattr(module, "MAX_ITERATIONS", 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        stopped = probe(*parts)
+        stopped = probed(*three)
     assert not stopped.converged
     monkeypatch.undo()
-    assert probe(*parts).converged
-    assert replace(stopped, converged=True) != probe(*parts)
+    assert probed(*three).converged
+    assert replace(stopped, converged=True) != probed(*three)

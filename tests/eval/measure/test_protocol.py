@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from common.errors import DataError
 from eval.measure import budgets, robustness
@@ -16,9 +17,12 @@ from models.vae import ModelConfig, build
 from pipeline import stain
 from pipeline.corruptions import GRADED
 from pipeline.pixels import to_float
+from shards.codec.png import Pixels
 
 
-def labelled_groups(groups: int, each: int, classes: int = 2) -> tuple[np.ndarray, list[str]]:  # type: ignore[type-arg]
+def labelled_groups(
+    groups: int, each: int, classes: int = 2
+) -> tuple[NDArray[np.int64], list[str]]:
     labels = np.repeat(np.arange(groups) % classes, each)
     return labels, [f"g{i // each}" for i in range(groups * each)]
 
@@ -83,14 +87,38 @@ def test_scores_come_back_as_they_were(tmp_path: Path) -> None:
     rows = pa.table({"key": ["s1", "s2"], "label": [0, 2], "group": ["a", "b"]})
     book = ScoreBook(rows, 3)
     book.add(Condition("mean", "logistic"), np.array([[0.75, 0.25], [0.5, 0.5]]), np.array([0, 2]))
-    book.add(Condition("mean", "logistic", "k=2", 13), np.eye(3)[:2], np.arange(3))
+    book.add(Condition("mean", budget="k=2", draw=13), np.eye(3)[:2], np.arange(3))
     book.write(tmp_path / "scores.parquet", {"dataset_hash": "x"})
-    again, about = read_scores(tmp_path / "scores.parquet")
-    assert again.rows.equals(rows) and again.classes == 3 and about == {"dataset_hash": "x"}
+    again, facts = read_scores(tmp_path / "scores.parquet")
+    assert again.rows.equals(rows) and again.classes == 3 and facts == {"dataset_hash": "x"}
     assert again.scores.keys() == book.scores.keys()
-    for condition, found in book.scores.items():
-        np.testing.assert_array_equal(again.scores[condition], found)
+    for condition, scores in book.scores.items():
+        np.testing.assert_array_equal(again.scores[condition], scores)
     assert book.scores[Condition("mean", "logistic")].tolist() == [[0.75, 0, 0.25], [0.5, 0, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("condition", "column"),
+    [
+        (Condition("mean"), "mean/logistic/clean/0"),
+        (Condition("mean", "knn"), "mean/knn/clean/0"),
+        (Condition("mean", budget="k=2", draw=13), "mean/logistic/k=2/13"),
+        (Condition("pca384", budget="10%"), "pca384/logistic/10%/0"),
+        (Condition("mean", corruption="noise", severity=3), "mean/logistic/noise-3/0"),
+        (
+            Condition("mean", train="other sites", stain="site"),
+            "mean/logistic/train=other sites,stain=site/0",
+        ),
+    ],
+)
+def test_conditions_are_columns_and_back(condition: Condition, column: str) -> None:
+    assert condition.column == column and Condition.parse(column) == condition
+
+
+@pytest.mark.parametrize("column", ["mean/logistic/dirty/0", "mean/logistic/clean/x", "mean/clean"])
+def test_other_columns_are_no_conditions(column: str) -> None:
+    with pytest.raises(ValueError, match=r"dirty|invalid literal|unpack"):
+        Condition.parse(column)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 but no more", None])
@@ -102,7 +130,7 @@ def test_scores_that_are_none_are_refused_by_name(content: bytes | None, tmp_pat
         read_scores(path)
 
 
-def patches(count: int = 6) -> np.ndarray:  # type: ignore[type-arg]
+def patches(count: int = 6) -> Pixels:
     rng = np.random.default_rng(0)
     smooth = rng.integers(90, 240, size=(count, 4, 4, 3)).repeat(8, 1).repeat(8, 2)
     return (smooth + rng.integers(-10, 10, size=smooth.shape)).astype(np.uint8)
@@ -123,18 +151,17 @@ def test_severities_grow_and_repeat(kind: str) -> None:
 def test_curves_are_means_of_what_the_probe_says() -> None:
     asked: list[tuple[str, int]] = []
 
-    def score(kind: str, severity: int, pixels: np.ndarray) -> float:  # type: ignore[type-arg]
+    def score(kind: str, severity: int, pixels: Pixels) -> float:
         asked.append((kind, severity))
         return severity / 10
 
-    found = robustness.curves(build(ModelConfig(), 0), patches(2), score, 0.9)
+    curves = robustness.curves(build(ModelConfig(), 0), patches(2), score, 0.9)
     assert asked == [(kind, s) for kind in GRADED for s in range(1, 6)]
-    assert found["clean"] == 0.9 and found["area"] == pytest.approx(0.3)
-    noise = found["kinds"]["noise"]
-    assert noise["trained"] and noise["area"] == pytest.approx(0.3)
-    assert [row["input_psnr"] for row in noise["levels"]] == sorted(
-        (row["input_psnr"] for row in noise["levels"]), reverse=True
-    )
+    assert curves.clean == 0.9 and curves.area == pytest.approx(0.3)
+    noise = curves.kinds["noise"]
+    assert noise.trained and noise.area == pytest.approx(0.3)
+    values = [level.input_psnr for level in noise.levels]
+    assert values == sorted(values, reverse=True)
 
 
 def test_stains_are_unmixed_and_mixed_again() -> None:
@@ -143,17 +170,17 @@ def test_stains_are_unmixed_and_mixed_again() -> None:
     torch.testing.assert_close(stain.jitter(x, torch.ones(len(x), 2)), x, atol=1e-5, rtol=0)
     haematoxylin = torch.tensor([[[0.65]], [[0.70]], [[0.29]]])
     pure = 10 ** -(0.4 * haematoxylin / haematoxylin.norm()).expand(1, 3, 2, 2)
-    found = stain.concentrations(pure)
-    torch.testing.assert_close(found[:, 0], torch.full((1, 2, 2), 0.4), atol=1e-5, rtol=0)
-    assert found[:, 1:].abs().max() < 1e-5
+    unmixed = stain.concentrations(pure)
+    torch.testing.assert_close(unmixed[:, 0], torch.full((1, 2, 2), 0.4), atol=1e-5, rtol=0)
+    assert unmixed[:, 1:].abs().max() < 1e-5
 
 
 def test_normalised_patches_have_the_statistics_of_the_target() -> None:
     rng = torch.Generator().manual_seed(0)
-    one = 0.5 + 0.1 * torch.rand(8, 3, 32, 32, generator=rng)
-    two = 0.3 + 0.2 * torch.rand(8, 3, 32, 32, generator=rng)
-    moved = stain.normalise(one, stain.statistics(one), stain.statistics(two))
-    for found, wanted in zip(stain.statistics(moved), stain.statistics(two), strict=True):
-        torch.testing.assert_close(found, wanted, atol=0.2, rtol=0.02)  # CIELAB units; clipping
-    same = stain.normalise(one, stain.statistics(one), stain.statistics(one))
-    torch.testing.assert_close(same, one, atol=1e-4, rtol=0)
+    source = 0.5 + 0.1 * torch.rand(8, 3, 32, 32, generator=rng)
+    target = 0.3 + 0.2 * torch.rand(8, 3, 32, 32, generator=rng)
+    moved = stain.normalise(source, stain.statistics(source), stain.statistics(target))
+    for actual, expected in zip(stain.statistics(moved), stain.statistics(target), strict=True):
+        torch.testing.assert_close(actual, expected, atol=0.2, rtol=0.02)  # CIELAB; clipping
+    same = stain.normalise(source, stain.statistics(source), stain.statistics(source))
+    torch.testing.assert_close(same, source, atol=1e-4, rtol=0)

@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from eval import code_figures
+from eval import figures
 from eval.measure.scores import Condition, read_scores
 from eval.report import atlas, ranking, svg, tables, verdicts
 from eval.report.document import Table, shown
@@ -22,6 +22,7 @@ from eval.report.runs import Baseline, ComparedArms, EvaluatedRun, compare_runs,
 from eval.report.svg import Axis, Point, Series
 from eval.report.writers import escape_latex
 from eval.results import DataFacts, FeatureScores, Results
+from eval.session import subset
 from eval.stats.contrasts import compare, holm
 from pipeline.corruptions import GRADED
 from pipeline.index import Dataset
@@ -177,7 +178,7 @@ def test_baselines_stand_beside_every_headline(tmp_path: Path, data: Dataset) ->
     book, test = arm.books[1], compared.test
     assert test is not None
     levels = [
-        book.scores[Condition("random_init", "logistic", f"{kind}-{severity}")][:, 1]
+        book.scores[Condition("random_init", corruption=kind, severity=severity)][:, 1]
         for kind in GRADED
         for severity in range(1, 6)
     ]
@@ -329,7 +330,7 @@ def test_the_map_is_the_principal_components(data: Dataset) -> None:
         assert abs(np.corrcoef(column, expected)[0, 1]) > 0.9999
     np.testing.assert_allclose(shares, pca.explained_variance_ratio_, atol=1e-4)
     assert xy.min() == 0 and xy.max() == atlas.GRID
-    rows = atlas.subset(10_000)
+    rows = subset(10_000, atlas.POINTS)
     assert len(set(rows.tolist())) == atlas.POINTS and (np.diff(rows) > 0).all()
     pixels = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), np.uint8)
     sheet = atlas._tiled(pixels)
@@ -340,9 +341,9 @@ def test_nearest_neighbours_agree_with_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(60, 16)).astype(np.float32)
     labels = np.repeat([0, 1, 2], 20)
-    queries = code_figures.queries(labels)
+    queries = figures.queries(labels)
     assert np.bincount(labels[queries]).tolist() == [2, 2, 2]
-    neighbours, cosines = code_figures.nearest(features, queries)
+    neighbours, cosines = figures.nearest(features, queries)
     centred = features - features.mean(0)
     search = NearestNeighbors(n_neighbors=9, metric="cosine").fit(centred)
     distances, expected = search.kneighbors(centred[queries])

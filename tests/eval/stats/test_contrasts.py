@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.errors import DataError
-from eval.stats.bootstrap import Plan, interval
+from eval.stats.bootstrap import Resampling, interval
 from eval.stats.contrasts import (
     Contrast,
     Question,
@@ -21,31 +21,31 @@ from eval.stats.contrasts import (
     superiority,
 )
 from eval.stats.grouping import ScoredSet
-from tests.eval.stats.test_bootstrap import PLAN, made, numbers
 from tests.helpers.bootstrap_simulation import World, coverage, textbook_coverage
+from tests.helpers.scored_groups import FEW, numbers, scored_groups
 
 
 def test_contrasts_are_paired() -> None:
-    scores, labels, groups = made(2, 24)
+    scores, labels, groups = scored_groups(2, 24)
     better = scores + 0.3 * np.eye(2)[labels]
-    plan = Plan(replicates=20_000)
-    there = compare({"better": better, "worse": scores}, labels, groups, plan=plan)
-    back = compare({"worse": scores, "better": better}, labels, groups, plan=plan)
-    found, turned = numbers(there.difference), numbers(back.difference)
-    assert found[0] == -turned[0] and found[3:] == pytest.approx(turned[3:])
-    assert found[1:3] == pytest.approx([-turned[2], -turned[1]], abs=0.1 * found[3])
-    assert there.first == "better" and there.p == pytest.approx(back.p, abs=0.002)
-    assert found[3] < 0.5 * numbers(interval(better, labels, groups, plan=PLAN))[3]
-    equal = compare({"a": scores, "b": 2 * scores + 1}, labels, groups, plan=PLAN)
+    resampling = Resampling(replicates=20_000)
+    forward = compare({"better": better, "worse": scores}, labels, groups, resampling=resampling)
+    back = compare({"worse": scores, "better": better}, labels, groups, resampling=resampling)
+    ours, turned = numbers(forward.difference), numbers(back.difference)
+    assert ours[0] == -turned[0] and ours[3:] == pytest.approx(turned[3:])
+    assert ours[1:3] == pytest.approx([-turned[2], -turned[1]], abs=0.1 * ours[3])
+    assert forward.first == "better" and forward.p == pytest.approx(back.p, abs=0.002)
+    assert ours[3] < 0.5 * numbers(interval(better, labels, groups, resampling=FEW))[3]
+    equal = compare({"a": scores, "b": 2 * scores + 1}, labels, groups, resampling=FEW)
     assert (equal.difference.low, equal.difference.high, equal.p) == (0, 0, 1)
     assert equal.detectable == 0 and non_inferiority(equal.difference) == "non-inferior"
-    assert json.loads(json.dumps(asdict(there)))["difference"]["seeds"] == 3
+    assert json.loads(json.dumps(asdict(forward)))["difference"]["seeds"] == 3
 
 
 def between(low: float | None, high: float | None, p: float | None = 0.01) -> Contrast:
-    scores, labels, groups = made(2, 24)
-    found = compare({"a": scores, "b": scores}, labels, groups, plan=PLAN)
-    return replace(found, difference=replace(found.difference, low=low, high=high), p=p)
+    scores, labels, groups = scored_groups(2, 24)
+    contrast = compare({"a": scores, "b": scores}, labels, groups, resampling=FEW)
+    return replace(contrast, difference=replace(contrast.difference, low=low, high=high), p=p)
 
 
 @pytest.mark.parametrize(
@@ -77,13 +77,12 @@ def test_a_family_is_judged_together() -> None:
     contrasts["h3"] = between(None, None, None)
     verdicts = judge(contrasts, questions)
     assert {name: v.word for name, v in verdicts.items()} == {
-        "h1": "non-inferior", "h1 k=2": "holds", "h2": "holds", "h3": "undecided"
-    }  # fmt: skip
+        "h1": "non-inferior",
+        "h1 k=2": "holds",
+        "h2": "holds",
+        "h3": "undecided",
+    }
     assert [v.p_holm for v in verdicts.values()] == pytest.approx([0.06, 0.004, 0.036, 1.0])
-    sentence = verdicts["h2"].sentence
-    places = [sentence.index(x) for x in ("minimal detectable", "[+0.0010", "Holm", "holds")]
-    assert places == sorted(places)
-    assert "no interval" in verdicts["h3"].sentence
 
 
 def test_holm_is_the_step_down_procedure() -> None:
@@ -104,21 +103,21 @@ def test_the_p_value_and_the_interval_agree() -> None:
     """p crosses 0.05 where 0 leaves the interval, and never falls below 2 / (R + 1)."""
     assert p_value(np.ones(999)) == 2 / 1000
     assert p_value(np.zeros(999)) == 1
-    found = []
+    pairs = []
     for shift in np.linspace(-0.2, 0.3, 26):
-        scores, labels, groups = made(2, 24)
-        contrast = compare({"a": scores + shift * np.eye(2)[labels], "b": made(2, 24, 1)[0]},
-                           labels, groups, plan=Plan(1999))  # fmt: skip
+        scores, labels, groups = scored_groups(2, 24)
+        arms = {"a": scores + shift * np.eye(2)[labels], "b": scored_groups(2, 24, 1)[0]}
+        contrast = compare(arms, labels, groups, resampling=Resampling(1999))
         low, high = contrast.difference.low, contrast.difference.high
         assert low is not None and high is not None and contrast.p is not None
         assert (low > 0 or high < 0) == (contrast.p <= 0.05) or abs(contrast.p - 0.05) < 2e-3
-        found.append((contrast.difference.estimate, contrast.p))
-    above = [p for estimate, p in found if estimate > 0]
+        pairs.append((contrast.difference.estimate, contrast.p))
+    above = [p for estimate, p in pairs if estimate > 0]
     assert all(b <= a + 0.02 for a, b in pairwise(above)) and min(above) < 0.05
 
 
 def test_a_contrast_is_between_two_arms() -> None:
-    scores, labels, groups = made(2, 24)
+    scores, labels, groups = scored_groups(2, 24)
     with pytest.raises(DataError, match=r"two arms, found \['a'\]"):
         compare({"a": scores}, labels, groups)
     sets = [ScoredSet(labels, groups, {"a": scores, b: scores}) for b in ("b", "c")]

@@ -12,8 +12,9 @@ from eval.measure.scores import SCORES, Condition, read_scores
 from eval.report.document import Document, Table, shown
 from eval.report.report import write_report
 from eval.report.writers import to_markdown
-from eval.transfer import contrasts as transfer_contrasts
-from eval.transfer import tables as transfer_report
+from eval.results import parse
+from eval.transfer import tables as transfer_tables
+from eval.transfer.results import Transfer
 from tests.helpers.report_runs import FORMULA, HOSTILE, pack_noise, write_run
 
 SITES = ("oral", FORMULA)
@@ -30,25 +31,41 @@ def results(images: tuple[int, int] = (100, 100)) -> dict[str, Any]:
     split = {"patches": 12, "groups": 3}
     return {
         "runs": runs,
-        "data": {s: {"splits": dict.fromkeys(("train", "val", "test"), split), "sites": [s]}
-                 for s in SITES},
+        "data": {
+            site: {"splits": dict.fromkeys(("train", "val", "test"), split), "sites": [site]}
+            for site in SITES
+        },
         "protocol": {"stain": ["none"]},
         "matrix": [
             {"features": f, "runs": r, "stain": "none", "train": a, "test": b, "auroc": score}
-            for f, r, score in owners for a in SITES for b in SITES
+            for f, r, score in owners
+            for a in SITES
+            for b in SITES
         ],
         "left_out": [],
         "site_probe": [
-            {"features": f, "runs": r, "stain": "none", "data": HOSTILE, "auroc": None,
-             "chance_auroc": 0.5, "balanced_accuracy": score, "chance_balanced_accuracy": 0.5}
+            {
+                "features": f,
+                "runs": r,
+                "stain": "none",
+                "data": HOSTILE,
+                "auroc": None,
+                "chance_auroc": 0.5,
+                "balanced_accuracy": score,
+                "chance_balanced_accuracy": 0.5,
+            }
             for f, r, score in owners
         ],
         "notices": [f"{HOSTILE} left out"],
-    }  # fmt: skip
+    }
 
 
-def tables(found: dict[str, Any]) -> list[Table]:
-    sections = transfer_report.sections(found)
+def transfer_of(raw: dict[str, Any]) -> Transfer:
+    return parse(raw, Transfer, Path("transfer.json"), "")
+
+
+def tables(raw: dict[str, Any]) -> list[Table]:
+    sections = transfer_tables.sections(transfer_of(raw))
     return [part for section in sections for part in section.parts if isinstance(part, Table)]
 
 
@@ -78,9 +95,9 @@ def test_the_report_takes_in_transfers(tmp_path: Path) -> None:
     assert "## Transfer between sites" in markdown and "0.700 ± 0.141" in markdown
     html = page.with_name("report.html").read_text()
     assert "0.700 ± 0.141" in html and HOSTILE not in html + markdown
-    kept, whole = numbers["runs"]["run"], json.loads((run / "results.json").read_text())
-    assert kept["probe"] == whole["probe"] and kept["latent"]["kl"] == whole["latent"]["kl"]
-    assert [said["word"] for said in numbers["verdicts"]] == ["not measured"] * 4
+    short, whole = numbers["runs"]["run"], json.loads((run / "results.json").read_text())
+    assert short["probe"] == whole["probe"] and short["latent"]["kl"] == whole["latent"]["kl"]
+    assert [verdict["word"] for verdict in numbers["verdicts"]] == ["not measured"] * 4
 
 
 def test_commands_and_numbers_name_no_folder_above_the_working_one(
@@ -95,41 +112,41 @@ def test_commands_and_numbers_name_no_folder_above_the_working_one(
         assert str(tmp_path) not in file.read_text()
 
 
-def test_arms_that_were_carried_are_compared_by_seed(tmp_path: Path) -> None:
+def test_arms_are_compared_by_seed_after_transfer(tmp_path: Path) -> None:
     data = pack_noise(tmp_path / "data")
-    found: dict[str, Any] = {"runs": {}, "data": {"oral": {}, "../oral": {}}}
+    raw = results() | {"runs": {}, "data": {"oral": {}, "../oral": {}}}
     for seed in range(3):
         for arm, skill in (("dvae", 0.5), ("eq-dvae", 2.0)):
             name = f"{arm}-s{seed}"
-            found["runs"][name] = {"seed": seed, "snapshot": f"{arm}{seed}"}
-            book, about = read_scores(write_run(tmp_path / name, data, arm, seed, skill) / SCORES)
-            clean = book.scores[Condition("mean", "logistic")]
+            raw["runs"][name] = {"seed": seed, "snapshot": f"{arm}{seed}"}
+            book, facts = read_scores(write_run(tmp_path / name, data, arm, seed, skill) / SCORES)
+            clean = book.scores[Condition("mean")]
             clean[0] = np.nan  # a patch without a site
-            book.scores = {Condition("mean", "logistic", "train=colon,stain=none"): clean}
-            book.write(tmp_path / "scores" / name / "oral.parquet", about)
-    arms = {name: name.rpartition("-")[0] for name in found["runs"]}
-    (table,) = transfer_contrasts.differences(tmp_path, found, arms)
+            book.scores = {Condition("mean", train="colon", stain="none"): clean}
+            book.write(tmp_path / "scores" / name / "oral.parquet", facts)
+    arms = {name: name.rpartition("-")[0] for name in raw["runs"]}
+    (table,) = transfer_tables.differences(tmp_path, transfer_of(raw), arms)
     (row,) = table.rows  # and nothing from outside the folder
     assert row[:3] == ["eq-dvae - dvae", "train=colon,stain=none", "oral"] and row[6] == "3"
     assert row[7] == "1 patches without scores"
     low, high = map(float, row[4].split(" to "))
     assert 0 < low < float(row[3]) < high
     assert "24 groups of test within class" in table.caption
-    assert transfer_contrasts.differences(tmp_path / "none", found, arms) == []
-    found["runs"]["dvae-s1"]["snapshot"] = "another"
+    assert transfer_tables.differences(tmp_path / "none", transfer_of(raw), arms) == []
+    raw["runs"]["dvae-s1"]["snapshot"] = "another"
     with pytest.raises(DataError, match=r"dvae-s1.oral.parquet is of another snapshot"):
-        transfer_contrasts.differences(tmp_path, found, arms)
+        transfer_tables.differences(tmp_path, transfer_of(raw), arms)
 
 
 @pytest.mark.parametrize("change", [{"matrix": [{}]}, {"runs": []}, {"notices": 3}])
 def test_a_file_of_another_version_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     (tmp_path / "transfer.json").write_text(json.dumps(results() | change))
     with pytest.raises(DataError, match=r"run eval\.transfer again"):
-        transfer_report.load(tmp_path)
+        transfer_tables.load(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
-        transfer_report.load(tmp_path / "nowhere")
+        transfer_tables.load(tmp_path / "nowhere")
 
 
 def test_names_are_harmless_in_markdown() -> None:
-    text = to_markdown(Document("t", "", transfer_report.sections(results())))
+    text = to_markdown(Document("t", "", transfer_tables.sections(transfer_of(results()))))
     assert "<script" not in text and "'=cmd" in text

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
-from eval.run import load_results
+from eval.results import load_results
 from pipeline.index import open_dataset
 from tests.helpers.sweeping import TIMEOUT_S, FakeSweep, when
 from train.sweep import __main__ as command
@@ -170,5 +170,5 @@ def test_a_sweep_of_real_runs(small_dataset: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     results = load_results(out / "supervised-s0")
-    assert results["probe"]["mean"]["auroc"] > 0 and "robustness" in results
-    assert results["reconstruction"]["psnr"] is None and results["run"]["noise_var"] is None
+    assert results.probe["mean"].auroc > 0 and results.robustness is not None
+    assert results.reconstruction.psnr is None and results.run.noise_var is None

@@ -11,15 +11,14 @@ import pytest
 
 from common import ranks
 from common.errors import DataError
-from eval import embed as command
-from eval.embed import EmbedOptions, embed
-from models import snapshot
-from models.vae import ModelConfig, build
+from eval import embedding
+from eval.embedding import EmbedOptions, embed
+from models.vae import ModelConfig
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
-from tests.eval.test_embed import read
-from tests.eval.test_encoder import ABOUT
+from tests.helpers.embedded import read_parts
 from tests.helpers.ranks import run_ranks
+from tests.helpers.trained_runs import save_snapshot
 
 pytestmark = pytest.mark.slow
 
@@ -31,9 +30,7 @@ def embedded(run: Path, source: Path, out: Path, rows: int | None) -> None:
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder")
-    snapshot.save(build(ModelConfig(), 0), folder / "snapshot", ABOUT)
-    return folder
+    return save_snapshot(tmp_path_factory.mktemp("encoder"), ModelConfig(), group="C4")
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -44,9 +41,9 @@ def test_ranks_embed_every_sample_once_in_order(
     run_ranks(world, embedded, encoder, small_dataset, tmp_path / "shared", 9)
     names = [path.name for path in sorted(alone.iterdir())]
     assert [path.name for path in sorted((tmp_path / "shared").iterdir())] == names
-    features, paths = read(tmp_path / "shared")
+    features, paths = read_parts(tmp_path / "shared")
     assert paths == sorted(paths) and len(set(paths)) == len(paths) == 80
-    np.testing.assert_array_equal(features, read(alone)[0])
+    np.testing.assert_array_equal(features, read_parts(alone)[0])
 
 
 def test_ranks_wait_for_the_packing_of_this_launch(
@@ -55,12 +52,12 @@ def test_ranks_wait_for_the_packing_of_this_launch(
     """An interruption left the packed form of another source: nobody opens it."""
     raw = small_dataset.parent / "raw"
     shutil.copytree(raw / "test", tmp_path / "other")
-    pack(tmp_path / "other", tmp_path / "out" / command.SHARDS, PackOptions(workers=1))
+    pack(tmp_path / "other", tmp_path / "out" / embedding.SHARDS, PackOptions(workers=1))
     run_ranks(2, embedded, encoder, raw, tmp_path / "out", 9)
     alone = embed(encoder, small_dataset, EmbedOptions(tmp_path / "alone", part_rows=9))
-    for shared, expected in zip(read(tmp_path / "out"), read(alone), strict=True):
+    for shared, expected in zip(read_parts(tmp_path / "out"), read_parts(alone), strict=True):
         np.testing.assert_array_equal(shared, expected)
-    assert not (tmp_path / "out" / command.SHARDS).exists()
+    assert not (tmp_path / "out" / embedding.SHARDS).exists()
 
 
 def fails_on_rank_1(how: str, *args: Any) -> str:
@@ -73,7 +70,7 @@ def fails_on_rank_1(how: str, *args: Any) -> str:
         raise DataError("its disk is full")
 
     if ranks.rank() == 1:
-        command._write_part = fail  # type: ignore[assignment]
+        embedding.write_part = fail
     try:
         embedded(*args)
     except DataError as error:
@@ -82,13 +79,17 @@ def fails_on_rank_1(how: str, *args: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("how", "said"), [("fails", "rank 1 on .*: its disk is full"), ("dies", "another process")]
+    ("how", "message"), [("fails", "rank 1 on .*: its disk is full"), ("dies", "another process")]
 )
 def test_no_rank_waits_for_one_that_failed(
-    how: str, said: str, encoder: Path, small_dataset: Path, tmp_path: Path
+    how: str, message: str, encoder: Path, small_dataset: Path, tmp_path: Path
 ) -> None:
     args = encoder, small_dataset, tmp_path / "out", 9
-    found = run_ranks(3, fails_on_rank_1, how, *args)
-    assert [bool(re.search(said, error or "")) for error in found] == [True, how == "fails", True]
+    errors = run_ranks(3, fails_on_rank_1, how, *args)
+    assert [bool(re.search(message, error or "")) for error in errors] == [
+        True,
+        how == "fails",
+        True,
+    ]
     run_ranks(2, embedded, *args)  # the same command continues, on another number of ranks
-    assert len(set(read(tmp_path / "out")[1])) == 80
+    assert len(set(read_parts(tmp_path / "out")[1])) == 80

@@ -1,7 +1,7 @@
 """A run's evaluation end to end: embeddings, results, figures, and the report over runs."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,89 +16,47 @@ from PIL import Image
 from common.errors import DataError
 from eval import main as command
 from eval import run
-from eval.main import evaluate
+from eval.evaluation import evaluate
+from eval.features import COLUMNS, read_embeddings
 from eval.measure import baselines, readouts, robustness
 from eval.measure.probe import Labelled, fit
 from eval.measure.readouts import Symmetry
 from eval.measure.scores import Condition, read_scores
-from eval.report import __main__ as report
+from eval.report import __main__ as report_command
 from eval.report.report import write_report
 from eval.report.writers import escape_markdown as escape
+from eval.results import as_json
 from eval.session import EvalConfig
 from models import snapshot
-from models.vae import ModelConfig, build
-from pipeline.corruptions import GRADED, CorruptionConfig
+from models.vae import build
+from pipeline.corruptions import GRADED
 from pipeline.index import Split, open_dataset
 from pipeline.reader import read_split
-from shards.pack.packing import pack
-from shards.pack.plan import PackOptions
+from tests.helpers.trained_runs import COUNTS, SMALL, make_run, packed_noise
 
-SMALL = ModelConfig(widths=(4, 8, 16))
 HOSTILE = "a|b<script>_*`[x](http://y)"
-ABOUT: dict[str, Any] = {
-    "preset": "eq-dvae", "seed": 0, "images_seen": 1000, "noise_var": 0.01, "beta": 1.0,
-    "equivariance": 0.3, "group": "D4", "fibres": "trivial", "stochastic": True,
-}  # fmt: skip
-COUNTS = {"train": 24, "val": 12, "test": 12}  # a class
+SPLITS = list(COUNTS)
 PLAIN = EvalConfig(
-    figures=False, baselines=(), readouts=("mean",), probes=("logistic",), budgets=False,
-    robustness=False, orbit_probe=False,
-)  # fmt: skip
-
-
-def quiet(line: str) -> None:
-    pass
-
-
-def write_patches(
-    folder: Path, splits: list[str], classes: list[str], leaking: bool = False
-) -> Path:
-    """Coloured noise, its mean by class, four patches a source image."""
-    rng = np.random.default_rng(0)
-    for split in splits:
-        for label, name in enumerate(classes):
-            (folder / split / name).mkdir(parents=True)
-            for i in range(COUNTS[split]):
-                mean = np.array([160 - 30 * label, 120, 150]) + rng.normal(size=3) * 20
-                pixels = np.clip(mean + 25 * rng.normal(size=(32, 32, 3)), 0, 255)
-                source = f"{'' if leaking else split}{label}{i // 4}"
-                file = f"{source}__y0000_x{32 * (i % 4):04d}.png"
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / file)
-    return folder
+    figures=False,
+    baselines=(),
+    readouts=("mean",),
+    probes=("logistic",),
+    budgets=False,
+    robustness=False,
+    orbit_probe=False,
+)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    raw = write_patches(folder / "raw", list(COUNTS), ["benign", HOSTILE.replace("/", "-")])
-    pack(raw, folder / "shards", PackOptions(workers=1))
-    return folder / "shards"
-
-
-def make_run(folder: Path, data: Path, **about: Any) -> Path:
-    """What training leaves behind."""
-    facts = {**ABOUT, "dataset_hash": open_dataset(data).hash, **about}
-    model = build(SMALL, facts["seed"])
-    snapshot.save(model, folder / "snapshot", facts)
-    config = {
-        "preset": "dvae",
-        "config": {"corruption": asdict(CorruptionConfig())},
-        "data": {"root": str(data), "hash": "0" * 16},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    rows = [
-        {"kind": kind, "images": n, "loss": 1 / n, "psnr": n, "kl": 3.0, "equivariance_error": 0.5}
-        for n in (100, 200)
-        for kind in ("train", "val")
-    ]
-    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"kind": "tr')
-    return folder
+    return packed_noise(folder, SPLITS, ["benign", HOSTILE.replace("/", "-")])
 
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     folder = make_run(tmp_path_factory.mktemp("runs") / "eq-dvae-s0", data)
-    evaluate(folder, say=quiet)
+    evaluate(folder)
     return folder
 
 
@@ -106,8 +64,8 @@ def results_of(folder: Path) -> dict[str, Any]:
     text = (folder / "results.json").read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
-    found: dict[str, Any] = json.loads(text)
-    return found
+    results: dict[str, Any] = json.loads(text)
+    return results
 
 
 def test_baselines_meet_the_same_corrupted_patches(evaluated: Path, data: Path) -> None:
@@ -118,38 +76,39 @@ def test_baselines_meet_the_same_corrupted_patches(evaluated: Path, data: Path) 
     train, val, test = (open_dataset(data).split(name) for name in ("train", "val", "test"))
     probe = fit(*(colours(read_split(split), split) for split in (train, val)), "logistic")
     pixels = read_split(test)
-    found = results_of(evaluated)["robustness"]["baselines"]
-    assert set(found) == set(baselines.BASELINES)
+    curves = results_of(evaluated)["robustness"]["baselines"]
+    assert set(curves) == set(baselines.BASELINES)
     for kind in GRADED:
         expected = [
             probe.test(colours(robustness.corrupted(pixels, kind, s), test)).auroc
             for s in range(1, 6)
         ]
-        assert found["mean_rgb"]["kinds"][kind] == pytest.approx(expected, abs=0.02)
-    areas = [np.mean(kind) for kind in found["mean_rgb"]["kinds"].values()]
-    assert found["mean_rgb"]["area"] == pytest.approx(np.mean(areas))
+        assert curves["mean_rgb"]["kinds"][kind] == pytest.approx(expected, abs=0.02)
+    areas = [np.mean(kind) for kind in curves["mean_rgb"]["kinds"].values()]
+    assert curves["mean_rgb"]["area"] == pytest.approx(np.mean(areas))
     book, _ = read_scores(evaluated / "scores.parquet")
-    assert Condition("random_init", "logistic", "stain-5") in book.scores
+    assert Condition("random_init", corruption="stain", severity=5) in book.scores
 
 
 def test_one_probe_is_fitted_on_the_orbit_of_every_train_patch(evaluated: Path, data: Path) -> None:
     model = snapshot.load(evaluated / "snapshot")
     splits = {name: open_dataset(data).split(name) for name in ("train", "val", "test")}
 
-    def codes(pixels: Any) -> Any:
-        return readouts.embed_pixels(model, pixels, ["mean"])["mean"]
-
     pixels = {name: read_split(split) for name, split in splits.items()}
     turned = [np.rot90(pixels["train"], k, (1, 2)) for k in range(4)]
     orbit = [view for image in turned for view in (image, image[:, :, ::-1])]
-    features = np.concatenate([codes(np.ascontiguousarray(view)) for view in orbit])
+    features = np.concatenate(
+        [readouts.embed_mean(model, np.ascontiguousarray(view)) for view in orbit]
+    )
     train = Labelled(features, np.concatenate([splits["train"].labels] * 8))
-    val, test = (Labelled(codes(pixels[s]), splits[s].labels) for s in ("val", "test"))
+    val, test = (
+        Labelled(readouts.embed_mean(model, pixels[s]), splits[s].labels) for s in ("val", "test")
+    )
     expected = fit(train, val, "logistic").test(test)
-    found = results_of(evaluated)["probe"]["mean_full_orbit"]
-    assert (found["n_train"], found["n_test"]) == (8 * 48, 24)
-    assert found["setting"] == expected.setting
-    assert found["auroc"] == pytest.approx(expected.auroc, abs=0.01)
+    scores = results_of(evaluated)["probe"]["mean_full_orbit"]
+    assert (scores["n_train"], scores["n_test"]) == (8 * 48, 24)
+    assert scores["setting"] == expected.setting
+    assert scores["auroc"] == pytest.approx(expected.auroc, abs=0.01)
 
 
 def test_results_are_complete_and_the_same_twice(evaluated: Path) -> None:
@@ -168,9 +127,9 @@ def test_results_are_complete_and_the_same_twice(evaluated: Path) -> None:
     errors = first["equivariance"]["by_readout"]
     assert set(errors) == set(readouts.READOUTS)
     assert errors["mean"]["error"] > 0.1 > 1e-4 > errors["orbit_aligned"]["error"]
-    returned = evaluate(evaluated, config=EvalConfig(figures=False), say=quiet)
+    returned = evaluate(evaluated, config=EvalConfig(figures=False))
     second = results_of(evaluated)
-    assert returned == second
+    assert as_json(returned) == second
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
 
 
@@ -185,11 +144,12 @@ def test_embeddings_read_back_in_sample_order(evaluated: Path, data: Path) -> No
     dataset, model = open_dataset(data), snapshot.load(evaluated / "snapshot")
     for name, split in dataset.splits.items():
         path = evaluated / "embeddings" / f"{name}.parquet"
-        found, rows = readouts.read_embeddings(path)
-        np.testing.assert_array_equal(found, readouts.embed_split(model, split))
+        features, rows = read_embeddings(path)
+        pixels = read_split(split)
+        np.testing.assert_array_equal(features, readouts.embed_mean(model, pixels))
         assert rows["key"].to_pylist() == split.table["key"].to_pylist()
         assert rows["label"].to_pylist() == split.labels.tolist()
-        assert rows.column_names == list(readouts.KEPT_COLUMNS)
+        assert rows.column_names == list(COLUMNS)
         schema = pq.read_schema(path)
         assert schema.field("embedding").type.list_size == 384
         assert schema.metadata[b"dataset_hash"].decode() == dataset.hash
@@ -197,9 +157,8 @@ def test_embeddings_read_back_in_sample_order(evaluated: Path, data: Path) -> No
     pixels = read_split(dataset.split("val"))[:5]
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     direct = model.encoder(x).mean.flatten(1).numpy()
-    np.testing.assert_allclose(
-        readouts.embed_split(model, dataset.split("val"))[:5], direct, rtol=1e-4, atol=1e-5
-    )
+    features = readouts.embed_mean(model, read_split(dataset.split("val")))
+    np.testing.assert_allclose(features[:5], direct, rtol=1e-4, atol=1e-5)
 
 
 def test_orbit_readouts_are_what_they_promise() -> None:
@@ -209,15 +168,15 @@ def test_orbit_readouts_are_what_they_promise() -> None:
     model = build(SMALL, 0)
     with torch.no_grad():
         for group, element in (("D4", 6), ("C4", 1)):
-            one, moved = (
+            still, moved = (
                 readouts.readouts_of(
                     lambda v: model.encoder(v).mean, v, readouts.READOUTS, Symmetry(group)
                 )
                 for v in (x, readouts.d4.act_one(x, element))
             )
-            torch.testing.assert_close(one["orbit_invariant"], moved["orbit_invariant"])
-            assert not torch.allclose(one["mean"], moved["mean"], atol=1e-4)
-            aligned = one["orbit_aligned"].unflatten(1, (24, 4, 4))
+            torch.testing.assert_close(still["orbit_invariant"], moved["orbit_invariant"])
+            assert not torch.allclose(still["mean"], moved["mean"], atol=1e-4)
+            aligned = still["orbit_aligned"].unflatten(1, (24, 4, 4))
             expected = readouts.d4.act_one(aligned, element).flatten(1)
             torch.testing.assert_close(moved["orbit_aligned"], expected)
     stats = pooled["channel_stats"]
@@ -237,7 +196,7 @@ def test_baselines_agree_with_their_definitions(data: Path) -> None:
     np.testing.assert_allclose(corner, x[:, :8, 24:].mean((1, 2)), rtol=1e-5)
     assert features["pca384"].shape == (8, 40)
     untrained = build(SMALL, baselines.RANDOM_INIT_SEED)
-    expected = readouts.embed_pixels(untrained, pixels[40:], ["mean"])["mean"]
+    expected = readouts.embed_mean(untrained, pixels[40:])
     np.testing.assert_array_equal(features["random_init"], expected)
     assert {f.dtype for f in features.values()} == {np.dtype(np.float32)}
 
@@ -253,63 +212,60 @@ def test_baselines_agree_with_their_definitions(data: Path) -> None:
 def test_data_that_cannot_be_probed_gives_metrics_and_a_notice(
     tmp_path: Path, splits: list[str], classes: list[str], notice: str
 ) -> None:
-    raw = write_patches(tmp_path / "raw", splits, classes)
-    pack(raw, tmp_path / "shards", PackOptions(workers=1))
-    folder = make_run(tmp_path / "run", tmp_path / "shards")
-    found = evaluate(folder, config=PLAIN, say=quiet)
-    assert found["probe"] == {}
-    assert any(notice in text for text in found["notices"])
-    assert found["protocol"]["metrics_split"] == ("test" if "test" in splits else "val")
-    assert found["reconstruction"]["psnr"] > 0
+    folder = make_run(tmp_path / "run", packed_noise(tmp_path, splits, classes))
+    results = evaluate(folder, config=PLAIN)
+    assert results.probe == {}
+    assert any(notice in text for text in results.notices)
+    assert results.protocol.metrics_split == ("test" if "test" in splits else "val")
+    assert results_of(folder)["reconstruction"]["psnr"] > 0
     assert write_report([folder], tmp_path / "out").is_file()
 
 
 def test_a_source_image_in_two_splits_is_said(tmp_path: Path) -> None:
-    raw = write_patches(tmp_path / "raw", list(COUNTS), ["a", "b"], leaking=True)
-    pack(raw, tmp_path / "shards", PackOptions(workers=1))
-    found = evaluate(make_run(tmp_path / "run", tmp_path / "shards"), config=PLAIN, say=quiet)
-    assert found["protocol"]["groups_in_several_splits"] == {"source": 6}
-    assert any("source" in text and "split" in text for text in found["notices"])
+    shards = packed_noise(tmp_path, SPLITS, ["a", "b"], leaking=True)
+    results = evaluate(make_run(tmp_path / "run", shards), config=PLAIN)
+    assert results.protocol.groups_in_several_splits == {"source": 6}
+    assert any("source" in text and "split" in text for text in results.notices)
 
 
 def test_another_data_set_and_an_autoencoder_are_said(tmp_path: Path, data: Path) -> None:
     folder = make_run(tmp_path / "ae-s0", data, dataset_hash="0" * 16, stochastic=False)
-    found = evaluate(folder, data, PLAIN, quiet)
-    assert any("0" * 16 in text for text in found["notices"])
-    assert any("autoencoder" in text for text in found["notices"])
-    assert found["latent"]["kl"] is None
+    results = evaluate(folder, data, PLAIN)
+    assert any("0" * 16 in text for text in results.notices)
+    assert any("autoencoder" in text for text in results.notices)
+    assert results_of(folder)["latent"]["kl"] is None
 
 
 def test_probes_of_a_large_split_use_a_seeded_subset(tmp_path: Path, data: Path) -> None:
     folder = make_run(tmp_path / "run", data)
     limits = replace(PLAIN, embed_images=40, probe_images=20, test_images=10)
-    found = evaluate(folder, config=limits, say=quiet)
-    assert found["probe"]["mean"]["n_train"] == 20
-    assert found["protocol"]["metrics_images"] == 10
-    assert found["notices"] == ["train: embeddings of 40 random images of 48"]
+    results = evaluate(folder, config=limits)
+    assert results.probe["mean"].n_train == 20
+    assert results.protocol.metrics_images == 10
+    assert results.notices == ["train: embeddings of 40 random images of 48"]
     split, model = open_dataset(data).split("train"), snapshot.load(folder / "snapshot")
-    features, rows = readouts.read_embeddings(folder / "embeddings" / "train.parquet")
+    features, rows = read_embeddings(folder / "embeddings" / "train.parquet")
     keys = split.table["key"].to_pylist()
-    chosen = [keys.index(key) for key in rows["key"].to_pylist()]
-    assert chosen == sorted(set(chosen))
-    expected = readouts.embed_split(model, split)[chosen]
+    embedded = [keys.index(key) for key in rows["key"].to_pylist()]
+    assert embedded == sorted(set(embedded))
+    expected = readouts.embed_mean(model, read_split(split))[embedded]
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("about", "message"),
+    ("info", "message"),
     [({"group": "D5"}, "D5"), ({"stochastic": "yes"}, "stochastic"), ({"seed": "x"}, "seed|x")],
 )
 def test_a_snapshot_that_lies_is_refused(
-    tmp_path: Path, data: Path, about: dict[str, Any], message: str
+    tmp_path: Path, data: Path, info: dict[str, Any], message: str
 ) -> None:
     folder = make_run(tmp_path / "run", data)
     path = folder / "snapshot" / "config.json"
     raw = json.loads(path.read_text())
-    raw["about"] |= about
+    raw["about"] |= info
     path.write_text(json.dumps(raw))
     with pytest.raises(DataError, match=message):
-        evaluate(folder, config=PLAIN, say=quiet)
+        evaluate(folder, config=PLAIN)
 
 
 def test_commands_end_with_one_message(
@@ -318,7 +274,7 @@ def test_commands_end_with_one_message(
     monkeypatch.setattr("sys.argv", ["eval.main", str(tmp_path)])
     assert command.main() == 1
     monkeypatch.setattr("sys.argv", ["eval.report", str(tmp_path), "--out", str(tmp_path / "o")])
-    assert report.main() == 1
+    assert report_command.main() == 1
     monkeypatch.setattr("sys.argv", ["eval.main", str(tmp_path), "--readouts", "median"])
     assert command.main() == 2
     lines = capsys.readouterr().err.strip().splitlines()
@@ -331,7 +287,7 @@ def test_the_report_compares_runs_on_one_data_set_and_escapes_names(
     tmp_path: Path, evaluated: Path, data: Path
 ) -> None:
     folders = [evaluated, make_run(tmp_path / HOSTILE.replace("/", "-"), data, seed=1)]
-    evaluate(folders[1], config=PLAIN, say=quiet)
+    evaluate(folders[1], config=PLAIN)
     other = make_run(tmp_path / "other", data, seed=2)
     results = results_of(folders[1])
     results["data"]["hash"] = "f" * 16

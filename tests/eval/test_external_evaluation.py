@@ -14,19 +14,24 @@ import pytest
 
 from common.errors import DataError
 from eval import external as command
-from eval.external import ExternalConfig, equivariance, evaluate_embeddings, robustness_of
-from eval.given import read_given
-from eval.main import evaluate
-from eval.measure import metrics, readouts
-from eval.measure.readouts import read_embeddings
+from eval.evaluation import evaluate
+from eval.external_evaluation import (
+    ExternalConfig,
+    equivariance,
+    evaluate_embeddings,
+    robustness_of,
+)
+from eval.features import Features, read_embeddings, read_external, with_embeddings
+from eval.measure import metrics
 from eval.measure.scores import Condition, read_scores
 from eval.report.report import write_report
+from eval.results import as_json
 from eval.session import EvalConfig
 from models import snapshot
 from pipeline.index import Dataset, open_dataset
 from pipeline.pixels import to_float, to_tensor
 from pipeline.reader import read_split
-from tests.eval.test_main import make_run, quiet
+from tests.helpers.trained_runs import make_run
 
 PROBES = ("logistic", "knn")
 BASELINES = ("mean_rgb", "colour_grid")
@@ -37,10 +42,8 @@ QUICK = ExternalConfig(("mean_rgb",), ("logistic",), budgets=False)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> Path:
     folder = make_run(tmp_path_factory.mktemp("runs") / "dvae-s0", small_dataset)
-    config = EvalConfig(
-        BASELINES, PROBES, robustness=False, figures=False, readouts=("mean",)
-    )  # fmt: skip
-    evaluate(folder, config=config, say=quiet)
+    config = EvalConfig(BASELINES, PROBES, robustness=False, figures=False, readouts=("mean",))
+    evaluate(folder, config=config)
     return folder
 
 
@@ -49,14 +52,14 @@ def data(small_dataset: Path) -> Dataset:
     return open_dataset(small_dataset)
 
 
-def embedded(run: Path, data: Dataset) -> tuple[pa.Table, np.ndarray]:  # type: ignore[type-arg]
+def embedded(run: Path, data: Dataset) -> tuple[pa.Table, Features]:
     """All rows in the order of the data set, and their embeddings."""
-    parts = [read_embeddings(run / "embeddings" / f"{name}.parquet") for name in data.splits]
-    return pa.concat_tables([rows for _, rows in parts]), np.concatenate([f for f, _ in parts])
+    splits = [read_embeddings(run / "embeddings" / f"{name}.parquet") for name in data.splits]
+    return pa.concat_tables([rows for _, rows in splits]), np.concatenate([f for f, _ in splits])
 
 
 def parquet(file: Path, vectors: Any, **columns: list[str]) -> Path:
-    pq.write_table(readouts.with_embeddings(pa.table(columns), vectors), file)
+    pq.write_table(with_embeddings(pa.table(columns), vectors), file)
     return file
 
 
@@ -67,19 +70,19 @@ def in_one_file(run: Path, data: Dataset, folder: Path, kind: str) -> Path:
     if kind == "run":
         return run / "embeddings"
     if kind == "npy":
-        np.save(folder / "given.npy", vectors)
-        return folder / "given.npy"
+        np.save(folder / "theirs.npy", vectors)
+        return folder / "theirs.npy"
     if kind == "keys.h5":
-        with h5py.File(folder / "given.h5", "w") as file:
+        with h5py.File(folder / "theirs.h5", "w") as file:
             file["features"], file["keys"] = vectors[mixed][None], keys
-        return folder / "given.h5"
+        return folder / "theirs.h5"
     if kind == "lists":
         lists = pa.array(vectors[mixed].tolist(), pa.list_(pa.float64()))
-        pq.write_table(pa.table({"key": keys, "embedding": lists}), folder / "given.parquet")
-        return folder / "given.parquet"
+        pq.write_table(pa.table({"key": keys, "embedding": lists}), folder / "theirs.parquet")
+        return folder / "theirs.parquet"
     if kind == "paths":
         paths = [rows["path"].to_pylist()[i] for i in mixed]
-        return parquet(folder / "given.parquet", vectors[mixed], path=paths)
+        return parquet(folder / "theirs.parquet", vectors[mixed], path=paths)
     return _a_file_a_slide(data, vectors, folder / "slides")
 
 
@@ -98,32 +101,33 @@ def _a_file_a_slide(data: Dataset, vectors: Any, folder: Path) -> Path:
 def test_every_form_gives_the_probes_of_the_run(
     kind: str, run: Path, data: Dataset, tmp_path: Path
 ) -> None:
-    given = in_one_file(run, data, tmp_path, kind)
+    features = in_one_file(run, data, tmp_path, kind)
     out, config = tmp_path / "out", CONFIG if kind == "run" else QUICK
-    found = evaluate_embeddings(given, data.root, "theirs", out, config, quiet)
+    results = as_json(evaluate_embeddings(features, data.root, "theirs", out, config))
     expected = json.loads((run / "results.json").read_text())
     for name in ("mean", *config.baselines):
-        assert found["probe"][name] == expected["probe"][name]
+        assert results["probe"][name] == expected["probe"][name]
         if kind == "run":
-            assert found["other_probes"][name] == expected["other_probes"][name]
-            assert found["budgets"][name] == expected["budgets"][name]
-    assert found["protocol"]["splits"] == expected["protocol"]["splits"]
-    assert json.loads((out / "results.json").read_text()) == found
-    assert "robustness" not in found and any("no encoder" in n for n in found["notices"])
+            assert results["other_probes"][name] == expected["other_probes"][name]
+            assert results["budgets"][name] == expected["budgets"][name]
+    assert results["protocol"]["splits"] == expected["protocol"]["splits"]
+    assert json.loads((out / "results.json").read_text()) == results
+    assert "robustness" not in results and any("no encoder" in n for n in results["notices"])
     ours, _ = read_scores(run / "scores.parquet")
-    theirs, about = read_scores(out / "scores.parquet")
+    theirs, facts = read_scores(out / "scores.parquet")
     assert theirs.rows.equals(ours.rows)
     for condition, scores in theirs.scores.items():
         np.testing.assert_array_equal(scores, ours.scores[condition])
-    assert (Condition("mean", "logistic", "k=1", 19) in theirs.scores) is config.budgets
-    assert about == {
-        "snapshot_xxh3": found["model"]["snapshot"], "dataset_hash": data.hash
-    }  # fmt: skip
+    assert (Condition("mean", budget="k=1", draw=19) in theirs.scores) is config.budgets
+    assert facts == {
+        "snapshot_xxh3": results["model"]["snapshot"],
+        "dataset_hash": data.hash,
+    }
 
 
 def test_the_report_puts_them_beside_runs(run: Path, data: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "theirs"
-    evaluate_embeddings(run / "embeddings", data.root, "theirs", out, QUICK, quiet)
+    evaluate_embeddings(run / "embeddings", data.root, "theirs", out, QUICK)
     text = write_report([run, out], tmp_path / "report").read_text()
     assert "theirs" in text and "not measured" in text
 
@@ -134,9 +138,9 @@ def test_embeddings_of_other_patches_too_are_counted(
     rows, vectors = embedded(run, data)
     keys = [*rows["key"].to_pylist(), "elsewhere"]
     more = np.concatenate([vectors, vectors[:1]])
-    given = parquet(tmp_path / "given.parquet", more, key=keys)
-    found = evaluate_embeddings(given, data.root, "theirs", tmp_path / "out", QUICK, quiet)
-    assert any(notice.startswith("1 embeddings") for notice in found["notices"])
+    features = parquet(tmp_path / "theirs.parquet", more, key=keys)
+    results = evaluate_embeddings(features, data.root, "theirs", tmp_path / "out", QUICK)
+    assert any(notice.startswith("1 embeddings") for notice in results.notices)
 
 
 def test_wrong_rows_are_refused_by_name(run: Path, data: Dataset, tmp_path: Path) -> None:
@@ -158,12 +162,12 @@ def test_wrong_rows_are_refused_by_name(run: Path, data: Dataset, tmp_path: Path
         (r"needs embedding, and key or path", {"name": keys}, vectors),
     ]
     for number, (message, names, values) in enumerate(wrong):
-        given = parquet(tmp_path / f"{number}.parquet", values, **names)
+        features = parquet(tmp_path / f"{number}.parquet", values, **names)
         with pytest.raises(DataError, match=message):
-            evaluate_embeddings(given, data.root, "theirs", tmp_path / "out", CONFIG, quiet)
+            evaluate_embeddings(features, data.root, "theirs", tmp_path / "out", CONFIG)
     np.save(tmp_path / "short.npy", vectors[1:])
     with pytest.raises(DataError, match="79 embeddings for the 80 patches"):
-        evaluate_embeddings(tmp_path / "short.npy", data.root, "x", tmp_path / "o", CONFIG, quiet)
+        evaluate_embeddings(tmp_path / "short.npy", data.root, "x", tmp_path / "o", CONFIG)
     assert not (tmp_path / "out").exists()
 
 
@@ -195,7 +199,7 @@ def test_npy_files_that_lie_are_refused(name: str, tmp_path: Path) -> None:
     content, message = NPY[name]
     (tmp_path / "x.npy").write_bytes(content)
     with pytest.raises(DataError, match=message) as refused:
-        read_given(tmp_path / "x.npy")
+        read_external(tmp_path / "x.npy")
     assert "x.npy" in str(refused.value)
 
 
@@ -203,7 +207,7 @@ def test_npy_in_the_order_of_paths_is_not_taken_for_that_of_the_shards(tmp_path:
     np.save(tmp_path / "embeddings.npy", np.zeros((3, 4)))
     (tmp_path / "part-00000.parquet").touch()
     with pytest.raises(DataError, match="order of paths"):
-        read_given(tmp_path / "embeddings.npy")
+        read_external(tmp_path / "embeddings.npy")
 
 
 def test_h5_files_that_point_elsewhere_or_claim_too_much_are_refused(tmp_path: Path) -> None:
@@ -219,11 +223,10 @@ def test_h5_files_that_point_elsewhere_or_claim_too_much_are_refused(tmp_path: P
         file.create_dataset("features", (2**30, 384), "f4", chunks=(1024, 384))
     with h5py.File(tmp_path / "none.h5", "w") as file:
         file["other"] = np.ones(3)
-    for name, message in (
-        ("link", "link"), ("raw", "not an array in"), ("bomb", "far more"), ("none", "missing")
-    ):  # fmt: skip
+    messages = {"link": "link", "raw": "not an array in", "bomb": "far more", "none": "missing"}
+    for name, message in messages.items():
         with pytest.raises(DataError, match=message) as refused:
-            read_given(tmp_path / f"{name}.h5")
+            read_external(tmp_path / f"{name}.h5")
         assert f"{name}.h5" in str(refused.value)
 
 
@@ -231,7 +234,7 @@ def test_h5_files_that_point_elsewhere_or_claim_too_much_are_refused(tmp_path: P
 def test_what_is_no_file_of_embeddings_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "x.csv").touch()
     with pytest.raises(DataError, match=r"does not exist|no \.parquet"):
-        read_given(tmp_path / name)
+        read_external(tmp_path / name)
 
 
 def test_the_command(
@@ -242,8 +245,9 @@ def test_the_command(
     monkeypatch.setattr("sys.argv", [*words, "--baselines", "mean_rgb"])
     assert command.main() == 0
     assert read_scores(tmp_path / "scores.parquet")[0].scores.keys() == {
-        Condition("mean", "logistic"), Condition("mean_rgb", "logistic")
-    }  # fmt: skip
+        Condition("mean"),
+        Condition("mean_rgb"),
+    }
     monkeypatch.setattr("sys.argv", [*words, "--baselines", "random_init"])
     assert command.main() == 2
 
@@ -257,18 +261,16 @@ def pooled(pixels: Any) -> Any:
 
 
 def test_equivariance_of_grids_and_of_vectors() -> None:
-    assert equivariance(pooled, PIXELS)["error"] < 1e-6
-    assert equivariance(lambda p: pooled(p).mean((2, 3)), PIXELS)["error"] < 1e-6
+    assert equivariance(pooled, PIXELS).error < 1e-6
+    assert equivariance(lambda p: pooled(p).mean((2, 3)), PIXELS).error < 1e-6
     flat = equivariance(lambda p: pooled(p).reshape(len(p), -1), PIXELS)
-    assert flat["error"] > 0.5 and set(flat["by_group"]) == {"D4", "C4"}
+    assert flat.error > 0.5 and set(flat.by_group) == {"D4", "C4"}
     # independently: sqrt(E |f(gx) - f(x)|^2 / (2 E |f - E f|^2)), for the quarter turn
-    turned, codes = (
-        pooled(np.rot90(PIXELS, 1, (1, 2))).reshape(40, -1),
-        pooled(PIXELS).reshape(40, -1),
-    )
+    turned = pooled(np.rot90(PIXELS, 1, (1, 2))).reshape(40, -1)
+    codes = pooled(PIXELS).reshape(40, -1)
     spread = 2 * np.square(codes - codes.mean(0)).sum()
     expected = np.sqrt(np.square(turned - codes).sum() / spread)
-    assert flat["by_element"]["rotation 90"] == pytest.approx(expected, rel=1e-4)
+    assert flat.by_element["rotation 90"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_equivariance_and_robustness_are_those_of_the_evaluation(run: Path, data: Dataset) -> None:
@@ -280,10 +282,11 @@ def test_equivariance_and_robustness_are_those_of_the_evaluation(run: Path, data
             return model.encoder(images).mean.numpy()
 
     pixels = read_split(data.split("test"))
-    found = json.loads((run / "results.json").read_text())
-    mine = equivariance(codes, pixels)
-    assert mine["error"] == pytest.approx(found["equivariance"]["error"], rel=1e-4)
-    curves = robustness_of(codes, data.root, CONFIG, quiet)
-    assert curves["clean"] == pytest.approx(found["probe"]["mean"]["auroc"], abs=1e-6)
-    rows = curves["kinds"]["noise"]["levels"]
-    assert all(set(row) == {"severity", "level", "auroc"} for row in rows)
+    results = json.loads((run / "results.json").read_text())
+    error = equivariance(codes, pixels).error
+    assert error == pytest.approx(results["equivariance"]["error"], rel=1e-4)
+    curves = robustness_of(codes, data.root, CONFIG)
+    assert curves.clean == pytest.approx(results["probe"]["mean"]["auroc"], abs=1e-6)
+    levels = curves.kinds["noise"].levels
+    assert [level.severity for level in levels] == [1, 2, 3, 4, 5]
+    assert all(level.psnr is None and level.input_psnr is None for level in levels)

@@ -1,0 +1,240 @@
+"""The embedding of any patches with a trained run.
+
+SOURCE is a packed data set, a folder that `shards.pack` understands, or one image file. OUT gets
+`part-00000.parquet`, ...: one row per patch in the order of the paths, with a fixed-size list of
+float32. Files that exist already are kept, so the same call continues an interrupted one; under
+`accelerate launch` or torchrun the ranks share the files, which are the same for any number.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import tyro
+from numpy.typing import NDArray
+
+from common import ranks
+from common.console import log, progress
+from common.errors import DataError
+from common.files import atomic_path
+from eval import features
+from eval.encoder import PatchEncoder, load
+from eval.features import Format
+from eval.measure.readouts import READOUTS
+from eval.run import snapshot_hash
+from pipeline.index import Dataset, open_dataset
+from pipeline.reader import READ_SIZE, Reader
+from shards.pack.packing import pack
+from shards.pack.plan import PackOptions
+from shards.remote.cache import local
+from shards.schema import CHANNELS, METADATA_NAME, PATCH
+
+COLUMNS = ("path", "source", "slide", "patient", "site", "x", "y", "mpp")
+PARTS = 64  # files of a source, for the ranks to share, where that leaves a file enough work
+MOST_ROWS = 65_536  # per file: 100 MB
+SHARDS = ".shards"  # the packed form of a folder, until its embeddings are complete
+LISTING = ".files.csv"  # the manifest of a single image
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """What to write."""
+
+    out: Path | None = None
+    """Folder of the embeddings; default: RUN/embeddings/ and the name of SOURCE."""
+    readout: str = "mean"
+    """mean (384 numbers, the primary one), orbit_aligned, orbit_invariant or channel_stats."""
+    formats: tuple[Format, ...] = ()
+    """Formats beside Parquet: npy, one array of all rows; h5, a file per slide."""
+    part_rows: int | None = None
+    """Rows per Parquet file; default: a 64th of the source, from 1024 to 65,536."""
+    pack: Annotated[PackOptions, tyro.conf.arg(name="")] = field(default_factory=PackOptions)
+
+    def __post_init__(self) -> None:
+        if self.readout not in READOUTS:
+            raise ValueError(f"unknown readout {self.readout!r}; there are {list(READOUTS)}")
+        if self.part_rows is not None and self.part_rows < 1:
+            raise ValueError(f"part_rows is {self.part_rows}; expected at least 1")
+
+
+DEFAULTS = EmbedOptions()
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of all splits of a data set, in the order of their paths."""
+
+    dataset: Dataset
+    table: pa.Table  # COLUMNS, and `split` and `class`
+    splits: list[str]
+    split: NDArray[np.int64]  # (n,) index into splits
+    index: NDArray[np.int64]  # (n,) index into that split
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A Parquet file, and the samples whose embeddings it holds."""
+
+    path: Path
+    rows: NDArray[np.int64]
+
+
+def embed(run: Path, source: Path | str, options: EmbedOptions = DEFAULTS) -> Path:
+    """Write the embeddings of a source, or of the data set at a URL; return their folder.
+
+    Raises:
+        DataError: the run or the source cannot be used, or the folder holds embeddings of another
+            run, source or readout; on every rank where it is so on one.
+    """
+    features.require_libraries(options.formats)
+    root = ranks.main_first(lambda: local(source))
+    out = options.out or run / "embeddings" / features.file_name(root.resolve().name)
+    ranks.require_shared(out)
+    encoder = ranks.together(lambda: load(run, _device()))
+    packed = ranks.together(lambda: _packed(root, out, options.pack))
+    samples = ranks.together(lambda: _by_path(open_dataset(packed)))
+    facts = {
+        "readout": options.readout,
+        "snapshot_xxh3": snapshot_hash(run),
+        "dataset_hash": samples.dataset.hash,
+    }
+    ranks.require_same(facts, "the run or the source")
+    parts = plan_parts(out, len(samples), options.part_rows)
+    ranks.together(lambda: _write_share(parts, samples, encoder, facts))
+    ranks.together(lambda: _finish(out, parts, facts, options))
+    if ranks.rank() == 0:
+        numbers = encoder.dimensions(options.readout)
+        log.info(f"{len(samples):,} embeddings of {numbers} numbers in {len(parts)} files")
+    return out
+
+
+def plan_parts(out: Path, samples: int, part_rows: int | None) -> list[Part]:
+    """Divide samples among files, independently of ranks: another number of them can continue."""
+    fair = (
+        -(-samples // PARTS // READ_SIZE) * READ_SIZE
+    )  # whole reads: files do not change the numbers
+    size = part_rows or min(max(fair, READ_SIZE), MOST_ROWS)
+    return [
+        Part(out / f"part-{i:05d}.parquet", np.arange(first, min(first + size, samples)))
+        for i, first in enumerate(range(0, samples, size))
+    ]
+
+
+def _device() -> str:
+    cuda = torch.cuda.is_available()
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu"
+
+
+def _packed(source: Path, out: Path, options: PackOptions) -> Path:
+    """Find the data set at `source`, or where the main rank packs it."""
+    if (source / METADATA_NAME).is_file():
+        return source
+    if not source.exists():
+        raise DataError(f"{source} does not exist; name a packed data set, a folder or an image")
+    shards = out / SHARDS
+    if ranks.rank() > 0:
+        return shards
+    out.mkdir(parents=True, exist_ok=True)
+    if source.is_file():
+        manifest = out / LISTING
+        quoted = source.name.replace('"', '""')
+        manifest.write_text(f'path\n"{quoted}"\n', encoding="utf-8")
+        source, options = source.parent, replace(options, manifest=manifest)
+    shutil.rmtree(shards, ignore_errors=True)  # of an interruption: the source may differ now
+    pack(source, shards, options)
+    return shards
+
+
+def _by_path(dataset: Dataset) -> Samples:
+    names = list(dataset.splits)
+    splits = [dataset.splits[name] for name in names]
+    classes = np.array([*dataset.metadata.classes, None], dtype=object)  # -1 is no class
+    tables = [
+        split.table.select(COLUMNS)
+        .append_column("split", pa.array([name] * len(split)))
+        .append_column("class", pa.array(classes[split.labels], pa.string()))
+        for name, split in zip(names, splits, strict=True)
+    ]
+    table = pa.concat_tables(tables)
+    order = np.argsort(table["path"].to_numpy().astype(str), kind="stable")
+    split_of = np.repeat(np.arange(len(splits)), [len(split) for split in splits])
+    index = np.concatenate([np.arange(len(split)) for split in splits])
+    return Samples(dataset, table.take(pa.array(order)), names, split_of[order], index[order])
+
+
+def _write_share(
+    parts: list[Part], samples: Samples, encoder: PatchEncoder, facts: dict[str, str]
+) -> None:
+    """Write this rank's share of the files that are not there yet."""
+    share = [part for part in parts[ranks.rank() :: ranks.world()] if not _finished(part, facts)]
+    with progress("embedding", sum(len(part.rows) for part in share), "patches") as advance:
+        for part in share:
+            write_part(part, samples, encoder, facts, advance)
+
+
+def _finished(part: Part, facts: dict[str, str]) -> bool:
+    """Tell whether a file exists; one of another run or source is an error, never overwritten."""
+    if not part.path.is_file():
+        return False
+    metadata = pq.read_schema(part.path).metadata or {}
+    same = all(metadata.get(name.encode()) == value.encode() for name, value in facts.items())
+    if not same or pq.read_metadata(part.path).num_rows != len(part.rows):
+        raise DataError(
+            f"{part.path} holds embeddings of another run, source, readout or part size; "
+            "choose another --out, or remove it"
+        )
+    return True
+
+
+def write_part(
+    part: Part,
+    samples: Samples,
+    encoder: PatchEncoder,
+    facts: dict[str, str],
+    advance: Callable[[int], None],
+) -> None:
+    """Embed the samples of a file and write it, whole or not at all."""
+    batches = []
+    for pixels in _images(samples, part.rows):
+        batches.append(encoder.encode(pixels, facts["readout"]))
+        advance(len(pixels))
+    rows = samples.table.take(pa.array(part.rows))
+    table = features.with_embeddings(rows, np.concatenate(batches))
+    with atomic_path(part.path) as temp:
+        pq.write_table(table.replace_schema_metadata(facts), temp, compression="zstd")
+
+
+def _images(samples: Samples, rows: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+    """Read the images of some samples, in order, READ_SIZE at a time."""
+    with ExitStack() as stack:
+        splits = [samples.dataset.splits[name] for name in samples.splits]
+        readers = [stack.enter_context(Reader(split)) for split in splits]
+        for first in range(0, len(rows), READ_SIZE):
+            batch = rows[first : first + READ_SIZE]
+            pixels = np.empty((len(batch), PATCH, PATCH, CHANNELS), np.uint8)
+            for i, reader in enumerate(readers):
+                in_split = samples.split[batch] == i
+                pixels[in_split] = reader.read(samples.index[batch][in_split])
+            yield pixels
+
+
+def _finish(out: Path, parts: list[Part], facts: dict[str, str], options: EmbedOptions) -> None:
+    """Write other formats and remove the packed form of a folder, on the main rank."""
+    if ranks.rank() > 0:
+        return
+    if missing := [part.path.name for part in parts if not _finished(part, facts)]:
+        raise DataError(f"{out} lacks {missing[:5]}: they were removed; run the command again")
+    features.write_formats(out, [part.path for part in parts], options.formats)
+    shutil.rmtree(out / SHARDS, ignore_errors=True)
+    (out / LISTING).unlink(missing_ok=True)

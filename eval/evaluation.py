@@ -1,0 +1,182 @@
+"""The evaluation of a run: RUN/results.json, scores.parquet, embeddings and figures."""
+
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+from common.console import log
+from common.machine import environment
+from eval import figures
+from eval import run as runs
+from eval.features import Features, write_embeddings
+from eval.measure import metrics, readouts
+from eval.measure.probing import probe_protocol, probe_run
+from eval.measure.readouts import PRIMARY
+from eval.measure.scores import SCORES
+from eval.results import (
+    RESULTS,
+    VERSION,
+    DataFacts,
+    Environment,
+    Equivariance,
+    Latent,
+    ModelFacts,
+    Parameters,
+    Protocol,
+    Reconstruction,
+    Results,
+    RunFacts,
+    save,
+)
+from eval.session import WHOLE, EvalConfig, RunSession, open_run, subset, timed
+from pipeline.corruptions import TEST_SEED
+from pipeline.pixels import to_tensor
+from pipeline.reader import read_batches, read_split
+from shards.remote.cache import local
+
+READOUT_IMAGES = 256  # for the equivariance of readouts: an orbit encodes each 64 times
+
+
+def evaluate(
+    run: Path,
+    data: Path | str | None = None,
+    config: EvalConfig = WHOLE,
+) -> Results:
+    """Evaluate a finished run and return what was written to RUN/results.json.
+
+    Deterministic on CPU at an equal thread count, except for the field `seconds`.
+
+    Args:
+        data: the packed data set, or its URL; by default the one that the run trained on.
+
+    Raises:
+        DataError: the run or the data set cannot be used.
+    """
+    start = time.monotonic()
+    session = open_run(Path(run), None if data is None else local(data), config)
+    rows = subset(len(session.metrics_split), config.test_images)
+    images = to_tensor(read_split(session.metrics_split, rows), session.device)
+    protocol = _protocol(session, len(images))
+    reconstruction = _reconstruction(session, images)
+    latent = _latent(session, images)
+    equivariance = _equivariance(session, images)
+    embedded = embed_splits(session)
+    probed = probe_run(session, embedded)
+    if probed is not None:
+        probed.book.write(session.run / SCORES, session.hashes)
+    if config.figures:
+        with timed("figures"):
+            figures.draw(session, images, embedded[session.metrics_split.name])
+    results = Results(
+        version=VERSION,
+        run=RunFacts(**asdict(session.info)),
+        data=DataFacts(hash=session.data.hash, root=str(session.data.root)),
+        model=_model_facts(session),
+        protocol=protocol,
+        reconstruction=reconstruction,
+        latent=latent,
+        equivariance=equivariance,
+        notices=session.notices,
+        environment=msgspec.convert(environment(), Environment),
+        seconds=round(time.monotonic() - start, 1),
+    )
+    if probed is not None:
+        results = replace(
+            results,
+            probe=probed.probe,
+            other_probes=probed.other_probes,
+            budgets=probed.budgets,
+            robustness=probed.robustness,
+        )
+    save(session.run / RESULTS, results)
+    log.info(f"{session.run / RESULTS} written after {results.seconds} s")
+    return results
+
+
+def embed_splits(session: RunSession) -> dict[str, Features]:
+    """Write the embeddings of every split to RUN/embeddings; return those that are probed."""
+    probed = {}
+    for name, split in session.splits.items():
+        rows = session.embed_rows(split)
+        if len(rows) < len(split):
+            session.notice(f"{name}: embeddings of {len(rows):,} random images of {len(split):,}")
+        with timed(f"embedding {name}, {len(rows):,} images"):
+            images = read_batches(split, rows)
+            batches = readouts.embed_batches(session.model, images, [PRIMARY])
+            probed[name] = write_embeddings(
+                session.run / "embeddings" / f"{name}.parquet",
+                split.table.take(rows),
+                (batch[PRIMARY] for batch in batches),
+                {"readout": PRIMARY, **session.hashes},
+                selected=np.isin(rows, session.probe_rows(split)),
+            )
+    return probed
+
+
+def _model_facts(session: RunSession) -> ModelFacts:
+    def count(module: torch.nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    model = session.model
+    return ModelFacts(
+        **asdict(model.config),
+        parameters=Parameters(
+            encoder=count(model.encoder), decoder=count(model.decoder), total=count(model)
+        ),
+        snapshot=runs.snapshot_hash(session.run),
+    )
+
+
+def _protocol(session: RunSession, images: int) -> Protocol:
+    return replace(
+        probe_protocol(session),
+        metrics_split=session.metrics_split.name,
+        metrics_images=images,
+        equivariance_images=min(images, metrics.EQUIVARIANCE_IMAGES),
+        corruption=asdict(session.corruption),
+        corruption_seed=TEST_SEED,
+        active_units_above_nats=metrics.ACTIVE_NATS,
+        embed_images=session.config.embed_images,
+    )
+
+
+def _reconstruction(session: RunSession, images: torch.Tensor) -> Reconstruction:
+    with timed(f"reconstruction of {len(images):,} images, four inputs each"):
+        by_kind = metrics.denoising(session.model, images, session.corruption)
+    if not session.info.decodes:
+        session.notice("trained on labels: the decoder is untrained, so no PSNR and no SSIM")
+        by_kind = {kind: replace(s, psnr=None, ssim=None) for kind, s in by_kind.items()}
+    return Reconstruction(**asdict(by_kind["identity"]), by_kind=by_kind)
+
+
+def _latent(session: RunSession, images: torch.Tensor) -> Latent:
+    with timed(f"latent of {len(images):,} images"):
+        latent = metrics.latent_summary(*metrics.posterior(session.model, images))
+    if session.info.stochastic:
+        return latent
+    what = "an autoencoder" if session.info.decodes else "a classifier"
+    session.notice(f"{what} has no posterior variance: no KL and no active units")
+    return replace(latent, kl=None, active_units=None, posterior_std=None, kl_per_dimension=None)
+
+
+def _equivariance(session: RunSession, images: torch.Tensor) -> Equivariance:
+    info, few = session.info, images[:READOUT_IMAGES]
+
+    def encode(x: torch.Tensor) -> torch.Tensor:
+        mean: torch.Tensor = session.model.encoder(x).mean
+        return mean
+
+    with timed("equivariance"), metrics.evaluating(session.model):
+        errors = metrics.equivariance_errors(encode, images, info.group, info.fibres)
+        by_readout = {
+            name: metrics.summary_of_errors(
+                readouts.equivariance_of(encode, few, name, session.symmetry), info.group
+            )
+            for name in session.config.readouts
+        }
+    summary = metrics.summary_of_errors(errors, info.group)
+    return Equivariance(**asdict(summary), by_readout=by_readout)

@@ -1,0 +1,220 @@
+"""The evaluation of any encoder, by its embeddings or as a function from pixels to features.
+
+Embeddings in files (`eval.features`) give OUT/results.json and OUT/scores.parquet in the format of
+eval.main, so that eval.report and eval.stats.contrasts put them beside runs. `equivariance` and
+`robustness_of` measure an encoder that is at hand.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.console import log
+from common.errors import DataError
+from common.machine import environment
+from eval.features import Features, matched, read_external
+from eval.measure import metrics, robustness
+from eval.measure.baselines import BASELINES
+from eval.measure.probe import Labelled, fit
+from eval.measure.probing import FeatureSet, Rows, obstacle, probe_protocol, probe_sets, read_rows
+from eval.measure.readouts import PRIMARY
+from eval.measure.scores import SCORES
+from eval.results import (
+    RESULTS,
+    VERSION,
+    DataFacts,
+    Environment,
+    EquivarianceErrors,
+    ExternalFacts,
+    ExternalRunFacts,
+    ModelFacts,
+    Results,
+    Robustness,
+    save,
+)
+from eval.session import EvalConfig, Session, timed
+from models.vae import ModelConfig, build
+from pipeline.index import open_dataset
+from pipeline.pixels import to_pixels, to_tensor
+from pipeline.reader import READ_SIZE
+from shards.codec.png import Pixels
+from shards.remote.cache import local
+from shards.sources.splits import SPLITS
+
+Embed = Callable[[Pixels], NDArray[np.floating]]  # (n, 32, 32, 3) uint8 to (n, d) or (n, C, N, N)
+
+# an untrained encoder says something only of its own architecture
+BESIDE = tuple(name for name in BASELINES if name != "random_init")
+
+
+@dataclass(frozen=True)
+class ExternalConfig:
+    """What to evaluate, and on how much; as in eval.main."""
+
+    baselines: tuple[str, ...] = BESIDE
+    """Features without training, probed beside the embeddings."""
+    probes: tuple[str, ...] = EvalConfig.probes
+    """Classifiers."""
+    budgets: bool = EvalConfig.budgets
+    """Probe with labels of 1, 2, 5 groups per class and of 1, 5, 10 % of them, 20 draws each."""
+    probe_images: int = EvalConfig.probe_images
+    """Maximum images per split used by probes; a seeded random subset of more."""
+    seed: int = 0
+    """Seed of the encoder's training; results of one name are one arm in reports."""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.baselines) - set(BESIDE):
+            raise ValueError(f"unknown baselines {sorted(unknown)}; there are {list(BESIDE)}")
+        self.protocol()
+
+    def protocol(self) -> EvalConfig:
+        """Give the configuration of an evaluation of embeddings alone."""
+        return EvalConfig(
+            baselines=self.baselines,
+            probes=self.probes,
+            budgets=self.budgets,
+            robustness=False,
+            figures=False,
+            readouts=(PRIMARY,),
+            probe_images=self.probe_images,
+        )
+
+
+DEFAULTS = ExternalConfig()
+
+
+def evaluate_embeddings(
+    features: Path,
+    data: Path | str,
+    name: str,
+    out: Path,
+    config: ExternalConfig = DEFAULTS,
+) -> Results:
+    """Probe embeddings made elsewhere and return what was written to OUT/results.json.
+
+    Raises:
+        DataError: the embeddings cannot be read, or are not those of the data set, one per patch;
+            or the data set cannot be probed.
+    """
+    start = time.monotonic()
+    session = _open(data, config)
+    with timed(f"reading {features}"):
+        external = read_external(features)
+        embedded, unused = matched(external, session.data, SPLITS)
+    if unused and external.by != "order":
+        session.notice(f"{unused:,} embeddings of {features} are of no patch of train, val or test")
+    session.notice("no encoder: reconstruction, equivariance and robustness are not measured")
+    snapshot = _hash(embedded)
+    rows = read_rows(session)
+    probed = probe_sets(session, rows, _feature_sets(session, rows, embedded))
+    results = Results(
+        version=VERSION,
+        run=ExternalRunFacts(preset=name, seed=config.seed),
+        data=DataFacts(hash=session.data.hash, root=str(session.data.root)),
+        model=ModelFacts(snapshot=snapshot),
+        external=ExternalFacts(
+            features=str(features),
+            matched_by=external.by,
+            dimensions=external.vectors.shape[1],
+            config=asdict(config),
+        ),
+        protocol=probe_protocol(session),
+        probe=probed.probe,
+        other_probes=probed.other_probes,
+        budgets=probed.budgets,
+        notices=session.notices,
+        environment=msgspec.convert(environment(), Environment),
+        seconds=round(time.monotonic() - start, 1),
+    )
+    facts = {"snapshot_xxh3": snapshot, "dataset_hash": session.data.hash}
+    probed.book.write(out / SCORES, facts)
+    save(out / RESULTS, results)
+    log.info(f"{out / RESULTS} written after {results.seconds} s")
+    return results
+
+
+def equivariance(
+    embed: Embed, pixels: Pixels, group: str = "D4", fibres: str = "trivial"
+) -> EquivarianceErrors:
+    """Measure the section `equivariance` of results.json for any encoder.
+
+    Args:
+        embed: maps patches (n, 32, 32, 3) uint8 to grids (n, C, N, N), which have to move with the
+            patch, or to vectors (n, d), which have to stay as they are (the invariance error).
+        pixels: patches (n, 32, 32, 3); at most 2048 are used.
+        group: "D4" or "C4".
+        fibres: "trivial", or "regular" for channels that are permuted.
+    """
+    images = to_tensor(pixels)
+    errors = metrics.equivariance_errors(lambda x: _grid(embed, x), images, group, fibres)
+    return metrics.summary_of_errors(errors, group)
+
+
+def robustness_of(embed: Embed, data: Path | str, config: ExternalConfig = DEFAULTS) -> Robustness:
+    """Measure the section `robustness` of results.json, without PSNR, for any encoder.
+
+    The probe is fitted on clean patches of train and tested on corrupted ones of test.
+
+    Raises:
+        DataError: the data set cannot be probed.
+    """
+    session = _open(data, config)
+    rows = read_rows(session)
+    clean = rows.labelled({split: _vectors(embed, rows.pixels[split]) for split in SPLITS})
+    probe = fit(clean["train"], clean["val"])
+
+    def score(kind: str, severity: int, seen: Pixels) -> float:
+        auroc, _ = probe.auroc(Labelled(_vectors(embed, seen), rows.labels["test"]))
+        log.info(f"{kind}, severity {severity}: AUROC {auroc:.3f}")
+        return auroc
+
+    return robustness.curves(None, rows.pixels["test"], score, probe.auroc(clean["test"])[0])
+
+
+def _open(data: Path | str, config: ExternalConfig) -> Session:
+    session = Session(open_dataset(local(data)), config.protocol())
+    if reason := obstacle(session):
+        raise DataError(f"{session.data.root}: {reason}")
+    return session
+
+
+def _feature_sets(
+    session: Session, rows: Rows, embedded: dict[str, Features]
+) -> Iterator[FeatureSet]:
+    """Make the embeddings, in the place of a run's primary readout, and then the baselines."""
+    probed = {split: session.probe_rows(session.splits[split]) for split in SPLITS}
+    primary = {split: embedded[split][probed[split]] for split in SPLITS}
+    yield FeatureSet(PRIMARY, "readout", primary)
+    no_model = build(ModelConfig(), 0)  # no baseline of BESIDE looks at it
+    for name in session.config.baselines:
+        with timed(f"baseline {name}"):
+            transform = BASELINES[name](rows.pixels["train"], no_model)
+            features = {split: transform(rows.pixels[split]) for split in SPLITS}
+        yield FeatureSet(name, "baseline", features)
+
+
+def _hash(embedded: dict[str, Features]) -> str:
+    """Hash the embeddings (xxh3-64) in the order of the data set, whatever file they came in."""
+    state = xxhash.xxh3_64()
+    for split in SPLITS:
+        state.update(np.ascontiguousarray(embedded[split]).data)
+    return state.hexdigest()
+
+
+def _grid(embed: Embed, x_BCHW: Tensor) -> Tensor:
+    """Embed as grids (B, C, N, N); a vector is a grid of one cell, which nothing moves."""
+    codes = torch.from_numpy(np.array(embed(to_pixels(x_BCHW)), np.float32))
+    return codes[:, :, None, None] if codes.ndim == 2 else codes
+
+
+def _vectors(embed: Embed, pixels: Pixels) -> Features:
+    batches = [pixels[i : i + READ_SIZE] for i in range(0, len(pixels), READ_SIZE)]
+    return np.concatenate([np.asarray(embed(x), np.float32).reshape(len(x), -1) for x in batches])

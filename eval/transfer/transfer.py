@@ -1,0 +1,196 @@
+"""The transfer of probes between data sets: OUT/transfer.json, OUT/transfer.md and OUT/scores.
+
+Each data set is a site; where one names sites in its column `site`, each of them is also left out
+in turn. Only the probe is transferred: which data the encoder was trained on is in the results.
+OUT/scores/RUN/DATA.parquet (the format of `eval.measure.scores`) is for intervals by
+`eval.stats.contrasts`.
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from common.console import log
+from common.errors import DataError
+from common.files import atomic_path
+from common.machine import environment
+from eval import run as runs
+from eval.measure.baselines import BASELINES, Transform
+from eval.measure.readouts import PRIMARY, embed_mean
+from eval.report.document import Document
+from eval.report.writers import to_markdown
+from eval.results import Environment, as_json, save
+from eval.session import EvalConfig, device_named
+from eval.transfer import experiment
+from eval.transfer.datasets import ProbedData, open_datasets, short_names, site_labels
+from eval.transfer.experiment import Encoding, Trial
+from eval.transfer.results import (
+    TRANSFER,
+    VERSION,
+    LeftOutRow,
+    MatrixRow,
+    SiteProbeRow,
+    Transfer,
+    TransferData,
+    TransferProtocol,
+    TransferRun,
+    TransferSplit,
+)
+from eval.transfer.staining import Stain
+from eval.transfer.tables import sections
+from models import snapshot
+from models.vae import VAE
+from shards.codec.png import Pixels
+from shards.sources.splits import SPLITS
+
+TABLES = "transfer.md"
+BETWEEN = "between-data-sets"
+FITTED = ("pca384",)  # baselines that are fitted on the images of train
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """What is transferred, and on how much."""
+
+    stain: tuple[Stain, ...] = ("none", "site")
+    """Stain normalisation (Reinhard, CIELAB) to the train site: none, by site, by source image."""
+    baselines: tuple[str, ...] = ("mean_rgb", "colour_grid", "pca384", "random_init")
+    """Features without training, transferred beside those of the models."""
+    probe_images: int = EvalConfig.probe_images
+    """Maximum images per split used by probes; a seeded random subset of more."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of the models; auto takes a GPU where torch can use one."""
+
+    def __post_init__(self) -> None:
+        EvalConfig(baselines=self.baselines, probe_images=self.probe_images)  # refuses as there
+        if not self.stain:
+            raise ValueError("no stain is named; expected one or more of none, site, source")
+
+
+DEFAULTS = TransferConfig()
+
+
+def transfer(
+    run_folders: list[Path],
+    data: list[Path | str],
+    out: Path,
+    config: TransferConfig = DEFAULTS,
+) -> Transfer:
+    """Transfer the probes of runs between data sets; return what was written to OUT/transfer.json.
+
+    Raises:
+        DataError: a run or a data set cannot be used, class names differ between data sets, or
+            there is a single site.
+    """
+    start = time.monotonic()
+    folders = dict(zip(short_names(run_folders), run_folders, strict=True))
+    infos = {name: runs.load_info(folder) for name, folder in folders.items()}
+    device = device_named(config.device)
+    models = {n: snapshot.load(folder / "snapshot").to(device) for n, folder in folders.items()}
+    datasets = open_datasets(data, EvalConfig(probe_images=config.probe_images))
+    first = next(iter(datasets.values()))
+    if len(datasets) == 1 and len(first.sites) < 2:
+        raise DataError(
+            f"{data[0]} names {len(first.sites)} sites: transfer needs two data sets, or one with "
+            "two sites in its column `site`"
+        )
+    trial = Trial(datasets, encodings_of(models, config.baselines))
+    hashes = {name: runs.snapshot_hash(folder) for name, folder in folders.items()}
+    matrix, left_out, site_probe = _experiments(trial, config)
+    for (run, test), book in trial.books.items():
+        facts = {"snapshot_xxh3": hashes[run], "test": test}
+        book.write(out / "scores" / run / f"{test}.parquet", facts)
+    results = Transfer(
+        version=VERSION,
+        runs={
+            name: TransferRun(folder=str(folder), snapshot=hashes[name], **asdict(infos[name]))
+            for name, folder in folders.items()
+        },
+        data={name: _composition(data) for name, data in datasets.items()},
+        protocol=TransferProtocol(**as_json(config), classes=first.classes),
+        matrix=matrix,
+        left_out=left_out,
+        site_probe=site_probe,
+        notices=trial.notices,
+        environment=msgspec.convert(environment(), Environment),
+        seconds=round(time.monotonic() - start, 1),
+    )
+    document = Document("Probes transferred between sites", "", sections(results))
+    with atomic_path(out / TABLES) as temp:
+        temp.write_text(to_markdown(document), encoding="utf-8")
+    save(out / TRANSFER, results)
+    log.info(f"{out / TRANSFER} written after {results.seconds} s")
+    return results
+
+
+def encodings_of(models: dict[str, VAE], baselines: tuple[str, ...]) -> list[Encoding]:
+    """List the primary readout of every run, baselines once, untrained ones per architecture."""
+    encodings = [
+        Encoding(PRIMARY, (name,), partial(_readout, model=model), fixed=True)
+        for name, model in models.items()
+    ]
+    alike: dict[tuple[str, Any], list[str]] = {}
+    for baseline in baselines:
+        for name, model in models.items():
+            key = model.config if baseline == "random_init" else None
+            alike.setdefault((baseline, key), []).append(name)
+    for (baseline, _), names in alike.items():
+        make = partial(_baseline, name=baseline, model=models[names[0]])
+        encodings.append(Encoding(baseline, tuple(names), make, fixed=baseline not in FITTED))
+    return encodings
+
+
+def _readout(train: Pixels, model: VAE) -> Transform:
+    return lambda pixels: embed_mean(model, pixels)
+
+
+def _baseline(train: Pixels, name: str, model: VAE) -> Transform:
+    return BASELINES[name](train, model)
+
+
+def _composition(data: ProbedData) -> TransferData:
+    labels = data.rows.labels
+    return TransferData(
+        root=str(data.session.data.root),
+        hash=data.session.data.hash,
+        sites=data.sites,
+        splits={
+            split: TransferSplit(
+                patches=len(labels[split]),
+                groups=len(set(data.rows.groups(split))),
+                classes={c: int((labels[split] == i).sum()) for i, c in enumerate(data.classes)},
+            )
+            for split in SPLITS
+        },
+    )
+
+
+def _experiments(
+    trial: Trial, config: TransferConfig
+) -> tuple[list[MatrixRow], list[LeftOutRow], list[SiteProbeRow]]:
+    datasets = list(trial.datasets.values())
+    with_sites = [data for data in datasets if len(data.sites) > 1]
+    probed = {data.name: [data] for data in with_sites}
+    if len(datasets) > 1:
+        probed[BETWEEN] = datasets
+    sites = {name: site_labels(members) for name, members in probed.items()}
+    for name, labels in sites.items():
+        if labels.crossing:
+            trial.notice(
+                f"{name}: {labels.crossing} patches of val and test are left out of the site "
+                "probe, since their group is in an earlier split"
+            )
+    matrix: list[MatrixRow] = []
+    left_out: list[LeftOutRow] = []
+    site_probe: list[SiteProbeRow] = []
+    for stain in config.stain:
+        matrix += experiment.matrix(trial, stain)
+        for data in with_sites:
+            left_out += experiment.left_out(trial, data, stain)
+        for name, members in probed.items():
+            site_probe += experiment.site_probe(trial, name, members, sites[name], stain)
+    return matrix, left_out, site_probe
