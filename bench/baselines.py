@@ -24,7 +24,7 @@ from bench.steps import PRESETS_TIMED, endless, make_trainer, paced
 from bench.timing import log, rounds
 from common.console import table
 from pipeline.index import Dataset
-from train.config import PRESETS, Config
+from train.config import PRESETS
 from train.loop import Trainer
 
 PEERS = ("plain, webdataset", "plain, ImageFolder")  # also the keys of plain_trainer.LOADERS
@@ -63,40 +63,35 @@ def _compare(
 ) -> list[Baseline]:
     torch.compiler.reset()
     device, size = accelerator.device, settings.batch_size
-    config = replace(PRESETS[preset](), batch_size=size)
     obstacles = {name: v.obstacle(device, settings) for name, v in VARIANTS.items()}
     measurable = [name for name, reason in obstacles.items() if reason is None]
     with ExitStack() as stack:
         blocks: dict[str, Block] = {}
         if settings.peers:
             for name in PEERS:
-                peer = _plain_block(name, config, settings, device, plain)
+                peer = _plain_block(name, preset, settings, device, plain)
                 blocks[name] = stack.enter_context(peer)
         for name in measurable:
-            precision, compiled = VARIANTS[name]
-            variant = replace(config, precision=precision, compile=compiled)
-            trainer = make_trainer(variant, accelerator, dataset)
+            variant = {"precision": VARIANTS[name].precision, "compile": VARIANTS[name].compiled}
+            trainer = make_trainer(preset, accelerator, dataset, batch_size=size, **variant)
             blocks[name] = partial(_our_block, trainer, settings.steps)
         log.info(f"baselines: {preset}, batch {size}: the first steps of {', '.join(blocks)}")
         for block in blocks.values():
             block()
         seconds = rounds(blocks, settings.repeats)
     best = measurable[-1]
-    record = partial(Baseline, preset=preset, batch_size=size)
+    record = partial(Baseline, preset, size)
     measured = [
         record(
-            rung=name,
-            ours=name == best,
-            images_per_s=Spread.of([size / s for s in values]),
-            ours_is_faster_by=Spread.of_ratios(values, seconds[best]),
+            name,
+            name == best,
+            Spread.of([size / s for s in values]),
+            Spread.of_ratios(values, seconds[best]),
         )
         for name, values in seconds.items()
     ]
-    missing = [
-        record(rung=name, ours=False, images_per_s=none, ours_is_faster_by=none)
-        for name, none in ((n, NotMeasured(reason)) for n, reason in obstacles.items() if reason)
-    ]
-    return measured + missing
+    reasons = {name: NotMeasured(reason) for name, reason in obstacles.items() if reason}
+    return measured + [record(name, False, none, none) for name, none in reasons.items()]
 
 
 def _our_block(trainer: Trainer, steps: int) -> float:
@@ -106,12 +101,12 @@ def _our_block(trainer: Trainer, steps: int) -> float:
 
 @contextmanager
 def _plain_block(
-    name: str, config: Config, settings: Settings, device: torch.device, folder: Path
+    name: str, preset: str, settings: Settings, device: torch.device, folder: Path
 ) -> Iterator[Block]:
     """A plain trainer whose workers live from round to round, as they do in training."""
     from bench.plain_trainer import LOADERS, PlainTrainer  # needs webdataset
 
-    trainer = PlainTrainer(config, device)
+    trainer = PlainTrainer(PRESETS[preset](), device)
     with closing(LOADERS[name](folder, settings.batch_size, device.type == "cuda")) as batches:
         yield partial(paced, trainer.update, batches, settings.steps, device)
 
@@ -123,7 +118,7 @@ def report(records: list[Baseline]) -> str:
         rows = [["baseline", "images/s", "ours is faster by"]]
         for r in group:
             name = f"{r.rung} = ours" if r.ours else r.rung
-            rows.append([name, f"{r.images_per_s:,.0f}", f"{r.ours_is_faster_by:,.2f}"])
+            rows.append([name, f"{r.images_per_s}", f"{r.ours_is_faster_by:,.2f}"])
         tables.append(f"{preset}: baselines at batch {size:,}: {CELL}\n{table(rows)}")
     return "\n\n".join(tables)
 

@@ -150,36 +150,20 @@ def _parser() -> argparse.ArgumentParser:
         description="Measure what this machine reaches, as tables and JSON.",
     )
     add = parser.add_argument
+    number: dict[str, Any] = {"type": int, "metavar": "N"}
     add("mode", nargs="?", choices=["all", *MODES], default="all")
     add("--json", type=Path, metavar="FILE", help="write the results to this file as well")
-    add("--batch-size", type=int, metavar="N", help="images per step")
-    add("--repeats", type=int, metavar="N", help="rounds over everything that is compared")
-    add("--steps", type=int, metavar="N", help="steps timed together in each round")
-    add(
-        "--compiled",
-        action=argparse.BooleanOptionalAction,
-        help="measure compiled graphs; on a CPU each takes 20 to 50 s to compile",
-    )
-    add(
-        "--peers",
-        action="store_true",
-        default=None,
-        help="also measure other tools on the same work",
-    )
-    add(
-        "--batch-sizes",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="batch sizes of the baselines of `train`; default: the batch size alone",
-    )
-    add(
-        "--patches",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="sizes of the sets for `pack`, `read` and `scaling`; default: 8192",
-    )
+    add("--batch-size", **number, help="images per step")
+    add("--repeats", **number, help="rounds over everything that is compared")
+    add("--steps", **number, help="steps timed together in each round")
+    compiled = "measure compiled graphs; on a CPU each takes 20 to 50 s to compile"
+    add("--compiled", action=argparse.BooleanOptionalAction, help=compiled)
+    peers = "also measure other tools on the same work"
+    add("--peers", action="store_true", default=None, help=peers)
+    sizes = "batch sizes of the baselines of `train`; default: the batch size alone"
+    add("--batch-sizes", nargs="+", **number, help=sizes)
+    patches = "sizes of the sets for `pack`, `read` and `scaling`; default: 8192"
+    add("--patches", nargs="+", **number, help=patches)
     add("--plot", metavar="FILE", help="draw the baselines against the batch sizes")
     add("--window", type=float, metavar="S", help="seconds side by side in each round")
     add("--data", metavar="DIR", help="packed folder to measure on; default: synthetic patches")

@@ -5,7 +5,6 @@ from math import prod
 from typing import Any
 
 import torch
-from msgspec import Struct, field
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,21 +16,7 @@ MACS_UNIT = "multiply-adds in convolutions, one image"
 FLOPS_UNIT = "floating-point operations in convolutions, two per multiply-add, one image"
 
 
-class MultiplyAdds(Struct, frozen=True):
-    """Multiply-adds of one image."""
-
-    unit: str
-    encoder: int
-    decoder: int
-    total: int
-
-
-class Flops(Struct, frozen=True):
-    """FLOPs of a reconstruction from the mean, and of that with the gradient of all weights."""
-
-    unit: str
-    forward: int
-    backward: int = field(name="forward+backward")
+Counts = dict[str, str | int]  # by part or pass, and the unit
 
 
 def parameters(model: VAE) -> dict[str, int]:
@@ -42,7 +27,7 @@ def parameters(model: VAE) -> dict[str, int]:
     return {"encoder": encoder, "decoder": decoder, "total": encoder + decoder}
 
 
-def multiply_adds(model: VAE) -> MultiplyAdds | NotMeasured:
+def multiply_adds(model: VAE) -> Counts | NotMeasured:
     """Count by fvcore, which calls them flops; convolutions only."""
     try:
         from fvcore.nn import FlopCountAnalysis
@@ -51,14 +36,18 @@ def multiply_adds(model: VAE) -> MultiplyAdds | NotMeasured:
     analysis = FlopCountAnalysis(model, _image())
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     operations = analysis.by_module_and_operator()
-    modules = ("encoder", "decoder", "")
-    return MultiplyAdds(MACS_UNIT, *(int(operations[name]["conv"]) for name in modules))
+    parts = {"encoder": "encoder", "decoder": "decoder", "total": ""}
+    counts = {part: int(operations[module]["conv"]) for part, module in parts.items()}
+    return {"unit": MACS_UNIT, **counts}
 
 
-def flops(model: VAE) -> Flops:
-    """Count for one image."""
-    forward = count_flops(lambda: model(_image()))
-    return Flops(FLOPS_UNIT, forward, count_flops(lambda: model(_image()).sum().backward()))
+def flops(model: VAE) -> Counts:
+    """Count the reconstruction from the mean, and that with the gradient of every parameter."""
+    return {
+        "unit": FLOPS_UNIT,
+        "forward": count_flops(lambda: model(_image())),
+        "forward+backward": count_flops(lambda: model(_image()).sum().backward()),
+    }
 
 
 def count_flops(call: Callable[[], Any]) -> int:

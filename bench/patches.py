@@ -1,7 +1,7 @@
 """The patches to measure on, in every form that a tool reads or packs: arrays, PNGs, our shards."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -108,7 +108,15 @@ class PatchSet:
         return root
 
 
-def base_patches(settings: Settings) -> tuple[Pixels, NDArray[np.int64]]:
+def patch_sets(settings: Settings, counts: Iterable[int]) -> Iterator[PatchSet]:
+    """Sets of as many patches, one after the other; each is removed when the next is asked for."""
+    base, labels = _base_patches(settings)
+    for count in counts:
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            yield PatchSet(Path(folder) / "made", base, labels, count)
+
+
+def _base_patches(settings: Settings) -> tuple[Pixels, NDArray[np.int64]]:
     """At most BASE patches (n, 32, 32, 3) and their labels, of `settings.data` or synthetic.
 
     Raises:
@@ -120,14 +128,7 @@ def base_patches(settings: Settings) -> tuple[Pixels, NDArray[np.int64]]:
         split = open_dataset(Path(settings.data)).split("train")
         rows = np.arange(min(count, len(split)))
         return read_split(split, rows), split.labels[rows]
-    patches = list(islice(_synthetic(count), count))
-    names = sorted({name for _, name in patches})
-    pixels = np.stack([pixels for pixels, _ in patches])
-    return pixels, np.array([names.index(name) for _, name in patches])
-
-
-def _synthetic(count: int) -> Iterator[tuple[Pixels, str]]:
-    """Patches with the names of their classes."""
-    for source in sources(SyntheticConfig(train=count, val=0, test=0)):
-        for patch in source.patches:
-            yield patch, source.stem.parent.name
+    drawn = sources(SyntheticConfig(train=count, val=0, test=0))
+    labelled = ((patch, source.stem.parent.name) for source in drawn for patch in source.patches)
+    patches, names = zip(*islice(labelled, count), strict=True)
+    return np.stack(patches), np.unique(names, return_inverse=True)[1]

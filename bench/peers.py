@@ -37,8 +37,9 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
-def _context(workers: int) -> str | None:
-    return START if workers else None
+def _workers(count: int) -> dict[str, Any]:
+    """Options of a DataLoader."""
+    return {"num_workers": count, "multiprocessing_context": START if count else None}
 
 
 def _made_once(name: str, write: Callable[[PatchSet, Path], None]) -> Callable[[PatchSet], Path]:
@@ -72,13 +73,7 @@ def _webdataset(decoder: str, workers: int, root: Path, batch: int) -> Epochs:
         dataset = wds.WebDataset(urls, shardshuffle=len(urls), seed=number, empty_check=False)
         dataset = dataset.shuffle(SHUFFLE, seed=number).decode(decoder).to_tuple("png", "cls")
         dataset = dataset.batched(batch, collation_fn=_stacked)
-        yield from DataLoader(
-            dataset,
-            None,
-            num_workers=workers,
-            collate_fn=_identity,
-            multiprocessing_context=_context(workers),
-        )
+        yield from DataLoader(dataset, None, collate_fn=_identity, **_workers(workers))
 
     return epoch
 
@@ -88,14 +83,7 @@ def _image_folder(workers: int, root: Path, batch: int) -> Epochs:
 
     def epoch(number: int) -> Iterator[Batch]:
         torch.manual_seed(number)
-        loader = DataLoader(
-            dataset,
-            batch,
-            shuffle=True,
-            num_workers=workers,
-            multiprocessing_context=_context(workers),
-        )
-        for images, labels in loader:
+        for images, labels in DataLoader(dataset, batch, shuffle=True, **_workers(workers)):
             yield images.numpy(), labels.numpy()
 
     return epoch

@@ -7,8 +7,10 @@ scripts do beside: it logs nothing, so nothing waits for the device.
 """
 
 import copy
+import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import kornia.augmentation as K
 import numpy as np
@@ -137,38 +139,37 @@ def write_out(split: Split, folder: Path, batch: int) -> None:
 
 def webdataset_batches(folder: Path, batch: int, pin: bool) -> Batches:
     """Endless, as the webdataset documentation has it."""
-    urls = sorted(str(path) for path in (folder / "tar").glob("*.tar"))
+    urls = _tars(folder)
     dataset = wds.WebDataset(urls, shardshuffle=len(urls)).shuffle(SHUFFLE)
-    dataset = dataset.decode("torchrgb").to_tuple("png", "cls").repeat()
-    yield from _images(DataLoader(dataset, batch, num_workers=workers(), pin_memory=pin))
+    yield from _images(dataset.decode("torchrgb").to_tuple("png", "cls").repeat(), batch, pin)
 
 
 def tar_batches(folder: Path, batch: int, pin: bool) -> Batches:
     """Every sample of the tars once, in the order of the workers."""
-    urls = sorted(str(path) for path in (folder / "tar").glob("*.tar"))
-    dataset = wds.WebDataset(urls, shardshuffle=False).decode("torchrgb").to_tuple("png", "cls")
-    yield from _images(DataLoader(dataset, batch, num_workers=workers(), pin_memory=pin))
+    dataset = wds.WebDataset(_tars(folder), shardshuffle=False)
+    yield from _images(dataset.decode("torchrgb").to_tuple("png", "cls"), batch, pin)
+
+
+def _tars(folder: Path) -> list[str]:
+    return sorted(str(path) for path in (folder / "tar").glob("*.tar"))
 
 
 def image_folder_batches(folder: Path, batch: int, pin: bool) -> Batches:
     """Endless, epoch after epoch on the same workers."""
     dataset = ImageFolder(str(folder / "png"), ToTensor())
-    loader = DataLoader(
-        dataset,
-        batch,
-        shuffle=True,
-        drop_last=True,
-        num_workers=workers(),
-        pin_memory=pin,
-        persistent_workers=True,
+    options = {"shuffle": True, "drop_last": True, "persistent_workers": True}
+    yield from _images(dataset, batch, pin, epochs=sys.maxsize, **options)
+
+
+def _images(
+    dataset: Any, batch: int, pin: bool, epochs: int = 1, **options: Any
+) -> Iterator[Tensor]:
+    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+        dataset, batch, num_workers=workers(), pin_memory=pin, **options
     )
-    while True:
-        yield from _images(loader)
-
-
-def _images(loader: "DataLoader[tuple[Tensor, Tensor]]") -> Iterator[Tensor]:
-    for images, _ in loader:
-        yield images.float()
+    for _ in range(epochs):
+        for images, _ in loader:
+            yield images.float()
 
 
 LOADERS: dict[str, Callable[[Path, int, bool], Batches]] = {

@@ -39,6 +39,7 @@ class Spread(Struct, frozen=True):
         return Spread(self.median * factor, self.low * factor, self.high * factor, self.repeats)
 
     def __format__(self, form: str) -> str:
+        form = form or ",.0f"
         return f"{self.median:{form}} ({self.low:{form}}..{self.high:{form}})"
 
 

@@ -44,22 +44,13 @@ class Peaks(Record, tag="peak", frozen=True):
     rates: dict[str, Spread]
 
 
-class Bytes(Struct, frozen=True):
-    """A number of bytes, where it is known."""
-
-    bytes: int
-
-    def __format__(self, form: str) -> str:
-        return f"{self.bytes / 1e9:.2f} GB"
-
-
 class Needs(Struct, frozen=True):
     """What one image of a step asks for, exactly; the optimizer is left out."""
 
     flops: float
     saved_bytes: float  # kept for the backward pass
     moved_bytes: float  # read and written, operation by operation
-    peak_bytes: Bytes | NotMeasured  # of tensors in the whole step
+    peak_bytes: dict[str, int] | NotMeasured  # of tensors in the whole step, under "bytes"
 
 
 class Shares(Struct, frozen=True):
@@ -83,7 +74,7 @@ class Roofline(TrainRecord, tag="limits", frozen=True):
     flops: float
     saved_bytes: float
     moved_bytes: float
-    peak_bytes: Bytes | NotMeasured
+    peak_bytes: dict[str, int] | NotMeasured
     shares: Shares
 
 
@@ -128,7 +119,7 @@ def needs(trainer: Trainer, batch: Batch) -> Needs:
     return Needs(flops / images, kept / images, moved / images, peak)
 
 
-def _peak_memory(call: Callable[[], Any], device: torch.device) -> Bytes | NotMeasured:
+def _peak_memory(call: Callable[[], Any], device: torch.device) -> dict[str, int] | NotMeasured:
     """The most bytes that tensors took on a GPU during `call`.
 
     On a CPU the resident size says nothing about one step.
@@ -138,7 +129,7 @@ def _peak_memory(call: Callable[[], Any], device: torch.device) -> Bytes | NotMe
     torch.cuda.reset_peak_memory_stats(device)
     call()
     torch.cuda.synchronize(device)
-    return Bytes(torch.cuda.max_memory_allocated(device))
+    return {"bytes": torch.cuda.max_memory_allocated(device)}
 
 
 class _Traffic(TorchDispatchMode):
@@ -244,4 +235,6 @@ def report(record: Roofline) -> str:
     ]
     rows = [["an image needs", "", "share of peak", "bound, images/s"]]
     rows += [[name, need, f"{part:.1%}", f"{bound:,.0f}"] for name, need, part, bound in needed]
-    return f"{table(rows)}\nmost memory of tensors in a step: {record.peak_bytes}"
+    peak = record.peak_bytes
+    memory = f"{peak}" if isinstance(peak, NotMeasured) else f"{peak['bytes'] / 1e9:.2f} GB"
+    return f"{table(rows)}\nmost memory of tensors in a step: {memory}"

@@ -10,6 +10,7 @@ CPU nothing is copied.
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -29,7 +30,7 @@ from pipeline import corruptions, d4
 from pipeline.index import Dataset
 from pipeline.loader import PREFETCH, Batch, Loader
 from train import launch
-from train.config import Config
+from train.config import PRESETS
 from train.loop import Trainer
 
 PRESETS_TIMED = ("dvae", "eq-dvae")
@@ -69,8 +70,11 @@ def training_of(trainer: Trainer, preset: str) -> dict[str, Any]:
     }
 
 
-def make_trainer(config: Config, accelerator: Accelerator, dataset: Dataset) -> Trainer:
-    """Make a trainer as the entry point would; its run folder is never written to."""
+def make_trainer(
+    preset: str, accelerator: Accelerator, dataset: Dataset, **changes: Any
+) -> Trainer:
+    """Make the trainer of a changed preset as the entry point would; its run folder stays empty."""
+    config = replace(PRESETS[preset](), **changes)
     config = launch.resolve(config, dataset.split("train"), accelerator.device, 1)
     return Trainer(accelerator, config, dataset, dataset.root, lambda line: None)
 

@@ -8,7 +8,6 @@ random modules, eager float32 as they are used, run on the same images with the 
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,7 +27,6 @@ from pipeline.corruptions import TRAINABLE, CorruptionConfig
 from pipeline.index import Dataset, open_dataset
 from pipeline.pixels import to_float
 from shards.schema import PATCH
-from train.config import PRESETS
 from train.step import generator_for
 
 Call = Callable[[], Any]
@@ -45,12 +43,8 @@ class Augmentation(Record, tag="augment", frozen=True):
     share_of: dict[str, Spread]  # of the whole step, by step
 
 
-class WholeStep(Record, tag="step", frozen=True):
-    """The whole training step of a preset; the fields are those of `Augmentation`."""
-
-    name: str
-    us_per_image: Spread = msgspec.field(name="us_an_image")
-    share_of: dict[str, Spread]
+class WholeStep(Augmentation, tag="step", frozen=True):
+    """The whole training step of a preset."""
 
 
 def ours(images: Tensor, compiled: bool) -> dict[str, Call]:
@@ -59,8 +53,14 @@ def ours(images: Tensor, compiled: bool) -> dict[str, Call]:
     table_GP, generator = d4.pixel_index(PATCH).to(device), generator_for(0, 0, 0, device)
     x = to_float(images)
     # the memory layout as in the graph of the step: alone, inductor would choose another
-    options = {"fullgraph": True, "dynamic": False, "options": {"layout_optimization": False}}
-    prepare: Callable[..., Any] = partial(torch.compile, **options) if compiled else _eager
+    options: dict[str, Any] = {
+        "fullgraph": True,
+        "dynamic": False,
+        "options": {"layout_optimization": False},
+    }
+
+    def prepare(call: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(call, **options) if compiled else call
 
     def moved(g_B: Tensor) -> Tensor:
         return to_float(d4.act(images, g_B, table_GP))
@@ -91,10 +91,6 @@ def ours(images: Tensor, compiled: bool) -> dict[str, Call]:
     }
 
 
-def _eager(call: Callable[..., Any]) -> Callable[..., Any]:
-    return call
-
-
 def kornias(images: Tensor) -> dict[str, Call]:
     """The same calls by kornia's random modules."""
     from bench.plain_trainer import augmentation, corruption_modules, mixture
@@ -109,7 +105,7 @@ def kornias(images: Tensor) -> dict[str, Call]:
     return {f"kornia {n}": partial(module.to(x.device), x) for n, module in modules.items()}
 
 
-def measure(settings: Settings, accelerator: Accelerator) -> list[Augmentation | WholeStep]:
+def measure(settings: Settings, accelerator: Accelerator) -> list[Augmentation]:
     """Time the whole steps and each call on the same batch."""
     with packed_folder(settings) as root:
         dataset = open_dataset(root)
@@ -127,9 +123,9 @@ def measure(settings: Settings, accelerator: Accelerator) -> list[Augmentation |
         seconds = rounds(blocks, settings.repeats)
     return [
         (WholeStep if name in steps else Augmentation)(
-            name=name,
-            us_per_image=Spread.of([1e6 * s / len(images) for s in values]),
-            share_of={step: Spread.of_ratios(values, seconds[step]) for step in steps},
+            name,
+            Spread.of([1e6 * s / len(images) for s in values]),
+            {step: Spread.of_ratios(values, seconds[step]) for step in steps},
         )
         for name, values in seconds.items()
     ]
@@ -141,17 +137,15 @@ def _steps(
     """Whole steps on one batch by preset, and the images of that batch."""
     steps: dict[str, Call] = {}
     for preset in PRESETS_TIMED:
-        config = replace(
-            PRESETS[preset](), batch_size=settings.batch_size, compile=settings.compiled
-        )
-        trainer = make_trainer(config, accelerator, dataset)
+        options = {"batch_size": settings.batch_size, "compile": settings.compiled}
+        trainer = make_trainer(preset, accelerator, dataset, **options)
         with closing(endless(trainer.loader)) as batches:
             batch = next(batches)
         steps[STEP + preset] = partial(trainer.update, batch)
     return steps, batch.images
 
 
-def report(records: list[Augmentation | WholeStep], settings: Settings) -> str:
+def report(records: list[Augmentation], settings: Settings) -> str:
     """Show each beside the steps."""
     steps = [record.name for record in records if isinstance(record, WholeStep)]
     mode = "compiled" if settings.compiled else "eager"

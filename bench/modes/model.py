@@ -43,8 +43,8 @@ class Size(ModelRecord, tag="size", frozen=True):
     """The size of an architecture."""
 
     parameters: dict[str, int]  # of "encoder", "decoder", "total"
-    macs: counts.MultiplyAdds | NotMeasured
-    flops: counts.Flops
+    macs: counts.Counts | NotMeasured
+    flops: counts.Counts
 
 
 class Speed(ModelRecord, tag="speed", frozen=True):
@@ -116,15 +116,8 @@ def measure(settings: Settings, accelerator: Accelerator) -> list[Size | Speed]:
     for name, config in ARCHITECTURES.items():
         log.info(f"model: {name}: counting")
         model = build(config, 0)
-        records.append(
-            Size(
-                architecture=name,
-                model=asdict(config),
-                parameters=counts.parameters(model),
-                macs=counts.multiply_adds(model),
-                flops=counts.flops(model),
-            )
-        )
+        macs, flops = counts.multiply_adds(model), counts.flops(model)
+        records.append(Size(name, asdict(config), counts.parameters(model), macs, flops))
         records += _speeds(name, config, images, settings)
     return records
 
@@ -152,13 +145,7 @@ def _speeds(name: str, config: ModelConfig, images: Tensor, settings: Settings) 
         return Spread.of([len(images) / s for s in seconds[variant, title]])
 
     return [
-        Speed(
-            architecture=name,
-            model=asdict(config),
-            work=title,
-            variant=variant,
-            images_per_s=speed(variant, title),
-        )
+        Speed(name, asdict(config), title, variant, speed(variant, title))
         for variant, title in product(VARIANTS, PASSES)
     ]
 
@@ -179,23 +166,12 @@ def report(records: list[Size | Speed], settings: Settings) -> str:
     return "\n\n".join(tables)
 
 
-SIZE_HEADER = [
-    "architecture",
-    "parameters",
-    "encoder",
-    "decoder",
-    "MACs",
-    "FLOPs forward",
-    "FLOPs forward+backward",
-]
+SIZE_HEADER = ["architecture", "parameters", "encoder", "decoder", "MACs"]
+SIZE_HEADER += ["FLOPs forward", "FLOPs forward+backward"]
 
 
 def _size_row(size: Size) -> list[str]:
-    parameters, macs = size.parameters, size.macs
-    return [
-        size.architecture,
-        *(f"{parameters[part]:,}" for part in ("total", "encoder", "decoder")),
-        f"{macs if isinstance(macs, NotMeasured) else macs.total:,}",
-        f"{size.flops.forward:,}",
-        f"{size.flops.backward:,}",
-    ]
+    macs = size.macs if isinstance(size.macs, NotMeasured) else size.macs["total"]
+    parameters = [size.parameters[part] for part in ("total", "encoder", "decoder")]
+    numbers = [*parameters, macs, size.flops["forward"], size.flops["forward+backward"]]
+    return [size.architecture, *(f"{number:,}" for number in numbers)]

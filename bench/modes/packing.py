@@ -5,7 +5,6 @@ checks each CRC, decodes each patch, sums its channels, hashes what it writes an
 """
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from io import BytesIO
@@ -17,7 +16,7 @@ import webdataset as wds
 from accelerate import Accelerator
 from PIL import Image
 
-from bench.patches import PatchSet, base_patches
+from bench.patches import PatchSet, patch_sets
 from bench.records import CELL, Record, Spread, grouped
 from bench.settings import Settings
 from bench.timing import Usage, log, rounds, usage
@@ -101,19 +100,15 @@ PEERS: dict[str, Packer] = {
 def measure(settings: Settings, accelerator: Accelerator) -> list[PackSpeed]:
     """Race the packers on each number of patches."""
     packers = OURS | PEERS if settings.peers else OURS
-    pixels, labels = base_patches(settings)
     records: list[PackSpeed] = []
-    for count in settings.patches:
-        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            root = PatchSet(Path(folder) / "made", pixels, labels, count).pngs()
-            log.info(f"pack: {count:,} patches, {len(packers)} packers in turn")
-            records += _race(packers, root, Path(folder) / "out", count, settings.repeats)
+    for patches in patch_sets(settings, settings.patches):
+        log.info(f"pack: {patches.count:,} patches, {len(packers)} packers in turn")
+        records += _race(packers, patches, settings.repeats)
     return records
 
 
-def _race(
-    packers: dict[str, Packer], root: Path, out: Path, count: int, repeats: int
-) -> list[PackSpeed]:
+def _race(packers: dict[str, Packer], patches: PatchSet, repeats: int) -> list[PackSpeed]:
+    root, out, count = patches.pngs(), patches.folder / "out", patches.count
     runs: dict[str, list[Usage]] = {name: [] for name in packers}
     sizes: dict[str, int] = {}
 
@@ -127,11 +122,11 @@ def _race(
     rounds({name: partial(block, name) for name in packers}, repeats)
     return [
         PackSpeed(
-            packer=name,
-            patches=count,
-            patches_per_s=Spread.of([count / run.seconds for run in runs[name]]),
-            patches_per_core_s=Spread.of([count / run.core_seconds for run in runs[name]]),
-            bytes_per_patch=sizes[name] / count,
+            name,
+            count,
+            Spread.of([count / run.seconds for run in runs[name]]),
+            Spread.of([count / run.core_seconds for run in runs[name]]),
+            sizes[name] / count,
         )
         for name in packers
     ]
@@ -144,15 +139,9 @@ def report(records: list[PackSpeed], settings: Settings) -> str:
         rates = {r.packer: r.patches_per_core_s.median for r in group}
         reference = rates.get(REFERENCE)
         rows = [["packer", "patches/s", "patches/s per core", "x ShardWriter", "bytes/patch"]]
-        rows += [
-            [
-                r.packer,
-                f"{r.patches_per_s:,.0f}",
-                f"{r.patches_per_core_s:,.0f}",
-                "-" if reference is None else f"{rates[r.packer] / reference:.1f}",
-                f"{r.bytes_per_patch:,.0f}",
-            ]
-            for r in group
-        ]
+        for r in group:
+            ratio = "-" if reference is None else f"{rates[r.packer] / reference:.1f}"
+            speeds = f"{r.patches_per_s}", f"{r.patches_per_core_s}"
+            rows.append([r.packer, *speeds, ratio, f"{r.bytes_per_patch:,.0f}"])
         tables.append(f"{count:,} patches from PNG files: {CELL}\n{table(rows)}")
     return "\n\n".join(tables)

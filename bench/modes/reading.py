@@ -4,15 +4,13 @@ Every reader gives each patch once per epoch, in an order that changes, as uint8
 ours check every sample read from a shard by its CRC. Memory is that of this process.
 """
 
-import tempfile
 import time
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from accelerate import Accelerator
 
-from bench.patches import MAX_FILES, PatchSet, base_patches
+from bench.patches import MAX_FILES, PatchSet, patch_sets
 from bench.readers import LARGE, LIMIT, OURS, REFERENCE, Epochs, Reader, consume
 from bench.records import CELL, NotMeasured, Record, Spread, grouped
 from bench.settings import Settings
@@ -56,15 +54,13 @@ def measure(settings: Settings, accelerator: Accelerator) -> list[ReadSpeed | Re
         from bench.peers import PEERS
 
         readers = OURS | PEERS
-    pixels, labels = base_patches(settings)
+    # whole batches, so that no epoch of ours shares a batch with the next
+    counts = [count // min(BATCH, count) * min(BATCH, count) for count in settings.patches]
     records: list[ReadSpeed | ReadFailure] = []
-    for patches in settings.patches:
-        batch = min(BATCH, patches)
-        count = patches // batch * batch  # so that no epoch of ours shares a batch with the next
-        racing = readers if count <= MAX_FILES else {name: OURS[name] for name in LARGE}
-        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            patch_set = PatchSet(Path(folder) / "made", pixels, labels, count)
-            records += race(racing, patch_set, batch, settings.repeats)
+    for patches in patch_sets(settings, counts):
+        few = patches.count <= MAX_FILES
+        racing = readers if few else {name: OURS[name] for name in LARGE}
+        records += race(racing, patches, min(BATCH, patches.count), settings.repeats)
     return records
 
 
@@ -82,7 +78,7 @@ def race(
             if name in OURS:
                 raise
             reason = NotMeasured(f"{type(error).__name__}: {error}")
-            failures[name] = ReadFailure(reader=name, patches=patches.count, patches_per_s=reason)
+            failures[name] = ReadFailure(name, patches.count, reason)
     timed: dict[str, list[tuple[int, Usage]]] = {name: [] for name in opened}
 
     def block(name: str) -> float:
@@ -137,16 +133,8 @@ def _read_epochs(epochs: Epochs, first: int) -> tuple[int, Usage]:
     return done, used
 
 
-HEADER = [
-    "reader",
-    "patches/s",
-    "patches/s per core",
-    "x PIL",
-    "of the limit",
-    "bytes/patch",
-    "opened MB",
-    "grown MB",
-]
+HEADER = ["reader", "patches/s", "patches/s per core", "x PIL", "of the limit", "bytes/patch"]
+HEADER += ["opened MB", "grown MB"]
 
 
 def report(records: list[ReadSpeed | ReadFailure], settings: Settings) -> str:
@@ -170,8 +158,8 @@ def _row(speed: ReadSpeed, limit: ReadSpeed, reference: ReadSpeed | None) -> lis
     rate, most = speed.patches_per_core_s.median, limit.patches_per_core_s.median
     return [
         speed.reader,
-        f"{speed.patches_per_s:,.0f}",
-        f"{speed.patches_per_core_s:,.0f}",
+        f"{speed.patches_per_s}",
+        f"{speed.patches_per_core_s}",
         "-" if reference is None else f"{rate / reference.patches_per_core_s.median:.1f}",
         f"{rate / most:.1%}",
         f"{speed.bytes_per_patch:,.0f}",

@@ -7,7 +7,6 @@ that every block is read and checked; the shards are in the page cache.
 
 import shutil
 import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from accelerate import Accelerator
 
 from bench.modes.packing import pack_folder
 from bench.modes.reading import BATCH
-from bench.patches import PatchSet, base_patches
+from bench.patches import PatchSet, patch_sets
 from bench.processes import READY, answer, expect_ready, started, tell
 from bench.readers import consume
 from bench.records import CELL, Record, Spread, grouped
@@ -44,30 +43,24 @@ class Scaling(Record, tag="scaling", frozen=True):
 
 def measure(settings: Settings, accelerator: Accelerator) -> list[Scaling]:
     """Time packing and reading on each number of patches."""
-    pixels, labels = base_patches(settings)
     counts = [n for n in PROCESSES if n <= usable_cores()]
+    if min(settings.patches) < counts[-1]:
+        raise DataError(
+            f"{min(settings.patches)} patches for {counts[-1]} processes: give more --patches"
+        )
+    batches = [min(BATCH, count // counts[-1]) * counts[-1] for count in settings.patches]
+    sizes = [count // batch * batch for count, batch in zip(settings.patches, batches, strict=True)]
     records: list[Scaling] = []
-    for patches in settings.patches:
-        if patches < counts[-1]:
-            raise DataError(f"{patches} patches for {counts[-1]} processes: give more --patches")
-        batch = min(BATCH, patches // counts[-1])  # of a process
-        whole = batch * counts[-1]  # an epoch is whole batches of all processes
-        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            patch_set = PatchSet(Path(folder) / "made", pixels, labels, patches // whole * whole)
-            seconds = {}
-            if patch_set.count <= MAX_FILES:
-                seconds["pack, stored"] = _pack(patch_set, counts, settings.repeats)
-            seconds["read, stored, streamed"] = _read(patch_set, counts, batch, settings.repeats)
-        records += [
-            Scaling(
-                task=task,
-                patches=patch_set.count,
-                processes=n,
-                patches_per_s=Spread.of([patch_set.count / s for s in by_processes[n]]),
-            )
-            for task, by_processes in seconds.items()
-            for n in counts
-        ]
+    for patches, batch in zip(patch_sets(settings, sizes), batches, strict=True):
+        seconds = {}
+        if patches.count <= MAX_FILES:
+            seconds["pack, stored"] = _pack(patches, counts, settings.repeats)
+        each = batch // counts[-1]
+        seconds["read, stored, streamed"] = _read(patches, counts, each, settings.repeats)
+        for task, by_processes in seconds.items():
+            for n in counts:
+                rate = Spread.of([patches.count / s for s in by_processes[n]])
+                records.append(Scaling(task, patches.count, n, rate))
     return records
 
 
@@ -120,7 +113,7 @@ def report(records: list[Scaling], settings: Settings) -> str:
         rows = [["processes", "patches/s", "x one"]]
         for r in group:
             ratio = r.patches_per_s.median / alone
-            rows.append([str(r.processes), f"{r.patches_per_s:,.0f}", f"{ratio:.2f}"])
+            rows.append([str(r.processes), f"{r.patches_per_s}", f"{ratio:.2f}"])
         tables.append(f"{task}, {patches:,} patches: {CELL}\n{table(rows)}")
     return "\n\n".join(tables)
 

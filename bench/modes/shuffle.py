@@ -38,13 +38,9 @@ def measure(settings: Settings, accelerator: Accelerator) -> list[Shuffling]:
         for name, block in BLOCKS.items():
             order = Order(count, 0, block)
             epochs = [order.take(e * count, (e + 1) * count) for e in range(settings.repeats)]
+            distances = Spread.of([displacement(epoch) for epoch in epochs])
             records.append(
-                Shuffling(
-                    samples=count,
-                    order=name,
-                    displacement=Spread.of([displacement(epoch) for epoch in epochs]),
-                    mix=Spread.of([mix(epoch) for epoch in epochs]),
-                )
+                Shuffling(count, name, distances, Spread.of([mix(epoch) for epoch in epochs]))
             )
     return records
 

@@ -29,7 +29,6 @@ from common.machine import usable_cores
 from pipeline.index import open_dataset
 from pipeline.loader import Batch
 from train import launch
-from train.config import PRESETS
 from train.loop import Trainer
 
 PRESET = "dvae"
@@ -65,15 +64,10 @@ def measure(settings: Settings, accelerator: Accelerator) -> list[Runs]:
             with started("bench.modes.side_by_side", arguments) as processes:
                 log.info(f"side by side: {settings.repeats} windows of {settings.window:g} s")
                 rates = [_window(processes) for _ in range(settings.repeats)]
-            records.append(
-                Runs(
-                    preset=PRESET,
-                    runs=runs,
-                    threads=threads if accelerator.device.type == "cpu" else None,
-                    images_per_s=Spread.of([sum(window) for window in rates]),
-                    images_per_s_of_each=Spread.of([r for window in rates for r in window]),
-                )
-            )
+            total = Spread.of([sum(window) for window in rates])
+            each = Spread.of([rate for window in rates for rate in window])
+            cpu = accelerator.device.type == "cpu"
+            records.append(Runs(PRESET, runs, threads if cpu else None, total, each))
     return records
 
 
@@ -90,9 +84,11 @@ def train(settings: Settings, threads: int) -> None:
     """Train as standard input says, until it is closed; the main program of a run."""
     accelerator = launch.start_accelerator()
     torch.set_num_threads(threads)
-    config = replace(PRESETS[PRESET](), batch_size=settings.batch_size, compile=settings.compiled)
     assert settings.data is not None
-    trainer = make_trainer(config, accelerator, open_dataset(Path(settings.data)))
+    dataset, batch = open_dataset(Path(settings.data)), settings.batch_size
+    trainer = make_trainer(
+        PRESET, accelerator, dataset, batch_size=batch, compile=settings.compiled
+    )
     with closing(endless(trainer.loader)) as batches:
         _steps(trainer, batches, WARMUP)
         answer(READY)
@@ -126,16 +122,10 @@ def report(records: list[Runs], settings: Settings) -> str:
     """A row per number of runs."""
     alone = records[0].images_per_s.median
     rows = [["runs at once", "threads each", "all together", "each", "all / one alone"]]
-    rows += [
-        [
-            str(r.runs),
-            "-" if r.threads is None else str(r.threads),
-            f"{r.images_per_s:,.0f}",
-            f"{r.images_per_s_of_each:,.0f}",
-            f"{r.images_per_s.median / alone:.2f}",
-        ]
-        for r in records
-    ]
+    for r in records:
+        threads = "-" if r.threads is None else str(r.threads)
+        ratio = f"{r.images_per_s.median / alone:.2f}"
+        rows.append([str(r.runs), threads, f"{r.images_per_s}", f"{r.images_per_s_of_each}", ratio])
     return f"{PRESET}, batch {settings.batch_size:,} each, images/s: {CELL}\n{table(rows)}"
 
 

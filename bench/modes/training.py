@@ -6,7 +6,6 @@ then the parts of a step, its share of what the machine can do, and plain traine
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +32,6 @@ from bench.timing import log, rounds
 from common.console import table
 from pipeline.index import Dataset, open_dataset
 from pipeline.loader import STORES, Batch, Loader, choose_storage
-from train.config import PRESETS
 from train.loop import Trainer
 
 FIXED = "fixed"  # one batch that lies on the device already
@@ -70,13 +68,8 @@ def _preset(
 ) -> list[TrainRecord]:
     log.info(f"train: {preset}: making the trainer")
     torch.compiler.reset()
-    config = replace(
-        PRESETS[preset](),
-        batch_size=settings.batch_size,
-        compile=settings.compiled,
-        storage="stream",
-    )
-    trainer = make_trainer(config, accelerator, dataset)
+    options = {"batch_size": settings.batch_size, "compile": settings.compiled}
+    trainer = make_trainer(preset, accelerator, dataset, storage="stream", **options)
     loaders = fitting_loaders(trainer)
     fixed = fixed_batch(trainer)
     sources: dict[str, Source] = {FIXED: partial(_again, fixed)}
@@ -142,16 +135,10 @@ def report(records: Sequence[Record], settings: Settings) -> str:
     for preset, group in grouped(of_presets, lambda r: r.preset).items():
         first, mode = group[0], "compiled" if group[0].compiled else "eager"
         rows = [["batches from", "images/s", "ms per step", "step / fixed step"]]
-        rows += [
-            [
-                speed.source,
-                f"{speed.images_per_s:,.0f}",
-                f"{speed.step_s.times(1000):,.1f}",
-                f"{speed.step_over_fixed:,.3f}",
-            ]
-            for speed in group
-            if isinstance(speed, StepSpeed)
-        ]
+        for r in group:
+            if isinstance(r, StepSpeed):
+                step, ratio = f"{r.step_s.times(1000):,.1f}", f"{r.step_over_fixed:,.3f}"
+                rows.append([r.source, f"{r.images_per_s}", step, ratio])
         lines = [
             f"{preset} ({first.architecture}, {mode} {first.precision}): whole steps at "
             f"batch {settings.batch_size:,}: {CELL}",

@@ -32,8 +32,8 @@ TINY = Settings(batch_size=8, repeats=2, steps=1, compiled=False, window=1e-6)
 
 @pytest.fixture
 def trainer(small_dataset: Path) -> Trainer:
-    config = replace(PRESETS["dvae"](), batch_size=8, precision="fp32")
-    return steps.make_trainer(config, Accelerator(cpu=True), open_dataset(small_dataset))
+    dataset, accelerator = open_dataset(small_dataset), Accelerator(cpu=True)
+    return steps.make_trainer("dvae", accelerator, dataset, batch_size=8, precision="fp32")
 
 
 def test_the_parts_of_a_step_are_named_and_the_trainer_is_left_as_it_was(trainer: Trainer) -> None:
