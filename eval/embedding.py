@@ -83,7 +83,7 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Part:
+class EmbeddingFile:
     """A Parquet file, and the samples whose embeddings it holds."""
 
     path: Path
@@ -110,23 +110,23 @@ def embed(run: Path, source: Path | str, options: EmbedOptions = DEFAULTS) -> Pa
         "dataset_hash": samples.dataset.hash,
     }
     ranks.require_same(facts, "the run or the source")
-    parts = plan_parts(out, len(samples), options.part_rows)
-    ranks.together(lambda: _write_share(parts, samples, encoder, facts))
-    ranks.together(lambda: _finish(out, parts, facts, options))
+    files = plan_files(out, len(samples), options.part_rows)
+    ranks.together(lambda: _write_share(files, samples, encoder, facts))
+    ranks.together(lambda: _finish(out, files, facts, options))
     if ranks.rank() == 0:
         numbers = encoder.dimensions(options.readout)
-        log.info(f"{len(samples):,} embeddings of {numbers} numbers in {len(parts)} files")
+        log.info(f"{len(samples):,} embeddings of {numbers} numbers in {len(files)} files")
     return out
 
 
-def plan_parts(out: Path, samples: int, part_rows: int | None) -> list[Part]:
+def plan_files(out: Path, samples: int, part_rows: int | None) -> list[EmbeddingFile]:
     """Divide samples among files, independently of ranks: another number of them can continue."""
     fair = (
         -(-samples // PARTS // READ_SIZE) * READ_SIZE
     )  # whole reads: files do not change the numbers
     size = part_rows or min(max(fair, READ_SIZE), MOST_ROWS)
     return [
-        Part(out / f"part-{i:05d}.parquet", np.arange(first, min(first + size, samples)))
+        EmbeddingFile(out / f"part-{i:05d}.parquet", np.arange(first, min(first + size, samples)))
         for i, first in enumerate(range(0, samples, size))
     ]
 
@@ -174,31 +174,31 @@ def _by_path(dataset: Dataset) -> Samples:
 
 
 def _write_share(
-    parts: list[Part], samples: Samples, encoder: PatchEncoder, facts: dict[str, str]
+    files: list[EmbeddingFile], samples: Samples, encoder: PatchEncoder, facts: dict[str, str]
 ) -> None:
     """Write this rank's share of the files that are not there yet."""
-    share = [part for part in parts[ranks.rank() :: ranks.world()] if not _finished(part, facts)]
-    with progress("embedding", sum(len(part.rows) for part in share), "patches") as advance:
-        for part in share:
-            write_part(part, samples, encoder, facts, advance)
+    share = [file for file in files[ranks.rank() :: ranks.world()] if not _finished(file, facts)]
+    with progress("embedding", sum(len(file.rows) for file in share), "patches") as advance:
+        for file in share:
+            write_file(file, samples, encoder, facts, advance)
 
 
-def _finished(part: Part, facts: dict[str, str]) -> bool:
+def _finished(file: EmbeddingFile, facts: dict[str, str]) -> bool:
     """Tell whether a file exists; one of another run or source is an error, never overwritten."""
-    if not part.path.is_file():
+    if not file.path.is_file():
         return False
-    metadata = pq.read_schema(part.path).metadata or {}
+    metadata = pq.read_schema(file.path).metadata or {}
     same = all(metadata.get(name.encode()) == value.encode() for name, value in facts.items())
-    if not same or pq.read_metadata(part.path).num_rows != len(part.rows):
+    if not same or pq.read_metadata(file.path).num_rows != len(file.rows):
         raise DataError(
-            f"{part.path} holds embeddings of another run, source, readout or part size; "
+            f"{file.path} holds embeddings of another run, source, readout or part size; "
             "choose another --out, or remove it"
         )
     return True
 
 
-def write_part(
-    part: Part,
+def write_file(
+    file: EmbeddingFile,
     samples: Samples,
     encoder: PatchEncoder,
     facts: dict[str, str],
@@ -206,12 +206,12 @@ def write_part(
 ) -> None:
     """Embed the samples of a file and write it, whole or not at all."""
     batches = []
-    for pixels in _images(samples, part.rows):
+    for pixels in _images(samples, file.rows):
         batches.append(encoder.encode(pixels, facts["readout"]))
         advance(len(pixels))
-    rows = samples.table.take(pa.array(part.rows))
+    rows = samples.table.take(pa.array(file.rows))
     table = features.with_embeddings(rows, np.concatenate(batches))
-    with atomic_path(part.path) as temp:
+    with atomic_path(file.path) as temp:
         pq.write_table(table.replace_schema_metadata(facts), temp, compression="zstd")
 
 
@@ -229,12 +229,14 @@ def _images(samples: Samples, rows: NDArray[np.int64]) -> Iterator[NDArray[np.ui
             yield pixels
 
 
-def _finish(out: Path, parts: list[Part], facts: dict[str, str], options: EmbedOptions) -> None:
+def _finish(
+    out: Path, files: list[EmbeddingFile], facts: dict[str, str], options: EmbedOptions
+) -> None:
     """Write other formats and remove the packed form of a folder, on the main rank."""
     if ranks.rank() > 0:
         return
-    if missing := [part.path.name for part in parts if not _finished(part, facts)]:
+    if missing := [file.path.name for file in files if not _finished(file, facts)]:
         raise DataError(f"{out} lacks {missing[:5]}: they were removed; run the command again")
-    features.write_formats(out, [part.path for part in parts], options.formats)
+    features.write_formats(out, [file.path for file in files], options.formats)
     shutil.rmtree(out / SHARDS, ignore_errors=True)
     (out / LISTING).unlink(missing_ok=True)

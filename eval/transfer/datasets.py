@@ -72,13 +72,13 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     Raises:
         DataError: a path is named twice.
     """
-    whole = [path.resolve().parts for path in paths]
-    for count in range(1, max(map(len, whole)) + 1):
-        names = [file_name("-".join(parts[-count:])) for parts in whole]
+    folders = [path.resolve().parts for path in paths]
+    for count in range(1, max(map(len, folders)) + 1):
+        names = [file_name("-".join(folder[-count:])) for folder in folders]
         if len(set(names)) == len(names):
             return names
-    pairs = zip(paths, whole, strict=True)
-    twice = sorted({str(path) for path, parts in pairs if whole.count(parts) > 1})
+    pairs = zip(paths, folders, strict=True)
+    twice = sorted({str(path) for path, folder in pairs if folders.count(folder) > 1})
     raise DataError(f"{twice} is named twice, or differs in unsafe characters only: name each once")
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from common.errors import DataError
 from eval import embedding
-from eval.embedding import EmbedOptions, Part, embed
+from eval.embedding import EmbeddingFile, EmbedOptions, embed
 from eval.encoder import load
 from eval.features import Features, read_embeddings
 from models.vae import ModelConfig
@@ -64,15 +64,15 @@ def test_an_interrupted_command_continues(
     run: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = EmbedOptions(tmp_path / "cut", part_rows=5)
-    write, written, limit = embedding.write_part, [], 2
+    write, written, limit = embedding.write_file, [], 2
 
-    def stop_at_the_limit(part: Part, *arguments: Any) -> None:
+    def stop_at_the_limit(file: EmbeddingFile, *arguments: Any) -> None:
         if len(written) == limit:
             raise KeyboardInterrupt
-        written.append(part.path.name)
-        write(part, *arguments)
+        written.append(file.path.name)
+        write(file, *arguments)
 
-    monkeypatch.setattr(embedding, "write_part", stop_at_the_limit)
+    monkeypatch.setattr(embedding, "write_file", stop_at_the_limit)
     with pytest.raises(KeyboardInterrupt):
         embed(run, raw, options)
     limit = 5
@@ -84,9 +84,9 @@ def test_an_interrupted_command_continues(
 
 @pytest.mark.parametrize("rows", [0, 1, 1024, 1025, 60_000, 1_000_000, 10_000_000])
 def test_parts_hold_each_row_once_and_are_enough_to_share(rows: int) -> None:
-    parts = embedding.plan_parts(Path(), rows, None)
-    sizes = [len(part.rows) for part in parts]
-    firsts = [int(part.rows[0]) for part in parts]
+    files = embedding.plan_files(Path(), rows, None)
+    sizes = [len(file.rows) for file in files]
+    firsts = [int(file.rows[0]) for file in files]
     assert sum(sizes) == rows and firsts == [sum(sizes[:i]) for i in range(len(sizes))]
     assert all(size % READ_SIZE == 0 and size <= embedding.MOST_ROWS for size in sizes[:-1])
     reads = -(-rows // READ_SIZE)

@@ -70,7 +70,7 @@ def fails_on_rank_1(how: str, *args: Any) -> str:
         raise DataError("its disk is full")
 
     if ranks.rank() == 1:
-        embedding.write_part = fail
+        embedding.write_file = fail
     try:
         embedded(*args)
     except DataError as error:

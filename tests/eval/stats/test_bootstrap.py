@@ -85,8 +85,8 @@ def test_the_estimate_is_the_metric_of_the_probe(columns: int) -> None:
 def test_one_column_is_the_score_of_class_1() -> None:
     scores, labels, groups = scored_groups(2, 24)
     two = np.stack([-scores[..., 1], scores[..., 1]], -1)
-    one = interval(scores[..., 1], labels, groups, resampling=FEW)
-    assert numbers(one) == pytest.approx(numbers(interval(two, labels, groups, resampling=FEW)))
+    single = interval(scores[..., 1], labels, groups, resampling=FEW)
+    assert numbers(single) == pytest.approx(numbers(interval(two, labels, groups, resampling=FEW)))
 
 
 def test_group_and_seed_variance_have_their_closed_forms() -> None:
