@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from bench.records import Record
 from bench.settings import DEFAULTS, Settings
 from bench.timing import log
+from common import console
 from common.command import DONE, FAILED, INTERRUPTED
 from common.errors import DataError
 from common.files import write_atomically
@@ -105,6 +106,7 @@ def _show_progress() -> None:
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
+    console.log.addHandler(logging.NullHandler())  # a pack that is timed does not warn each time
 
 
 def run(mode: str, settings: Settings, accelerator: Accelerator, target: Path | None) -> None:

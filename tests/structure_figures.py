@@ -40,9 +40,9 @@ WALKS = {
 }
 OTHER_CASES = {
     "patch, PNG to tar": "manifest listed cells columns convert tiles images slices tasks recorded",
-    "batch, disk to loss": "tied classification images task tracker",
+    "batch, disk to loss": "tied classification images task tracker colour stain",
     "run, checkpoint to report": (
-        "tied classification stain latex remote download store images task step schedule"
+        "tied classification colour stain latex remote download store images task step schedule"
         " tracker launch transfer transfer_report transfer_contrasts"
     ),
 }
