@@ -62,8 +62,8 @@ def corrupt(x_BCHW: Tensor, config: CorruptionConfig, draws: Draws) -> Tensor:
     Float images in [0, 1] stay there; no image is processed twice.
     """
     counts = config.counts(len(x_BCHW))
-    parts = zip(counts, x_BCHW.split(list(counts.values())), strict=True)
-    return torch.cat([KINDS[name].apply(x, *draws[name]) for name, x in parts if counts[name]])
+    slices = zip(counts, x_BCHW.split(list(counts.values())), strict=True)
+    return torch.cat([KINDS[name].apply(x, *draws[name]) for name, x in slices if counts[name]])
 
 
 def corrupt_as(name: str, x_BCHW: Tensor, config: CorruptionConfig, first: int = 0) -> Tensor:

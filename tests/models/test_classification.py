@@ -92,13 +92,13 @@ def test_a_run_learns_resumes_to_the_bit_and_is_evaluated(
     dataset = open_dataset(small_dataset)
     settings = config("supervised", images=480, batch_size=16)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    one = trainer(dataset, whole, settings)
-    head = one.step.get_parameter("objective.head.weight")
-    (group,) = [g for g in one.optimizer.param_groups if any(p is head for p in g["params"])]
+    whole_run = trainer(dataset, whole, settings)
+    head = whole_run.step.get_parameter("objective.head.weight")
+    (group,) = [g for g in whole_run.optimizer.param_groups if any(p is head for p in g["params"])]
     assert group["scale"] == 1 and group["weight_decay"] == 0
-    before = {name: p.clone() for name, p in one.model.decoder.named_parameters()}
-    assert train_until(one, whole)
-    assert all(torch.equal(p, before[n]) for n, p in one.ema.decoder.named_parameters())
+    before = {name: p.clone() for name, p in whole_run.model.decoder.named_parameters()}
+    assert train_until(whole_run, whole)
+    assert all(torch.equal(p, before[n]) for n, p in whole_run.ema.decoder.named_parameters())
     log = log_without_clock(whole)
     train, val = ([r for r in log if r["kind"] == kind] for kind in ("train", "val"))
     assert train[-1]["loss"] < train[0]["loss"] and train[-1]["accuracy"] > 0.7
@@ -114,7 +114,7 @@ def test_a_run_learns_resumes_to_the_bit_and_is_evaluated(
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert log_without_clock(cut) == log
 
-    one.save_snapshot({"preset": "supervised", "seed": 0})
+    whole_run.save_snapshot({"preset": "supervised", "seed": 0})
     data = {"root": str(small_dataset), "hash": dataset.hash}
     facts = {"preset": "supervised", "config": as_json(settings), "data": data}
     (whole / "config.json").write_text(json.dumps(facts))

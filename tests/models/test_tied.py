@@ -127,10 +127,10 @@ def test_tying_reaches_every_equivariant_weight(
     weight = torch.randn(shape, dtype=torch.float64)
     average = torch.zeros_like(weight)
     for g in range(d4.ORDER[group]):
-        one = d4.act_one(weight, g)
+        image = d4.act_one(weight, g)
         for dim in (dim for dim in (0, 1) if shape[dim] != 3):
-            one = one.index_select(dim, torch.tensor(reads_from(g, shape[dim], group)))
-        average += one / d4.ORDER[group]
+            image = image.index_select(dim, torch.tensor(reads_from(g, shape[dim], group)))
+        average += image / d4.ORDER[group]
     tied = make(torch.Size(shape), group)
     psi = tied.right_inverse(average)
     assert psi.numel() * d4.ORDER[group] == weight.numel()

@@ -50,8 +50,8 @@ def test_channel_action_is_a_homomorphism(group: str) -> None:
     order = d4.ORDER[group]
     table, x = d4.channel_index(24, group), images(c=24)
     for a, b in itertools.product(range(order), repeat=2):
-        one = d4.act_channels(x, torch.full((5,), b), table)
-        two = d4.act_channels(one, torch.full((5,), a), table)
+        once = d4.act_channels(x, torch.full((5,), b), table)
+        two = d4.act_channels(once, torch.full((5,), a), table)
         assert torch.equal(two, d4.act_channels(x, torch.full((5,), d4.product(a, b)), table))
     # [rho(g) phi](h) = phi(g^-1 h), spelled out for one fibre
     moved = d4.act_channels(x, torch.full((5,), 1), table)
