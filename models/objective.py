@@ -23,6 +23,7 @@ from shards.schema import PATCH
 
 NOISE_VAR_FLOOR = 1e-4
 SSIM_WINDOW = 11
+SPREAD_FLOOR = 1e-3  # squared spread of codes, summed over a latent, that divides the relative term
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ObjectiveConfig:
     stochastic: bool = True  # False: an autoencoder, the mean is decoded and there is no KL
     equivariance: float = 0.0  # lambda; 0 switches the term off
     group: Literal["D4", "C4"] = "D4"
-    form: Literal["mean", "features", "implicit"] = "mean"  # what the term compares
+    form: Literal["mean", "relative", "features", "implicit"] = "mean"  # what the term compares
     fibres: Literal["trivial", "regular"] = "trivial"  # rho: cells move; or channels as well
     ssim: float = 0.0  # weight of D (1 - SSIM), a structural term beside the likelihood
 
@@ -217,8 +218,9 @@ class Objective(nn.Module):
                 moved = self.action.on_images(x, inputs.g_B)
                 expected = model.decoder(self.action.on_latents(z, inputs.g_B))
             else:
-                moved = getattr(q_moved, config.form)
-                expected = self.action.on_latents(getattr(q, config.form), inputs.g_B)
+                compared = "features" if config.form == "features" else "mean"
+                moved = getattr(q_moved, compared)
+                expected = self.action.on_latents(getattr(q, compared), inputs.g_B)
             terms["equivariance"] = self.equivariance(moved, expected)
             total = total + config.equivariance * terms["equivariance"]
         if config.ssim > 0:
@@ -231,11 +233,21 @@ class Objective(nn.Module):
         """Compute E_{g in G} ||phi(F(g x~)) - rho(g) phi(F(x~))||^2, phi the mean or the features;
         or E ||g x - D(rho(g) z)||^2, the implicit form (EQ-VAE, Kouzelis et al. 2025).
 
+        The relative form divides by the spread of the codes, which shrinking them cannot lower:
+        384 eps^2, where eps^2 = E ||mu(gx) - rho(g) mu(x)||^2 / (2 E ||mu - mean mu||^2) is the
+        error that evaluation reports, over the local batch. The plain form makes codes smaller,
+        and with them the rate, before it makes them equivariant.
+
         Estimated with one g != e per sample, times (|G|-1)/|G| because the identity's term is 0,
         so that lambda means the same for D4 and C4.
         """
         order = self.action.order
-        return (order - 1) / order * (moved - expected).square().sum() / len(moved)
+        error = (order - 1) / order * (moved - expected).square().sum() / len(moved)
+        if self.config.form != "relative":
+            return error
+        means = torch.cat([moved, expected])
+        spread = (means - means.mean(0)).square().sum() / len(means)
+        return moved[0].numel() * error / (2 * spread + SPREAD_FLOOR)
 
     def encode(self, model: VAE, inputs: Inputs) -> tuple[Posterior, Posterior]:
         """Encode x~ and, where the equivariance term compares codes, g x~ in the same call.

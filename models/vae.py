@@ -3,6 +3,7 @@
 `refined` is `seed` with its measured weaknesses mended: an even downsampling kernel (symmetric
 lattice), no centring where it would lose the grey level, biases at the ends, standardised input.
 `tied` is `refined` with its weights tied (`models.tied`): exactly equivariant under a group.
+`relaxed` is `refined` begun at the weights of `tied`: equivariant at first, and free to leave.
 Shapes: B batch, C = 3 image or 24 latent channels, H = W = 32 pixels or 4 latent cells.
 """
 
@@ -12,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from models.blocks import (
     GAMMA_SILU,
@@ -37,8 +39,8 @@ MAX_CHANNELS = 4096
 class ModelConfig:
     """Architecture and size of a model."""
 
-    architecture: Literal["seed", "refined", "tied"] = "seed"
-    group: Literal["D4", "C4"] = "D4"  # symmetry group of `tied`
+    architecture: Literal["seed", "refined", "tied", "relaxed"] = "seed"
+    group: Literal["D4", "C4"] = "D4"  # symmetry group of `tied` and of the start of `relaxed`
     widths: tuple[int, int, int] = (16, 32, 64)  # channels at 32x32, 16x16, 8x8; 4x4 has twice 8x8
     latent_channels: int = 24
     stage1_kernel: Literal[3, 5] = 3  # depthwise kernel of the encoder's first stage
@@ -61,7 +63,7 @@ class ModelConfig:
         if self.group not in d4.ORDER:
             raise ValueError(f"group is {self.group!r}; expected one of {sorted(d4.ORDER)}")
         order = d4.ORDER[self.group]
-        if self.equivariant and (first % order or self.latent_channels % order):
+        if self.fibred and (first % order or self.latent_channels % order):
             raise ValueError(
                 f"widths are {self.widths} and latent_channels {self.latent_channels}; expected "
                 f"multiples of {order}, the order of {self.group}"
@@ -71,6 +73,11 @@ class ModelConfig:
     def equivariant(self) -> bool:
         """Whether codes are regular fibres of `group`, exactly."""
         return ARCHITECTURES[self.architecture].equivariant
+
+    @property
+    def fibred(self) -> bool:
+        """Whether channels come in regular fibres of `group`, at least at the start."""
+        return self.equivariant or self.architecture == "relaxed"
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -259,12 +266,28 @@ def build_tied(config: ModelConfig, channel_mean: Sequence[float] | None) -> Net
     return encoder, decoder
 
 
+def build_relaxed(config: ModelConfig, channel_mean: Sequence[float] | None) -> Networks:
+    """Make a free model whose first weights are those of a tied one, expanded.
+
+    Training from there keeps what symmetry helps and gives up the rest; an equivariance term need
+    not find the symmetry first. Compare relaxed group convolutions (Wang et al. 2022).
+    """
+    networks = build_tied(config, channel_mean)
+    for network in networks:
+        for layer in list(network.modules()):
+            if parametrize.is_parametrized(layer):
+                for name in list(layer.parametrizations):  # type: ignore[arg-type]
+                    parametrize.remove_parametrizations(layer, name)
+    return networks
+
+
 # a new architecture: networks that know no config, a function like those above, an entry here, and
 # its name in `ModelConfig.architecture`
 ARCHITECTURES: dict[str, Architecture] = {
     "seed": Architecture(build_seed),
     "refined": Architecture(build_refined),
     "tied": Architecture(build_tied, equivariant=True),
+    "relaxed": Architecture(build_relaxed),
 }
 
 

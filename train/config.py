@@ -77,11 +77,11 @@ class Config:
         if self.objective.fibres == "regular":  # refuses channels that do not split into fibres
             d4.channel_index(self.model.latent_channels, self.objective.group)
         codes = (self.objective.group, self.objective.fibres)
-        if self.model.equivariant and codes != (self.model.group, "regular"):
+        if self.model.fibred and codes != (self.model.group, "regular"):
             raise ValueError(
-                f"objective.group and fibres are {codes}, but the codes of this tied model move as "
-                f"regular fibres of {self.model.group}: set --objective.group {self.model.group} "
-                "--objective.fibres regular"
+                f"objective.group and fibres are {codes}, but the codes of a "
+                f"{self.model.architecture} model move as regular fibres of {self.model.group}: "
+                f"set --objective.group {self.model.group} --objective.fibres regular"
             )
 
 

@@ -159,6 +159,22 @@ def test_gradient_reaches_both_branches_of_the_equivariance_term() -> None:
     assert q.mean.requires_grad and moved.mean.requires_grad
 
 
+def test_relative_term_is_the_reported_error_and_shrinking_codes_does_not_lower_it() -> None:
+    """384 eps^2 with eps by its equation, for codes and for codes of a tenth of the size."""
+    config = ObjectiveConfig(equivariance=1.0, form="relative", fibres="regular")
+    objective = Objective(config, 24)
+    generator = torch.Generator().manual_seed(4)
+    moved, expected = (torch.randn(64, 24, 4, 4, generator=generator) for _ in range(2))
+    expected = 0.8 * moved + 0.2 * expected
+    means = torch.cat([moved, expected])
+    error = sum(float((a - b).square().sum()) for a, b in zip(moved, expected, strict=True)) / 64
+    spread = sum(float((m - means.mean(0)).square().sum()) for m in means) / 128
+    by_hand = 7 / 8 * 384 * error / (2 * spread)
+    for scale in (1.0, 0.1):
+        term = objective.equivariance(scale * moved, scale * expected)
+        assert float(term) == pytest.approx(by_hand, rel=1e-3)
+
+
 def test_step_is_one_graph_without_recompilation() -> None:
     objective = Objective(ObjectiveConfig(equivariance=0.3), 24)
     step = TrainStep(build(ModelConfig(), 0), objective, CorruptionConfig())

@@ -185,6 +185,23 @@ def test_folding_gives_the_same_function_in_refined(group: str) -> None:
     assert sum(p.numel() for p in folded.parameters()) == 219_279 and not folded.training
 
 
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_relaxed_model_begins_as_the_tied_one_and_is_free_to_leave(group: Group) -> None:
+    """The same function to rounding, with the parameters of `refined` and nothing tied."""
+    tied, relaxed = (build(ModelConfig(a, group), 3, [0.8, 0.6, 0.7]) for a in ("tied", "relaxed"))
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(relaxed(x), tied(x), atol=1e-6)
+        assert torch.allclose(relaxed.encoder(x).mean, tied.encoder(x).mean, atol=1e-6)
+    assert sum(p.numel() for p in relaxed.parameters()) == 219_279
+    refined = build(ModelConfig("refined"), 0)
+    assert relaxed.state_dict().keys() == refined.state_dict().keys()
+    loss = (relaxed(x) - x).square().sum()
+    loss.backward()
+    stem = relaxed.encoder.get_parameter("stem.weight")
+    assert stem.is_leaf and stem.grad is not None and stem.grad.norm() > 0
+
+
 def assert_one_graph(f: Callable[[Tensor], Tensor], x: Tensor, backend: str) -> None:
     compiled = torch.compile(f, fullgraph=True, backend=backend)
     y = compiled(x)
