@@ -1,4 +1,4 @@
-"""How every command of the project starts and ends: arguments, messages and exit status."""
+"""Start and end of every command: arguments, messages and exit status."""
 
 import sys
 from collections.abc import Callable
@@ -20,14 +20,17 @@ def run_command(
     interrupted: str = "the same command continues where this one stopped",
     config: tuple[Any, ...] = (),
 ) -> int:
-    """Parse the command line into an action, act, and return the exit status.
+    """Parse the command line into an action, run it, and return the exit status.
 
     0 done, 1 unusable data, 2 unusable arguments, 130 interrupted. Any other error is a fault of
     the program and keeps its traceback.
 
     Args:
-        prog: the module, as in `python -m PROG`.
-        arguments: what tyro calls with the parsed arguments; returns the action.
+        prog: module of the command, as in `python -m PROG`.
+        arguments: called by tyro with the parsed arguments; returns the action, which may return
+            an exit status.
+        interrupted: message after Ctrl-C.
+        config: options of tyro.
     """
     import tyro  # slow, and not what everybody needs who asks for an exit status
 

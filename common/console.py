@@ -1,8 +1,8 @@
-"""What people see: messages, tables, progress and times.
+"""Console output: messages, tables, progress and times.
 
-Library functions do not print. They log to `log`: `log.info` is a line for the user, `log.warning`
-a warning. A command calls `show_messages` and from then on they appear on stdout and stderr;
-other programs see them by the standard rules of `logging` (logger "eqdvae").
+Library functions do not print, they log: `log.info` is a line for the user, `log.warning` a
+warning. Once a command has called `show_messages`, they appear on stdout and stderr; other
+programs see them by the standard rules of `logging` (logger "eqdvae").
 """
 
 import logging
@@ -13,11 +13,11 @@ from contextlib import contextmanager
 
 log = logging.getLogger("eqdvae")
 
-INTERVAL_S = 5.0  # between lines of progress
+INTERVAL_S = 5.0  # between two lines of progress
 
 
 class _Console(logging.Handler):
-    """Information to stdout as it is, warnings and errors to stderr with their level."""
+    """Print information on stdout as it is, warnings and errors on stderr with their level."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno < logging.WARNING:
@@ -31,10 +31,10 @@ _CONSOLE = _Console()
 
 
 def show_messages(*, quiet: bool = False) -> None:
-    """Show what the library logs on this process's stdout and stderr.
+    """Print what the library logs on stdout and stderr of this process.
 
     Args:
-        quiet: only warnings and errors, as on every rank but the main one.
+        quiet: print only warnings and errors, as on every rank but the main one.
     """
     log.setLevel(logging.WARNING if quiet else logging.INFO)
     log.propagate = False
@@ -43,12 +43,12 @@ def show_messages(*, quiet: bool = False) -> None:
 
 
 def printable(name: str) -> str:
-    """`name`, escaped where it would move the cursor or break the line."""
+    """Escape `name` if it would move the cursor or break the line."""
     return name if name.isprintable() else ascii(name)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Align columns; the first row is the header, numbers stand to the right."""
+    """Align rows of text, the first one the header, into columns; numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(_align, row, widths)).rstrip() for row in rows)
 
@@ -59,14 +59,14 @@ def _align(text: str, width: int) -> str:
 
 
 def clock(seconds: float) -> str:
-    """`m:ss`, or `h:mm:ss` from an hour on."""
+    """Format as `m:ss`, or `h:mm:ss` from an hour on."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 class Rate:
-    """Units done, per second since the start, and the seconds left at that rate."""
+    """Count of units done, their rate since the start, and the time left at that rate."""
 
     def __init__(self, total: int, done: int = 0) -> None:
         self.total, self.done, self._first = total, done, done

@@ -2,4 +2,4 @@
 
 
 class DataError(Exception):
-    """Input that cannot be used. The message names the file, the value and what to do."""
+    """Unusable input; the message names the file, the value and what to do."""

@@ -1,6 +1,6 @@
-"""Files written whole or not at all, and JSON read with a limit.
+"""Write files completely or not at all, and read JSON within a limit.
 
-A file appears under its name only when all of it is on the disk: it is written under a hidden name
+A file appears under its name only when all of it is on disk: it is written under a hidden name
 beside it, synced and renamed.
 """
 
@@ -19,7 +19,7 @@ MAX_JSON_BYTES = 64 << 20
 
 
 class HashedFile:
-    """A file being written; `write` also counts and hashes (xxh3-64)."""
+    """File being written; `write` also counts and hashes (xxh3-64)."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -38,7 +38,7 @@ class HashedFile:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A hidden path with the suffix of `path`, for writers that open files themselves.
+    """Yield a hidden path with the suffix of `path`, for writers that open files themselves.
 
     It becomes `path` when the block ends, and is removed if the block raises.
 
@@ -55,7 +55,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[HashedFile]:
-    """An open file that becomes `path`, whole and synced, when the block ends.
+    """Yield an open file that becomes `path`, complete and synced, when the block ends.
 
     Raises:
         DataError: the disk is full, or another error of the file system; nothing is left behind.
@@ -104,7 +104,7 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
     """Read the JSON object in a file.
 
     Args:
-        missing: what to tell a user when the file does not exist.
+        missing: advice to the user if the file does not exist.
 
     Raises:
         DataError: missing, too large, not JSON, or not an object.

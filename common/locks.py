@@ -1,4 +1,4 @@
-"""Advisory locks of the kernel (flock): they end with the process, however that ends."""
+"""Advisory locks of the kernel (flock), which end with the process, however that ends."""
 
 import fcntl
 import os
@@ -14,12 +14,12 @@ from common.errors import DataError
 def locked(
     path: Path, busy: str, *, shared: bool = False, wait: bool = False, remove: bool = False
 ) -> Iterator[None]:
-    """Hold the lock file `path`, made with its folder if need be.
+    """Hold the lock file `path`; it is made with its folder if need be.
 
     Args:
-        busy: what to tell when another process holds it.
-        shared: hold it together with other shared holders; None of them with an exclusive one.
-        wait: say `busy` and wait, instead of raising it.
+        busy: message if another process holds the lock.
+        shared: allow other shared holders, but no exclusive one.
+        wait: log `busy` and wait, instead of raising.
         remove: remove the file at the end.
 
     Raises:
@@ -55,6 +55,6 @@ def _acquire(handle: int, path: Path, kind: int, busy: str, wait: bool) -> None:
         fcntl.flock(handle, kind)
     except OSError as error:
         raise DataError(f"{path} cannot be locked: {error.strerror}") from None
-    # a holder that removed the file at its end: a lock on a removed file excludes nobody
+    # the holder may have removed the file at its end: a lock on a removed file excludes nobody
     if not path.exists() or path.stat().st_ino != os.fstat(handle).st_ino:
         raise DataError(busy)

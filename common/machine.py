@@ -1,4 +1,4 @@
-"""The machine: usable cores, versions and devices for the record, the allocator of freed memory."""
+"""The machine: usable cores, a record of versions and devices, and the memory allocator."""
 
 import ctypes
 import os
@@ -13,12 +13,12 @@ from typing import Any
 PACKAGES = ("torch", "torchvision", "accelerate", "kornia", "numpy", "scikit-learn", "torchmetrics")
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
-_KEPT_BYTES = 256 << 20  # of freed memory, at most
-_LARGEST_BYTES = 32 << 20  # of a block that comes from it: the most that glibc allows
+_KEPT_BYTES = 256 << 20  # most freed memory that stays with the process
+_LARGEST_BYTES = 32 << 20  # largest block taken from it: the most that glibc allows
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, at least one."""
+    """Number of cores that this process may run on, at least one."""
     return max(1, len(usable_core_numbers()))
 
 
@@ -30,11 +30,11 @@ def usable_core_numbers() -> set[int]:
 
 
 def environment() -> dict[str, Any]:
-    """Describe what a number was measured on, as plain JSON.
+    """Record of the environment, as plain JSON, for results and benchmarks.
 
     Python, package versions, device, CPU threads, git commit and whether the tree is dirty.
     """
-    import torch  # packing, which counts cores, does without
+    import torch  # not at the top: packing counts cores and does without torch
 
     cuda = torch.cuda.is_available()
     return {
@@ -49,11 +49,13 @@ def environment() -> dict[str, Any]:
 
 @cache
 def keep_freed_memory() -> bool:
-    """Let freed memory stay with the process, so that the next batch takes it as it is.
+    """Keep freed memory in the process, so that the next batch reuses it.
 
-    glibc gives large blocks back to the system and asks for them anew: encoding on CPU then spends
-    half its time on page faults (bench/LOG.md). Takes effect once for the whole process; False
-    where the C library has no such setting.
+    By default glibc returns large blocks to the system and requests them again: encoding on CPU
+    then spends half its time on page faults (bench/LOG.md). Takes effect for the whole process.
+
+    Returns:
+        False if the C library has no such setting.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return bool(
@@ -85,7 +87,7 @@ def _commit() -> dict[str, Any]:
 def _git(*arguments: str) -> str | None:
     root = Path(__file__).resolve().parents[1]
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             ["git", "-C", str(root), *arguments],
             capture_output=True,
             text=True,
@@ -94,4 +96,4 @@ def _git(*arguments: str) -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return result.stdout.strip()

@@ -1,7 +1,7 @@
-"""Processes that act as one: which of them this is, and what goes on only when all agree.
+"""Ranks of a distributed launch: which one this process is, and steps that all take together.
 
-Started by accelerate or torchrun; a process on its own is rank 0 of 1. An error on one rank is
-raised on every rank, so that none waits for one that gave up.
+Ranks are started by accelerate or torchrun; a single process is rank 0 of 1. An error on one rank
+is raised on every rank, so that no rank waits for one that gave up.
 """
 
 import os
@@ -20,12 +20,12 @@ from common.errors import DataError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=12)  # for the other ranks, while one packs
-APPEARS_S = 30.0  # within which a network file system shows a new file to every machine
+PATIENCE = timedelta(hours=12)  # of ranks that wait for another, which may be packing
+APPEARS_S = 30.0  # until a network file system shows a new file on every machine
 
 
 class SharedError(DataError):
-    """The same error on every rank: it is enough that the main one tells it."""
+    """The same error on every rank: only the main rank needs to print it."""
 
 
 class Place(NamedTuple):
@@ -49,12 +49,12 @@ def place() -> Place:
 
 
 def local_ranks() -> int:
-    """Processes that the launcher started on this machine."""
+    """Number of processes that the launcher started on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def join() -> None:
-    """Meet the other processes of the launch; nothing to do for a process on its own."""
+    """Join the process group of the launch, if there is more than one process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=PATIENCE)
 
@@ -64,11 +64,11 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def gathered(value: T) -> list[T]:
-    """What each rank gave, by rank, on every rank. Returns when all have called it.
+def gather_object(value: T) -> list[T]:
+    """Gather the values of all ranks, by rank, on every rank; waits until all have called it.
 
     Raises:
-        DataError: another rank has ended, or stayed away for longer than PATIENCE.
+        DataError: another rank has ended, or did not call within PATIENCE.
     """
     if world() == 1:
         return [value]
@@ -83,45 +83,45 @@ def gathered(value: T) -> list[T]:
 
 
 def together(work: Callable[[], T]) -> T:
-    """Do `work` on every rank; where it fails on some, all raise the error, with rank and host.
+    """Call `work` on every rank; if it fails on some, raise the error on all, with rank and host.
 
     Raises:
-        SharedError: a DataError or OSError on any rank; a process on its own raises its own.
+        SharedError: a DataError or OSError on any rank; a single process raises its own.
     """
     if world() == 1:
         return work()
-    done: list[T] = []
+    results: list[T] = []
     failure = ""
     try:
-        done.append(work())
+        results.append(work())
     except (DataError, OSError) as error:
         failure = str(error)
     failures: dict[str, list[Place]] = {}
-    for where, message in gathered((place(), failure)):
+    for where, message in gather_object((place(), failure)):
         if message:
             failures.setdefault(message, []).append(where)
     if failures:
-        told = (f"{named(places)}: {message}" for message, places in failures.items())
-        raise SharedError("\n".join(told))
-    return done[0]
+        lines = (f"{format_places(places)}: {text}" for text, places in failures.items())
+        raise SharedError("\n".join(lines))
+    return results[0]
 
 
-def main_first(work: Callable[[], T]) -> T:
-    """Do `work` on the main rank, and then on the others, who find it done.
+def main_process_first(work: Callable[[], T]) -> T:
+    """Call `work` on the main rank first, and then on the others, which find it done.
 
     Raises:
         SharedError: as `together`.
     """
     if rank() > 0:
         together(lambda: None)  # the main rank's turn
-    found = together(work)
+    result = together(work)
     if rank() == 0:
         together(lambda: None)  # the others' turn
-    return found
+    return result
 
 
-def named(places: list[Place]) -> str:
-    """`ranks 0, 1 on a; rank 8 on b`."""
+def format_places(places: list[Place]) -> str:
+    """Format as `ranks 0, 1 on a; rank 8 on b`."""
     hosts: dict[str, list[str]] = {}
     for where in places:
         hosts.setdefault(where.host, []).append(str(where.rank))
@@ -132,37 +132,39 @@ def named(places: list[Place]) -> str:
 
 
 def require_same(facts: dict[str, str], what: str) -> None:
-    """See that every rank has the facts of the main rank.
+    """Check that every rank has the facts of the main rank.
 
     Raises:
-        SharedError: names the ranks that differ.
+        SharedError: a rank differs; the message names all that do.
     """
-    (_, main), *others = gathered((place(), facts))
+    (_, main), *others = gather_object((place(), facts))
     if odd := [(where, theirs) for where, theirs in others if theirs != main]:
         raise SharedError(
-            f"{what} of {named([where for where, _ in odd])} is not that of the main rank: "
+            f"{what} of {format_places([where for where, _ in odd])} is not that of the main rank: "
             f"{odd[0][1]}, not {main}"
         )
 
 
 def require_shared(folder: Path) -> None:
-    """Make `folder`, and see on every rank that it is the one of the main rank.
+    """Make `folder`, and check on every rank that it is the folder of the main rank.
 
     Raises:
-        SharedError: a machine has a folder of its own there, or none, or it cannot be made.
+        SharedError: a machine has another folder there, or none, or it cannot be made.
     """
     if world() == 1:
         return
-    token = folder / f".shared-{gathered(secrets.token_hex(8))[0]}"  # new: in no machine's cache
+    name = gather_object(secrets.token_hex(8))[0]  # new: in no machine's cache
+    token = folder / f".shared-{name}"
     together(lambda: _make(token) if rank() == 0 else None)
-    seen = gathered((place(), str(folder.resolve()), _appears(token)))
+    seen = gather_object((place(), str(folder.resolve()), _appears(token)))
     if rank() == 0:
         token.unlink()
-    main, mine, _ = seen[0]
+    main, path, _ = seen[0]
     if blind := [(where, theirs) for where, theirs, sees in seen if not sees]:
         raise SharedError(
-            f"{blind[0][1]} of {named([where for where, _ in blind])} is not the folder {mine} of "
-            f"{main}: choose an --out that is one folder for all machines (a shared file system)"
+            f"{blind[0][1]} of {format_places([where for where, _ in blind])} is not the folder "
+            f"{path} of {main}: choose an --out that is one folder "
+            f"for all machines (a shared file system)"
         )
 
 

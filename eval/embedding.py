@@ -98,7 +98,7 @@ def embed(run: Path, source: Path | str, options: EmbedOptions = DEFAULTS) -> Pa
             run, source or readout; on every rank where it is so on one.
     """
     features.require_libraries(options.formats)
-    root = ranks.main_first(lambda: local(source))
+    root = ranks.main_process_first(lambda: local(source))
     out = options.out or run / "embeddings" / features.file_name(root.resolve().name)
     ranks.require_shared(out)
     encoder = ranks.together(lambda: load(run, _device()))

@@ -1,8 +1,8 @@
-"""Leave-one-site-out lists: `python -m shards.sites LIST DIR` writes one manifest a site.
+"""Write manifests that leave one site out: `python -m shards.sites LIST DIR`.
 
 LIST is a manifest or a packed data set. In DIR/<site>.csv that site is test and all others are
-train and val, drawn by patient (or slide, or source); splits that LIST has are not used. Pack each
-with `python -m shards.pack SOURCE OUT --manifest DIR/<site>.csv`.
+train and val, drawn by patient (or slide, or source); splits in LIST are not used. Pack each with
+`python -m shards.pack SOURCE OUT --manifest DIR/<site>.csv`.
 """
 
 import re
@@ -14,14 +14,13 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 import tyro
 
 from common.command import run_command
-from common.console import printable, table
+from common.console import log, printable, table
 from common.errors import DataError
 from common.files import atomic_file
-from shards.pack.resume import shard_files
+from shards.codec.sidecar import read_columns
 from shards.schema import NO_LABEL, load_metadata
 from shards.sources.manifest import FIELDS, Columns, read_manifest
 from shards.sources.names import source_image
@@ -35,9 +34,9 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 @dataclass(frozen=True)
 class SiteOptions:
     val: float = 0.15
-    """Fraction of the patches of the other sites for val."""
+    """Fraction of the patches of the other sites to use for val."""
     seed: int = 0
-    """Of the draw."""
+    """Seed of the train/val draw."""
     columns: Columns = field(default_factory=Columns)
 
     def __post_init__(self) -> None:
@@ -46,11 +45,17 @@ class SiteOptions:
 
 
 def leave_one_out(listed: Path, out: Path, options: SiteOptions | None = None) -> list[Path]:
-    """Write a manifest a site into `out`, and say what is in each; the files, sorted by site.
+    """Write one manifest per site into `out`, and log the counts of each.
+
+    Args:
+        listed: a manifest or the folder of a packed data set.
+
+    Returns:
+        The files, sorted by site.
 
     Raises:
-        DataError: `listed` cannot be read or has no sites, a row has none, there is only one, a
-            group lies in two of them, a file of `out` is there already.
+        DataError: `listed` cannot be read, has only one site or a row without one, a group lies
+            in two sites, or a file exists already.
     """
     options = options or SiteOptions()
     values = _packed(listed) if listed.is_dir() else read_manifest(listed, options.columns).values
@@ -69,35 +74,34 @@ def leave_one_out(listed: Path, out: Path, options: SiteOptions | None = None) -
         drawn = Counter(split for _, split in set(zip(groups, splits, strict=True)))
         counts = (*(patches[split] for split in SPLITS), drawn["train"], drawn["val"])
         rows.append((printable(site), *(f"{count:,}" for count in counts)))
-    print(table(rows))
+    log.info(table(rows))
     return [out / name for name in names.values()]
 
 
 def _packed(root: Path) -> Values:
-    """The rows of a packed data set, as a manifest of its source would have them."""
+    """Read the rows of a packed data set as a manifest of its source would have them."""
     metadata = load_metadata(root)
     if "convert" in metadata.provenance:
         raise DataError(
-            f"{root} was packed with --convert: its places are not those of the files any more. "
+            f"{root} was packed with --convert: its x and y are not those of the files any more. "
             f"Make the lists from its manifest"
         )
-    shards = [shard.name for split in metadata.splits.values() for shard in split.shards]
     columns = ["label", "source", *(name for name in FIELDS if name not in ("label", "split"))]
     try:
-        tables = [pq.read_table(shard_files(root, name)[1], columns=columns) for name in shards]
-    except (pa.ArrowException, OSError, ValueError) as error:
+        tables = [read_columns(shard.sidecar(root), columns) for shard in metadata.shards]
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise DataError(
             f"{root}: a sidecar cannot be read: {error}; see python -m shards.verify {root}"
         ) from None
-    found = pa.concat_tables(tables).sort_by("path")
-    values: Values = {name: found[name].to_pylist() for name in columns}
+    rows = pa.concat_tables(tables).sort_by("path")
+    values: Values = {name: rows[name].to_pylist() for name in columns}
     labels = dict(enumerate(metadata.classes)) | {NO_LABEL: None}
     values["label"] = [labels[label] for label in values["label"]]
     return values
 
 
 def _groups(listed: Path, values: Values) -> list[Group]:
-    """Patient, slide or source of every row, none of them at two sites."""
+    """Return patient, slide or source of every row, none of which may be at two sites."""
     paths = values["path"]
     empty = [None] * len(paths)
     sites, slides = values.get("site", empty), values.get("slide", empty)
@@ -127,7 +131,7 @@ def _groups(listed: Path, values: Values) -> list[Group]:
 
 
 def _file_names(listed: Path, values: Values) -> dict[str, str]:
-    """Site to the name of its file, sorted by site."""
+    """Map each site to the name of its file, sorted by site."""
     sites = sorted(set(values["site"]))
     if len(sites) < 2:
         raise DataError(f"{listed} has one site only ({sites[0]!r}): there is none to leave out")
@@ -143,15 +147,17 @@ def _splits(values: Values, groups: list[Group], test: str, options: SiteOptions
     others = [(group, label) for group, label, site in rows if site != test]
     split, warnings = draw_splits(others, options.val, 0, options.seed)
     for warning in warnings:
-        print(f"warning: without {printable(test)}: {warning}", file=sys.stderr)
+        log.warning(f"without {printable(test)}: {warning}")
     return [split.get(group, "test") for group in groups]
 
 
 def _write(path: Path, values: Values) -> None:
-    kept = {name: values[name] for name in FIELDS if name in values}
-    kept = {name: column for name, column in kept.items() if any(v is not None for v in column)}
     types = {"x": pa.int64(), "y": pa.int64(), "mpp": pa.float64()}
-    arrays = {name: pa.array(v, types.get(name, pa.string())) for name, v in kept.items()}
+    arrays = {
+        name: pa.array(values[name], types.get(name, pa.string()))
+        for name in FIELDS
+        if any(value is not None for value in values.get(name, ()))
+    }
     sink = pa.BufferOutputStream()
     pa_csv.write_csv(pa.table(arrays), sink)
     with atomic_file(path) as file:
@@ -159,16 +165,16 @@ def _write(path: Path, values: Values) -> None:
 
 
 def _warn(path: Path, values: Values, splits: list[str]) -> None:
-    """Say what packing this list would warn of, or refuse."""
-    found: dict[str, set[str | None]] = {}
+    """Log what packing this list would warn of, or refuse."""
+    labels: dict[str, set[str | None]] = {}
     for split, label in set(zip(splits, values.get("label") or [None] * len(splits), strict=True)):
-        found.setdefault(split, set()).add(label)
+        labels.setdefault(split, set()).add(label)
     try:
-        warnings = class_warnings(path, found)
+        warnings = class_warnings(path, labels)
     except DataError as error:
         warnings = [str(error)]
     for warning in warnings:
-        print(f"warning: {path.name}: {warning}", file=sys.stderr)
+        log.warning(f"{path.name}: {warning}")
 
 
 _List = Annotated[Path, tyro.conf.arg(metavar="LIST", help="manifest, or packed data set")]

@@ -208,7 +208,7 @@ def write_tars(folder: Path) -> None:
         ("Class folders", write_class_folders),
         ("A table with patients and sites", write_table),
         ("Slides cut by TRIDENT or a similar tool", write_slide_folders),
-        ("Shards that another tool wrote", write_tars),
+        ("Shards of another tool", write_tars),
     ],
 )
 def test_packing_commands_run(heading: str, write: Callable[[Path], None], tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def prepare(
     """
     if warning := launch.device_warning():
         say(warning)
-    root, sentence = ranks.main_first(lambda: find_data(arguments.data))  # the main rank packs
+    # the main rank packs
+    root, sentence = ranks.main_process_first(lambda: find_data(arguments.data))
     dataset = ranks.together(lambda: _opened(root, arguments.data_hash))
     seed = arguments.config.seed
     folder = arguments.out or Path("data/processed") / f"{preset}-s{seed}"
@@ -82,7 +83,7 @@ def _resolved(config: Config, dataset: Dataset, accelerator: Any) -> Config:
 def _agreed_storage(chosen: Storage, folder: Path) -> Storage:
     """One storage for all ranks, that of the run where it is resumed: it decides the order."""
     chosen = ranks.together(lambda: _recorded_storage(folder / "config.json", chosen))
-    return min(ranks.gathered(chosen), key=STORAGES.index)
+    return min(ranks.gather_object(chosen), key=STORAGES.index)
 
 
 def _recorded_storage(path: Path, chosen: Storage) -> Storage:
@@ -104,7 +105,7 @@ def _require_same(run: Run) -> None:
     Raises:
         SharedError: names the ranks that differ, and in what.
     """
-    (_, _, main), *others = ranks.gathered((ranks.place(), str(run.dataset.root), _facts(run)))
+    (_, _, main), *others = ranks.gather_object((ranks.place(), str(run.dataset.root), _facts(run)))
     lines = [
         f"{place}, with the data set {root}: {line}"
         for place, root, theirs in others

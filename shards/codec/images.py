@@ -1,4 +1,4 @@
-"""Images that another tool wrote, PNG or JPEG, refused from the header unless 32x32 8-bit RGB."""
+"""Decode images of another tool, PNG or JPEG; refused from the header unless 32x32 8-bit RGB."""
 
 import io
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ JPEG_START = b"\xff\xd8\xff"
 
 
 def decode_all(images: Sequence[bytes]) -> tuple[Pixels, dict[int, str]]:
-    """Decode n images after every check.
+    """Check and decode n images.
 
     Returns:
-        (n, 32, 32, 3) pixels, zero where an image is refused, and the reasons by its place.
+        (n, 32, 32, 3) pixels, zero where an image is refused, and the reasons by index.
     """
     out = np.zeros((len(images), PATCH, PATCH, CHANNELS), np.uint8)
     raws: dict[int, bytes] = {}
@@ -35,7 +35,7 @@ def decode_all(images: Sequence[bytes]) -> tuple[Pixels, dict[int, str]]:
 
 
 def decode_trusted(data: bytes) -> Pixels:
-    """(32, 32, 3) pixels of an image whose bytes have the CRC-32 of the scan that decoded it.
+    """Decode an image whose bytes have the CRC-32 of the indexing scan, to (32, 32, 3) pixels.
 
     Raises:
         PngError: the image is not decodable.
@@ -44,7 +44,7 @@ def decode_trusted(data: bytes) -> Pixels:
 
 
 def decode_jpeg(data: bytes) -> Pixels:
-    """(32, 32, 3) pixels of a JPEG. It has no checksum: damage that still decodes is not seen.
+    """Decode a JPEG to (32, 32, 3) pixels. It has no checksum: damage may go unseen.
 
     Raises:
         PngError: another size or kind of pixel, several frames, or not decodable.

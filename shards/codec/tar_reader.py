@@ -1,7 +1,7 @@
-"""Reads a tar member by member and trusts nothing in it: the counterpart of `ustar` for checks.
+"""Read a tar member by member, trusting nothing in it.
 
-Headers are parsed by Python's tarfile, so that a mistake in our writer is not repeated here. What
-a tar may hold is a `Rules`: OURS, or, in `shards.foreign.scan`, what other tools write.
+Headers are parsed by Python's tarfile, so that a mistake of `tar_writer` is not repeated here.
+`Rules` say what a tar may hold: OURS, or, in `shards.foreign.scan`, what other tools write.
 """
 
 import tarfile
@@ -29,19 +29,19 @@ _COMPRESSED = {
 
 @dataclass(frozen=True)
 class Rules:
-    """What a tar may hold."""
+    """Members that a tar may hold."""
 
-    limits: Mapping[str, int]  # bytes of a member by its suffix; others are refused
+    limits: Mapping[str, int]  # most bytes of a member by its suffix; others are refused
     closing: int  # most bytes after the last member
-    ignored: frozenset[str] = frozenset()  # suffixes of members that are passed over
-    extended: bool = False  # also pax and GNU headers, and folders
+    ignored: frozenset[str] = frozenset()  # suffixes of members to skip
+    extended: bool = False  # allow pax and GNU headers, and folders
 
 
 OURS = Rules({"png": MAX_PNG_BYTES, "cls": MAX_PNG_BYTES}, 2 * tarfile.RECORDSIZE)
 
 
 class TarError(Exception):
-    """A place in a tar from which on it cannot be read; `offset` in bytes."""
+    """A tar that cannot be read further; `offset` is the byte where reading stopped."""
 
     def __init__(self, offset: int, reason: str) -> None:
         super().__init__(reason)
@@ -57,7 +57,7 @@ class Member:
 
 
 def key_suffix(name: str) -> tuple[str, str]:
-    """Key and lower-case suffix of a member: in WebDataset the first dot of the name parts them."""
+    """Split a member's name at its first dot, as WebDataset does: key and lower-case suffix."""
     folder, slash, file = name.rpartition("/")
     stem, _, suffix = file.partition(".")
     return folder + slash + stem, suffix.lower()
@@ -66,7 +66,7 @@ def key_suffix(name: str) -> tuple[str, str]:
 def read_members(
     path: Path, rules: Rules = OURS, digest: xxhash.xxh3_64 | None = None
 ) -> Iterator[Member]:
-    """The members of a tar in their order; nothing is unpacked, and one member is held at a time.
+    """Yield the members of a tar in their order; one member is held at a time.
 
     Args:
         digest: updated with every byte of the file, complete at the end.
@@ -83,7 +83,7 @@ def read_members(
 
 
 class _Tar:
-    """A tar at a place of its file: `offset` is that of the next header."""
+    """A tar being read; `offset` is that of the next header."""
 
     def __init__(
         self, file: BinaryIO, size: int, rules: Rules, digest: xxhash.xxh3_64 | None
@@ -92,7 +92,7 @@ class _Tar:
         self.offset = 0
 
     def next(self) -> Member | None:
-        """The next member that is not ignored; None at the block of zeros that ends the tar."""
+        """Read the next member that is not ignored; None at the zeros that end the tar."""
         first, name = self.offset, None
         while (info := self._header()) is not None:
             start, self.offset = self.offset, self.offset + BLOCK
@@ -110,9 +110,10 @@ class _Tar:
         return None
 
     def check_end(self) -> None:
-        rest = self._size - self.offset
-        zeros = 2 * BLOCK <= rest <= self._rules.closing
-        for _ in range(BLOCK, rest, _CHUNK) if zeros else ():
+        """Check that only zeros follow, and not too many."""
+        closing = self._size - self.offset
+        zeros = 2 * BLOCK <= closing <= self._rules.closing
+        for _ in range(BLOCK, closing, _CHUNK) if zeros else ():
             zeros = zeros and not any(self._read(_CHUNK))
         if not zeros:
             raise TarError(self.offset, "the tar does not end here with two blocks of zeros")
@@ -128,7 +129,7 @@ class _Tar:
         if block == bytes(BLOCK):
             return None
         try:
-            # GNU tar cuts a long name within a letter: only the name that counts must be UTF-8
+            # GNU tar cuts a long name within a letter: only the full name must be UTF-8
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except (tarfile.HeaderError, ValueError) as error:
             raise TarError(self.offset, _no_header(block, self.offset, error)) from None
@@ -137,14 +138,14 @@ class _Tar:
         return info
 
     def _member(self, first: int, start: int, info: tarfile.TarInfo) -> Member | None:
-        """Read a regular file; None when it is one to ignore."""
+        """Read a regular file; None if it is to be ignored."""
         regular = (tarfile.REGTYPE, tarfile.AREGTYPE) if self._rules.extended else b"0"
         if info.type not in regular:
             kind = f"{info.name!r} is of type {info.type!r}, expected a regular file"
             raise TarError(first, kind)
         suffix = key_suffix(info.name)[1]
         if suffix in self._rules.ignored:
-            self._pass_over(first, info)
+            self._skip(first, info)
             return None
         limit = self._rules.limits.get(suffix)
         if limit is None:
@@ -158,8 +159,8 @@ class _Tar:
         return Member(first, info.name, start + BLOCK, self._body(first, info))
 
     def _refusal(self, name: str, suffix: str) -> str:
-        allowed = ", ".join(f".{known}" for known in sorted(self._rules.limits))
-        hint = f" (to pass over such members: --ignore {suffix})" if self._rules.extended else ""
+        allowed = ", ".join(f".{allowed}" for allowed in sorted(self._rules.limits))
+        hint = f" (to skip such members: --ignore {suffix})" if self._rules.extended else ""
         dots = ", and the first dot of a name ends the key" if "." in suffix else ""
         return f"{name!r} is refused: expected members {allowed}{dots}{hint}"
 
@@ -170,7 +171,7 @@ class _Tar:
         self.offset += len(body)
         return body[: info.size]
 
-    def _pass_over(self, first: int, info: tarfile.TarInfo) -> None:
+    def _skip(self, first: int, info: tarfile.TarInfo) -> None:
         end = self.offset + padded(info.size)
         if end > self._size:
             raise TarError(first, f"{info.name!r} is cut: the file ends at byte {self._size}")
@@ -178,7 +179,7 @@ class _Tar:
             self.offset += len(self._read(min(_CHUNK, end - self.offset)))
 
     def _long_name(self, start: int, info: tarfile.TarInfo) -> str | None:
-        """The name in a pax header or GNU long name, if it has one."""
+        """Read the name in a pax header or GNU long name, if it has one."""
         if info.size > MAX_HEADER_BYTES:
             reason = f"an extended header of {info.size} bytes, at most {MAX_HEADER_BYTES}"
             raise TarError(start, reason)
@@ -199,7 +200,7 @@ class _Tar:
 
 
 def _pax_records(body: bytes) -> dict[str, str]:
-    """The records `LENGTH KEY=VALUE` and newline of a pax header."""
+    """Parse the records `LENGTH KEY=VALUE` and newline of a pax header."""
     records, at = {}, 0
     while at < len(body):
         length, space, _ = body[at : at + 8].partition(b" ")
@@ -213,7 +214,7 @@ def _pax_records(body: bytes) -> dict[str, str]:
 
 
 def _no_header(block: bytes, offset: int, error: Exception) -> str:
-    known = [name for magic, name in _COMPRESSED.items() if block.startswith(magic)]
-    if known and not offset:
-        return f"a {known[0]} file, expected a plain tar: unpack it first"
+    formats = [name for magic, name in _COMPRESSED.items() if block.startswith(magic)]
+    if formats and not offset:
+        return f"a {formats[0]} file, expected a plain tar: unpack it first"
     return f"no valid member header ({error})"

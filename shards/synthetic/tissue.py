@@ -108,7 +108,7 @@ TISSUES: dict[str, Callable[[np.random.Generator, int], Structure]] = {
 
 
 def smooth(rng: np.random.Generator, size: int, sigma: float) -> Array:
-    """A Gaussian random field (S, S) on the torus: zero mean, unit standard deviation."""
+    """Draw a Gaussian random field (S, S) on the torus: zero mean, unit standard deviation."""
     field: Array = gaussian_filter(rng.standard_normal((size, size)), sigma, mode="wrap")
     return (field - field.mean()) / field.std()
 
@@ -116,7 +116,7 @@ def smooth(rng: np.random.Generator, size: int, sigma: float) -> Array:
 def streaks(
     rng: np.random.Generator, size: int, angle: float, width: float, length: float, waviness: float
 ) -> Array:
-    """Noise (S, S) drawn out along `angle` (radians) and bent sideways by `waviness` pixels."""
+    """Noise (S, S) stretched along `angle` (radians) and bent sideways by `waviness` pixels."""
     y, x = np.mgrid[:size, :size]
     bent = y * np.cos(angle) - x * np.sin(angle) + waviness * smooth(rng, size, 9.0)
     along = x * np.cos(angle) + y * np.sin(angle)
@@ -128,7 +128,7 @@ def streaks(
 
 
 def lines(field: Array, width: float) -> Array:
-    """The zero level of a field (S, S), drawn about `width` pixels to each side, in [0, 1]."""
+    """Draw the zero level of a field (S, S), about `width` pixels to each side, in [0, 1]."""
     slope = np.hypot(*np.gradient(field))
     drawn: Array = np.exp(-((field / (width * slope + 1e-3)) ** 2))
     return drawn
@@ -150,7 +150,7 @@ def scatter(rng: np.random.Generator, size: int, spacing: float, jitter: float) 
 
 
 def ellipses(size: int, centres: Array, radii: Array, angles: Array) -> Nuclei:
-    """The union of ellipses on the torus: semi-axes `radii` (N, 2), `angles` (N) of the first."""
+    """Union of ellipses on the torus: semi-axes `radii` (N, 2), `angles` (N) of the first."""
     dy, dx = _offsets(size, centres)
     cos, sin = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
     first, second = radii[:, 0, None, None], radii[:, 1, None, None]
@@ -181,7 +181,7 @@ def _oval_nuclei(
 def _slender_nuclei(
     rng: np.random.Generator, size: int, angle: float, spacing: float, small: float
 ) -> Array:
-    """Nuclei along `angle` of minor semi-axis about `small`, as a mask (S, S) in [0, 1]."""
+    """Draw nuclei along `angle` of minor semi-axis about `small`, as a mask (S, S) in [0, 1]."""
     centres = scatter(rng, size, spacing, jitter=0.4)
     count = len(centres)
     major, minor = rng.uniform(5.0, 8.5, count), small * rng.uniform(0.8, 1.2, count)
@@ -190,7 +190,7 @@ def _slender_nuclei(
 
 
 def _offsets(size: int, centres: Array) -> tuple[Array, Array]:
-    """From every centre to every pixel, the short way round: dy (N, S, 1), dx (N, 1, S)."""
+    """Offsets from every centre to every pixel on the torus: dy (N, S, 1), dx (N, 1, S)."""
     half = size / 2
     offsets = (np.arange(size) - centres[:, :, None] + half) % size - half
     return offsets[:, 0, :, None], offsets[:, 1, None, :]

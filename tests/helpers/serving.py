@@ -1,4 +1,4 @@
-"""A web server with the faults of real ones: no ranges, cut connections, wrong content."""
+"""Web server with the faults of real ones: no ranges, cut connections, wrong content."""
 
 import threading
 import time
@@ -37,8 +37,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        wanted = self.headers.get("Range")
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and site.ranges else 0
+        header = self.headers.get("Range")
+        start = int(header.removeprefix("bytes=").rstrip("-")) if header and site.ranges else 0
         site.asked.append((name, start))
         answers = site.status.get(name)
         path = site.root / name
@@ -46,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(answers.pop(0) if answers else 404)
             return
         body = site.instead.get(name, path.read_bytes())[start:]
-        self.send_response(206 if wanted and site.ranges else 200)
+        self.send_response(206 if header and site.ranges else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         cuts = site.cuts.get(name)
@@ -57,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._wait(name, start + most)
 
     def _wait(self, name: str, size: int) -> None:
-        """A client may forget what it received just before a cut: give it the time to keep it."""
+        """Wait until the client has stored what it received before a cut and might lose."""
         end = time.monotonic() + 60
         arrived = self.site.arrived
         while arrived is not None and arrived(name) < size and time.monotonic() < end:

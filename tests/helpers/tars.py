@@ -1,4 +1,4 @@
-"""WebDataset tars as other tools write them, and as nobody should."""
+"""WebDataset tars as other tools write them, and malformed ones."""
 
 import io
 import json
@@ -21,11 +21,12 @@ Members = Iterable[tuple[str, bytes]]
 
 
 def samples(count: int, prefix: str = "") -> list[Sample]:
+    """Name `count` samples of three slides, their classes in turn."""
     return [(f"{prefix}slide{i % 3}__{i:04d}", i % len(CLASSES)) for i in range(count)]
 
 
 def pixels_of(key: str) -> NDArray[np.uint8]:
-    """(32, 32, 3): smooth enough that JPEG keeps it, and another one for every key."""
+    """Draw (32, 32, 3) pixels from the key, smooth enough for JPEG."""
     rng = np.random.default_rng([*key.encode()])
     coarse = rng.uniform(40, 215, (4, 4, 3))
     smooth = np.kron(coarse, np.ones((8, 8, 1))) + rng.normal(0, 6, (32, 32, 3))
@@ -40,58 +41,58 @@ def image_of(key: str, kind: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def members(made: list[Sample], image: str = "png") -> Members:
-    for key, label in made:
+def members(entries: list[Sample], image: str = "png") -> Members:
+    for key, label in entries:
         yield f"{key}.{image}", image_of(key, "PNG" if image == "png" else "JPEG")
         yield f"{key}.cls", str(label).encode()
 
 
-def write_tar(path: Path, found: Members, tar_format: int = tarfile.USTAR_FORMAT) -> None:
+def write_tar(path: Path, content: Members, tar_format: int = tarfile.USTAR_FORMAT) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=tar_format) as tar:
-        for name, body in found:
+        for name, body in content:
             info = tarfile.TarInfo(name)
             info.size = len(body)
             tar.addfile(info, io.BytesIO(body))
 
 
-def by_shard_writer(path: Path, made: list[Sample]) -> None:
+def by_shard_writer(path: Path, entries: list[Sample]) -> None:
     with webdataset.TarWriter(str(path)) as tar:
-        for key, label in made:
+        for key, label in entries:
             tar.write({"__key__": key, "png": pixels_of(key), "cls": label})
 
 
-def by_shard_writer_json(path: Path, made: list[Sample]) -> None:
+def by_shard_writer_json(path: Path, entries: list[Sample]) -> None:
     with webdataset.TarWriter(str(path)) as tar:
-        for key, label in made:
-            facts = {"diagnosis": CLASSES[label], "patient": f"p{label}", "x": 32, "mpp": 0.5}
-            tar.write({"__key__": key, "png": image_of(key), "json": facts})
+        for key, label in entries:
+            fields = {"diagnosis": CLASSES[label], "patient": f"p{label}", "x": 32, "mpp": 0.5}
+            tar.write({"__key__": key, "png": image_of(key), "json": fields})
 
 
-def by_gnu_tar(path: Path, made: list[Sample]) -> None:
-    """A folder handed to the program: folders are members, and the order is the directory's."""
+def by_gnu_tar(path: Path, entries: list[Sample]) -> None:
+    """Pack a folder with GNU tar: folders are members, and the order is the directory's."""
     folder = path.with_suffix("")
-    for name, body in members(made):
+    for name, body in members(entries):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(body)
     subprocess.run(["tar", "--format=gnu", "-C", folder, "-cf", path, "."], check=True)
 
 
-def interleaved(path: Path, made: list[Sample]) -> None:
-    """All images, and then all classes in another order."""
-    found = list(members(made))
-    write_tar(path, [*found[::2], *reversed(found[1::2])])
+def interleaved(path: Path, entries: list[Sample]) -> None:
+    """Write all images, and then all classes in another order."""
+    every = list(members(entries))
+    write_tar(path, [*every[::2], *reversed(every[1::2])])
 
 
 def by_tarfile(tar_format: int, prefix: str = "") -> Callable[[Path, list[Sample]], None]:
-    def write(path: Path, made: list[Sample]) -> None:
-        write_tar(path, members([(prefix + key, label) for key, label in made]), tar_format)
+    def write(path: Path, entries: list[Sample]) -> None:
+        write_tar(path, members([(prefix + key, label) for key, label in entries]), tar_format)
 
     return write
 
 
-def as_jpeg(path: Path, made: list[Sample]) -> None:
-    write_tar(path, members(made, "jpg"))
+def as_jpeg(path: Path, entries: list[Sample]) -> None:
+    write_tar(path, members(entries, "jpg"))
 
 
 LONG = "folder of a slide/" * 20  # longer than a plain header holds
@@ -108,13 +109,13 @@ WRITERS: dict[str, Callable[[Path, list[Sample]], None]] = {
 
 
 def raw_header(name: str, size: int, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
-    """A header that no tool would write: any size, and nothing behind it."""
+    """Make a header that no tool would write: any size, and nothing after it."""
     info = tarfile.TarInfo(name)
     info.size, info.type, info.linkname = size, kind, link
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
-def facts(**fields: object) -> bytes:
+def json_body(**fields: object) -> bytes:
     return json.dumps(fields).encode()
 
 
@@ -122,19 +123,20 @@ END = bytes(1024)  # what closes a tar
 
 
 def without_end(path: Path) -> bytes:
+    """Read a tar without the zeros that close it."""
     with tarfile.open(path) as tar:
         last = tar.getmembers()[-1]
     return path.read_bytes()[: last.offset_data + -(-last.size // 512) * 512]
 
 
-def open_tar(found: Members, folder: Path) -> bytes:
-    """The members without what closes a tar."""
-    write_tar(folder / "made", found)
-    return without_end(folder / "made")
+def open_tar(content: Members, folder: Path) -> bytes:
+    """Make a tar of the members without the zeros that close it."""
+    write_tar(folder / "open.tar", content)
+    return without_end(folder / "open.tar")
 
 
 def scan(path: Path, content: bytes | None = None, **options: Any) -> Scan:
-    """Scan a tar, of this content where it is given."""
+    """Scan a tar, after writing `content` to it if given."""
     if content is not None:
         path.write_bytes(content)
     return scan_tar(path, "train-0.tar", ScanOptions(**options))

@@ -67,36 +67,39 @@ def test_members_that_are_refused(name: str, first: bool, tmp_path: Path) -> Non
     content = attack + good + END if first and attack else (b"" if first else good + attack)
     if not first and name in ("gzip", "zip", "empty file"):
         reason = "no valid member header"
-    found = scan(tmp_path / "t.tar", content)
-    assert found.broken is not None and reason in found.broken.reason, found.broken
-    assert found.broken.offset == (0 if first else len(good))
-    assert f"{0 if first else 4} samples begin before it" in found.broken.reason
-    with pytest.raises(DataError, match=rf"t\.tar at byte {found.broken.offset}: "):
+    broken = scan(tmp_path / "t.tar", content).broken
+    assert broken is not None and reason in broken.reason, broken
+    assert broken.offset == (0 if first else len(good))
+    assert f"{0 if first else 4} samples begin before it" in broken.reason
+    with pytest.raises(DataError, match=rf"t\.tar at byte {broken.offset}: "):
         index_tars(
             str(tmp_path / "t.tar"), tmp_path / "out", IndexOptions(split="train", skip_bad=9)
         )
     assert not (tmp_path / "out").exists()
 
 
-def bombs(folder: Path) -> None:
-    """What would fill the memory of a reader that believes it."""
+def write_bombs(folder: Path) -> None:
+    """Write tars that would fill the memory of a reader that believes them."""
     wide = bytearray(GOOD)
     wide[16:24] = (60_000).to_bytes(4, "big") * 2
     jpeg = bytearray(image_of("k", "JPEG"))
     at = jpeg.index(b"\xff\xc0") + 5
     jpeg[at : at + 4] = (65_500).to_bytes(2, "big") * 2
     npy = b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (1<<40,)}\n"
-    for name, found in {
-        "png": [("k.png", bytes(wide))], "jpg": [("k.jpg", bytes(jpeg))], "npy": [("k.npy", npy)],
-        "gz": [("k.gz", b"\x1f\x8b" + bytes(100_000))],
-    }.items():  # fmt: skip
-        write_tar(folder / f"{name}.tar", found)
+    bodies = {
+        "png": bytes(wide),
+        "jpg": bytes(jpeg),
+        "npy": npy,
+        "gz": b"\x1f\x8b" + bytes(100_000),
+    }
+    for suffix, body in bodies.items():
+        write_tar(folder / f"{suffix}.tar", [(f"k.{suffix}", body)])
     for name in ("8 GB image", "8 GB pax header", "8 GB long name", "npz", "sparse"):
         (folder / f"{name}.tar").write_bytes(REFUSED[name][0] + END)
 
 
 def test_bombs_are_refused_without_their_memory(tmp_path: Path) -> None:
-    bombs(tmp_path)
+    write_bombs(tmp_path)
     write_tar(tmp_path / "warm", members(FEW))
     code = """
 import resource, sys
@@ -106,15 +109,15 @@ peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 scan_tar(Path(sys.argv[1]) / "warm", "warm", ScanOptions())
 before = peak()
 for path in sorted(Path(sys.argv[1]).glob("*.tar")):
-    found = scan_tar(path, path.name, ScanOptions())
-    assert found.broken or found.bad_count == 1, path
+    result = scan_tar(path, path.name, ScanOptions())
+    assert result.broken or result.bad_count == 1, path
 print(peak() - before)
 """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 20 << 10  # KiB
+    assert process.returncode == 0, process.stderr
+    assert int(process.stdout) < 20 << 10  # KiB
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from shards.verify.check import verify
 from tests.helpers.tars import (
     END,
     WRITERS,
-    facts,
     image_of,
+    json_body,
     members,
     open_tar,
     samples,
@@ -38,14 +38,14 @@ def test_a_cut_at_every_128_bytes_is_named(writer: str, tmp_path: Path) -> None:
     clean, whole = scan(tmp_path / "whole.tar"), (tmp_path / "whole.tar").read_bytes()
     end = len(without_end(tmp_path / "whole.tar"))
     for cut in range(0, len(whole), 128):
-        found = scan(tmp_path / "cut.tar", whole[:cut])
+        result = scan(tmp_path / "cut.tar", whole[:cut])
         if cut >= end + 1024:  # only filling was lost
-            assert found.table.equals(clean.table) and found.broken is None
+            assert result.table.equals(clean.table) and result.broken is None
             continue
-        assert found.broken is not None and found.broken.tar == "train-0.tar", cut
-        assert 0 <= found.broken.offset <= cut, cut
+        assert result.broken is not None and result.broken.tar == "train-0.tar", cut
+        assert 0 <= result.broken.offset <= cut, cut
         whole_before = [row for row in clean.table.to_pylist() if row["offset"] + 4096 < cut]
-        begun = int(found.broken.reason.split("; ")[1].split(" samples")[0])
+        begun = int(result.broken.reason.split("; ")[1].split(" samples")[0])
         assert len(whole_before) <= begun <= len(clean.table)
 
 
@@ -59,11 +59,11 @@ def test_a_flip_in_any_byte_of_a_header_changes_nothing_or_is_named(
     for place in range(512):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << (place % 8)
-        found = scan(tmp_path / "flipped.tar", bytes(flipped))
-        if found.broken is not None:
-            assert found.broken.offset <= place
+        result = scan(tmp_path / "flipped.tar", bytes(flipped))
+        if result.broken is not None:
+            assert result.broken.offset <= place
         else:
-            assert found.table.equals(clean.table) and found.bad == []
+            assert result.table.equals(clean.table) and result.bad == []
             silent.append(place)
     assert set(silent) <= {148, 154, 155}  # space around the checksum: the number is the same
 
@@ -82,9 +82,9 @@ def test_every_flip_in_a_payload_is_detected_after_indexing(tmp_path: Path) -> N
         tar.write_bytes(flipped)
         with pytest.raises(DataError, match=rf"train-0\.tar: sample s\d+ at byte {row['offset']}"):
             Reader(split).read(np.arange(2))
-    found = verify(tmp_path / "out").problems
-    assert any(f"{tar}: hash" in str(p) or "altered" in p.what for p in found)
-    assert any(p.offset == row["offset"] and "checksum differs" in p.what for p in found)
+    problems = verify(tmp_path / "out").problems
+    assert any(f"{tar}: hash" in str(p) or "altered" in p.what for p in problems)
+    assert any(p.offset == row["offset"] and "checksum differs" in p.what for p in problems)
 
 
 def test_a_tar_replaced_after_indexing_is_found_before_the_first_step(tmp_path: Path) -> None:
@@ -111,31 +111,32 @@ def two_frames() -> bytes:
     return buffer.getvalue()
 
 
+CLASS = ("k.cls", b"1")
 BAD: dict[str, tuple[list[tuple[str, bytes]], str]] = {
-    "empty image": ([("k.png", b""), ("k.cls", b"1")], "empty file"),
-    "half an image": ([("k.png", GOOD[: len(GOOD) // 2]), ("k.cls", b"1")], "truncated"),
-    "half a JPEG": ([("k.jpg", image_of("k", "JPEG")[:500]), ("k.cls", b"1")], "corrupt JPEG"),
-    "another size": ([("k.png", encoded((33, 32), "RGB", "PNG")), ("k.cls", b"1")], "33x32 pixels"),
-    "JPEG, another size": ([("k.jpg", encoded((32, 31), "RGB", "JPEG")), ("k.cls", b"1")], "32x31"),
-    "grey": ([("k.png", encoded((32, 32), "L", "PNG")), ("k.cls", b"1")], "grey"),
-    "16 bit": ([("k.png", encoded((32, 32), "I;16", "PNG")), ("k.cls", b"1")], "16-bit"),
-    "CMYK": ([("k.jpg", encoded((32, 32), "CMYK", "JPEG")), ("k.cls", b"1")], "mode CMYK"),
-    "several frames": ([("k.jpg", two_frames()), ("k.cls", b"1")], "2 images in one JPEG"),
-    "a JPEG named png": ([("k.png", image_of("k", "JPEG")), ("k.cls", b"1")], "not a PNG"),
-    "a PNG named jpg": ([("k.jpg", GOOD), ("k.cls", b"1")], "not a JPEG"),
+    "empty image": ([("k.png", b""), CLASS], "empty file"),
+    "half an image": ([("k.png", GOOD[: len(GOOD) // 2]), CLASS], "truncated"),
+    "half a JPEG": ([("k.jpg", image_of("k", "JPEG")[:500]), CLASS], "corrupt JPEG"),
+    "another size": ([("k.png", encoded((33, 32), "RGB", "PNG")), CLASS], "33x32 pixels"),
+    "JPEG, another size": ([("k.jpg", encoded((32, 31), "RGB", "JPEG")), CLASS], "32x31"),
+    "grey": ([("k.png", encoded((32, 32), "L", "PNG")), CLASS], "grey"),
+    "16 bit": ([("k.png", encoded((32, 32), "I;16", "PNG")), CLASS], "16-bit"),
+    "CMYK": ([("k.jpg", encoded((32, 32), "CMYK", "JPEG")), CLASS], "mode CMYK"),
+    "several frames": ([("k.jpg", two_frames()), CLASS], "2 images in one JPEG"),
+    "a JPEG named png": ([("k.png", image_of("k", "JPEG")), CLASS], "not a PNG"),
+    "a PNG named jpg": ([("k.jpg", GOOD), CLASS], "not a JPEG"),
     "no image": ([("k.cls", b"1")], "key 'k' has cls and no image"),
     "no class": ([("k.png", GOOD)], "key 'k' has no cls, other samples have"),
     "an empty class": ([("k.png", GOOD), ("k.cls", b" \n")], "a class of 0 letters"),
     "a class that is no text": ([("k.png", GOOD), ("k.cls", b"\xff\xfe")], "codec can't decode"),
     "a long class": ([("k.png", GOOD), ("k.cls", b"x" * 257)], "a class of 257 letters"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_sample_is_named_and_left_out_only_when_asked(name: str, tmp_path: Path) -> None:
-    found, reason = BAD[name]
-    made = list(members(FEW))
-    write_tar(tmp_path / "train.tar", [*made[:4], *found, *made[4:]])
+    bad, reason = BAD[name]
+    good = list(members(FEW))
+    write_tar(tmp_path / "train.tar", [*good[:4], *bad, *good[4:]])
     with tarfile.open(tmp_path / "train.tar") as tar:
         place = tar.getmembers()[4].offset
     with pytest.raises(DataError, match=r"--skip-bad 1$") as caught:
@@ -154,30 +155,30 @@ def test_a_bad_sample_is_named_and_left_out_only_when_asked(name: str, tmp_path:
         (b"{", "not valid JSON"),
         (b"[" * 60_000, "not valid JSON"),
         (b"[1]", "a JSON list"),
-        (facts(patient="p"), "no field 'label'"),
-        (facts(label=True), "expected text"),
-        (facts(label=[1]), "expected text"),
-        (facts(label="a", x=1.5), "expected a whole number"),
-        (facts(label="a", y=1 << 40), "expected a whole number"),
+        (json_body(patient="p"), "no field 'label'"),
+        (json_body(label=True), "expected text"),
+        (json_body(label=[1]), "expected text"),
+        (json_body(label="a", x=1.5), "expected a whole number"),
+        (json_body(label="a", y=1 << 40), "expected a whole number"),
         (b'{"label": "a", "mpp": NaN}', "expected microns"),
-        (facts(label="a", site={"a": 1}), "expected text"),
+        (json_body(label="a", site={"a": 1}), "expected text"),
         (b'{"label": "\\ud800"}', "surrogates not allowed"),
     ],
 )
 def test_json_is_not_believed(body: bytes, reason: str, tmp_path: Path) -> None:
     content = open_tar([("k.png", GOOD), ("k.json", body)], tmp_path) + END
-    found = scan(tmp_path / "t.tar", content, label_field="label")
-    assert found.bad_count == 1 and reason in found.bad[0].reason, found.bad
+    result = scan(tmp_path / "t.tar", content, label_field="label")
+    assert result.bad_count == 1 and reason in result.bad[0].reason, result.bad
 
 
 def test_concatenated_tars_and_keys_twice_are_refused(tmp_path: Path) -> None:
-    one, two = (open_tar(list(members(samples(2, name))), tmp_path) for name in ("a", "b"))
-    found = scan(tmp_path / "t.tar", one + END + two + END)
-    assert found.broken and found.broken.offset == len(one)
-    assert "does not end here with two blocks of zeros" in found.broken.reason
-    found = scan(tmp_path / "t.tar", one + two + one + END)
-    assert found.broken and found.broken.offset == len(one + two)
-    assert "is a second image of the key" in found.broken.reason
+    first, second = (open_tar(list(members(samples(2, name))), tmp_path) for name in ("a", "b"))
+    result = scan(tmp_path / "t.tar", first + END + second + END)
+    assert result.broken and result.broken.offset == len(first)
+    assert "does not end here with two blocks of zeros" in result.broken.reason
+    result = scan(tmp_path / "t.tar", first + second + first + END)
+    assert result.broken and result.broken.offset == len(first + second)
+    assert "is a second image of the key" in result.broken.reason
     write_tar(tmp_path / "t.tar", [("k.png", GOOD), ("k.jpg", GOOD)])
     broken = scan(tmp_path / "t.tar").broken
     assert broken and "'k.jpg' is a second image" in broken.reason

@@ -20,7 +20,7 @@ from shards.foreign.scan import ScanOptions, scan_tar
 from shards.schema import dataset_hash, load_metadata, without_paths
 from shards.verify.__main__ import main
 from shards.verify.check import verify
-from tests.helpers.tars import CLASSES, WRITERS, facts, image_of, members, samples, write_tar
+from tests.helpers.tars import CLASSES, WRITERS, image_of, json_body, members, samples, write_tar
 
 CPU = torch.device("cpu")
 
@@ -48,12 +48,12 @@ def test_pixels_labels_and_rows_are_those_of_the_tar(writer: str, tmp_path: Path
     before = tar.read_bytes()
     metadata = index_tars(str(tar), tmp_path / "out", options(writer))
     split = open_dataset(tmp_path / "out").split("train")
-    pixels, paths, found = read_split(split), split.table["path"].to_pylist(), members_of(tar)
+    pixels, paths, bodies = read_split(split), split.table["path"].to_pylist(), members_of(tar)
     sources = split.table["source"].to_pylist()
     assert len(split) == len(set(paths)) == 70
     for i, path in enumerate(paths):
         name = path.removeprefix("train-000000.tar/")
-        image = Image.open(io.BytesIO(found[name]), formats=["PNG", "JPEG"])
+        image = Image.open(io.BytesIO(bodies[name]), formats=["PNG", "JPEG"])
         assert np.array_equal(pixels[i], np.asarray(image))
         stem = name.rpartition("/")[2].partition(".")[0]
         assert split.labels[i] == int(stem.rpartition("_")[2]) % 3
@@ -95,10 +95,15 @@ def test_fields_of_json_become_columns(tmp_path: Path) -> None:
         "y": 32,
         "mpp": 0.5,
     }
-    made = [("a/s__y0032_x0064", full), ("TCGA-A6-2671-01Z__y0001_x0002", {"x": None}), ("c", {})]
-    found = [(f"{key}.{kind}", body) for key, fields in made
-             for kind, body in (("png", image_of(key)), ("json", facts(**fields)))]  # fmt: skip
-    write_tar(tmp_path / "test.tar", found)
+    samples = [
+        ("a/s__y0032_x0064", full),
+        ("TCGA-A6-2671-01Z__y0001_x0002", {"x": None}),
+        ("c", {}),
+    ]
+    content: list[tuple[str, bytes]] = []
+    for key, fields in samples:
+        content += [(f"{key}.png", image_of(key)), (f"{key}.json", json_body(**fields))]
+    write_tar(tmp_path / "test.tar", content)
     index_tars(str(tmp_path / "test.tar"), tmp_path / "out")
     rows = open_dataset(tmp_path / "out").split("test").table.to_pylist()
     columns = ("patient", "slide", "site", "source", "x", "y", "mpp", "label")
@@ -109,11 +114,11 @@ def test_fields_of_json_become_columns(tmp_path: Path) -> None:
     ]
 
 
-def labelled(path: Path, labels: list[bytes]) -> None:
-    found = []
+def write_labelled_tar(path: Path, labels: list[bytes]) -> None:
+    content = []
     for i, label in enumerate(labels):
-        found += [(f"k{i}.cls", label), (f"k{i}.png", image_of(f"k{i}"))]
-    write_tar(path, found)
+        content += [(f"k{i}.cls", label), (f"k{i}.png", image_of(f"k{i}"))]
+    write_tar(path, content)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +134,7 @@ def labelled(path: Path, labels: list[bytes]) -> None:
 def test_labels_are_numbers_or_names(
     texts: list[bytes], names: str | None, classes: list[str], numbers: list[int], tmp_path: Path
 ) -> None:
-    labelled(tmp_path / "train.tar", texts)
+    write_labelled_tar(tmp_path / "train.tar", texts)
     index_tars(str(tmp_path), tmp_path / "out", IndexOptions(classes=names))
     opened = open_dataset(tmp_path / "out")
     assert opened.metadata.classes == classes
@@ -144,8 +149,8 @@ def test_splits_come_from_names_folders_or_the_option(tmp_path: Path) -> None:
     names = ["a-train-000.tar", "train_1.tar", "validation/000.tar", "Test/x-1.tar"]
     for name in names:
         write_tar(tmp_path / "all" / name, [])
-    found = {tar.name: tar.split for tar in find_tars(str(tmp_path / "all"))}
-    assert found == dict(zip(names, ("train", "train", "val", "test"), strict=True))
+    splits = {tar.name: tar.split for tar in find_tars(str(tmp_path / "all"))}
+    assert splits == dict(zip(names, ("train", "train", "val", "test"), strict=True))
     pattern = str(tmp_path / "all" / "{a-train-000,train_{1..1}}.tar")
     assert [tar.name for tar in find_tars(pattern)] == names[:2]
     assert {tar.split for tar in find_tars(str(tmp_path / "all" / "**/*.tar"), "extra")} == {
@@ -201,19 +206,19 @@ def test_the_command_indexes_then_checks(
     ):
         monkeypatch.setattr("sys.argv", ["verify", *arguments])
         assert main() == status, arguments
-    said = capsys.readouterr()
-    assert f"{out}: sound" in said.out and "already holds a data set" in said.err
+    printed = capsys.readouterr()
+    assert f"{out}: sound" in printed.out and "already holds a data set" in printed.err
 
 
 @pytest.mark.parametrize("ignore", [(), ("seg.png", "npz")])
 def test_other_members_only_when_they_are_named(ignore: tuple[str, ...], tmp_path: Path) -> None:
-    extra = [
+    others = [
         ("k.npz", b"PK\x03\x04" + bytes(100_000)),
         ("k.SEG.png", b"mask"),
         ("k.txt", b"a word"),
     ]
     tar = tmp_path / "train.tar"
-    write_tar(tar, [*extra, *members([("k", 1)])])
+    write_tar(tar, [*others, *members([("k", 1)])])
     scan = scan_tar(tar, "train.tar", ScanOptions(ignore=ignore))
     if ignore:
         assert (scan.broken, scan.bad_count, len(scan.table)) == (None, 0, 1)

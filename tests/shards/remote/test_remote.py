@@ -1,4 +1,4 @@
-"""Data sets that lie elsewhere: verified, continued after a cut, never outside the cache."""
+"""Remote data sets: verified, continued after a cut, never outside the cache."""
 
 import json
 import os
@@ -45,8 +45,8 @@ def arrived(name: str) -> int:
     """Bytes of a file that are in the cache, finished or not; all there will be of dataset.json."""
     if name == "dataset.json":
         return 1 << 30
-    found = [*cache_folder().glob(f"*/.{name}.part"), *cache_folder().glob(f"*/{name}")]
-    return sum(path.stat().st_size for path in found)
+    files = [*cache_folder().glob(f"*/.{name}.part"), *cache_folder().glob(f"*/{name}")]
+    return sum(path.stat().st_size for path in files)
 
 
 def same(folder: Path, source: Path) -> bool:
@@ -101,13 +101,13 @@ def test_a_server_that_is_busy_is_asked_again(small_dataset: Path) -> None:
         assert same(fetch(site.url), small_dataset)
 
 
-@pytest.mark.parametrize(("status", "said"), [(404, "does not exist"), (403, "Forbidden")])
+@pytest.mark.parametrize(("status", "message"), [(404, "does not exist"), (403, "Forbidden")])
 @pytest.mark.parametrize("name", [TAR, "dataset.json"])
 def test_a_file_that_is_not_given_is_named_at_once(
-    name: str, status: int, said: str, small_dataset: Path
+    name: str, status: int, message: str, small_dataset: Path
 ) -> None:
     with serving(small_dataset, status={name: [status] * 9}) as site:
-        with pytest.raises(DataError, match=rf"{site.url}/{name} .*{said}"):
+        with pytest.raises(DataError, match=rf"{site.url}/{name} .*{message}"):
             fetch(site.url)
         assert len(site.starts(name)) == 1
 
@@ -166,7 +166,7 @@ def first(field: str, value: object, png: str = "stored") -> Callable[[dict[str,
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (first("name", "../../train-000000"), "is named '../../train-000000'"),
         (first("name", "/etc/passwd"), "is named '/etc/passwd'"),
@@ -184,12 +184,12 @@ def first(field: str, value: object, png: str = "stored") -> Callable[[dict[str,
     ],
 )
 def test_a_hostile_metadata_brings_nothing(
-    change: Callable[[dict[str, Any]], None], said: str, small_dataset: Path, tmp_path: Path
+    change: Callable[[dict[str, Any]], None], message: str, small_dataset: Path, tmp_path: Path
 ) -> None:
     before = {*tmp_path.rglob("*.tar"), *tmp_path.rglob("*.parquet")}
     with (
         altered(small_dataset, tmp_path / "site", change) as url,
-        pytest.raises(DataError, match=said),
+        pytest.raises(DataError, match=message),
     ):
         fetch(url)
     after = {*tmp_path.rglob("*.tar"), *tmp_path.rglob("*.parquet")}
@@ -200,19 +200,26 @@ def test_metadata_without_end_is_not_read_to_it(
     small_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "MAX_METADATA_BYTES", 1000)
-    said = r"dataset\.json is larger than 1000 bytes"
+    message = r"dataset\.json is larger than 1000 bytes"
     with serving(small_dataset, instead={"dataset.json": b" " * 5000}) as site:  # noqa: SIM117
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             fetch(site.url)
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "file:///etc", "ssh://host/x", "ftp://host/x", "pipe:cat x://y", "memory://x",
-        "simplecache::s3://bucket/x", "https://host/a::s3://b", "s3://", "zip://x::http://y/z",
+        "file:///etc",
+        "ssh://host/x",
+        "ftp://host/x",
+        "pipe:cat x://y",
+        "memory://x",
+        "simplecache::s3://bucket/x",
+        "https://host/a::s3://b",
+        "s3://",
+        "zip://x::http://y/z",
     ],
-)  # fmt: skip
+)
 def test_only_the_schemes_that_are_named(name: str) -> None:
     with pytest.raises(DataError, match=r"is refused: .* s3://, gs://, hf://, https://, http://"):
         local(name)
@@ -284,10 +291,13 @@ def test_a_bucket_of_s3(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) ->
     server.start()
     try:
         host, port = server.get_host_and_port()
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():  # fmt: skip
+        environment = {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        for name, value in environment.items():
             monkeypatch.setenv(name, value)
         client = boto3.client("s3")
         client.create_bucket(Bucket="patches")

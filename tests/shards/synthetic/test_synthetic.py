@@ -80,8 +80,8 @@ def test_layout_and_split(small: Path) -> None:
     assert counts == {(s, t): getattr(SMALL, s) // len(TISSUES) for s in SPLITS for t in TISSUES}
     assert len(owners) == SMALL.patients * len(SPLITS)
     assert all(len(where) == 1 for where in owners.values()), "a patient in two splits or sites"
-    assert all(found == set(TISSUES) for found in tissues.values())
-    assert all(found == {site.name for site in SITES} for found in sites.values())
+    assert all(names == set(TISSUES) for names in tissues.values())
+    assert all(names == {site.name for site in SITES} for names in sites.values())
     assert all(len(images["train", p, t]) >= 2 for s, p in tissues for t in TISSUES if s == "train")
     by_patient = [set().union(*(images[s, p, t] for t in TISSUES)) for s, p in tissues]
     assert sum(map(len, by_patient)) == sum(map(len, images.values())), "an image has two classes"
@@ -159,7 +159,7 @@ def test_mean_optical_density_ignores_the_class(index: int) -> None:
     density = []
     for tissue in TISSUES.values():
         structure = tissue(np.random.default_rng(1), 64)
-        assert all(part.min() >= 0 for part in structure)
+        assert all(stain.min() >= 0 for stain in structure)
         density.append(-np.log(synthetic._stain(np.random.default_rng(2), structure, owner)))
     means = np.array([d.mean(axis=(0, 1)) for d in density])
     np.testing.assert_allclose(means, means[:1].repeat(len(means), axis=0), rtol=1e-9)
@@ -172,11 +172,11 @@ def modest_set() -> list[synthetic.Source]:
 
 
 def _labelled(
-    found: list[synthetic.Source], split: str, by: str = "class"
+    sources: list[synthetic.Source], split: str, by: str = "class"
 ) -> tuple[Images, Labels]:
     """The patches of a split with the index of their class, or of their site."""
     images, labels = [], []
-    for source in found:
+    for source in sources:
         where, tissue, name = source.stem.parts
         if where == split:
             label = list(TISSUES).index(tissue) if by == "class" else int("siteB" in name)
@@ -245,9 +245,9 @@ def test_a_supervised_encoder_reads_the_class(steps: int, least: float) -> None:
 
     torch.set_num_threads(os.cpu_count() or 1)  # minutes of work, unlike the other tests
     batch = 64
-    made = list(synthetic.sources(SyntheticConfig(val=0)))
-    x, y = (torch.from_numpy(a) for a in _labelled(made, "train"))
-    x_test, y_test = (torch.from_numpy(a) for a in _labelled(made, "test"))
+    sources = list(synthetic.sources(SyntheticConfig(val=0)))
+    x, y = (torch.from_numpy(a) for a in _labelled(sources, "train"))
+    x_test, y_test = (torch.from_numpy(a) for a in _labelled(sources, "test"))
     torch.manual_seed(0)
     encoder = build(ModelConfig(architecture="refined"), seed=0).encoder
     head, pixels = torch.nn.Linear(384, len(TISSUES)), d4.pixel_index(PATCH)
@@ -260,8 +260,8 @@ def test_a_supervised_encoder_reads_the_class(steps: int, least: float) -> None:
         return head(encoder(moved).mean.flatten(1))
 
     for _ in range(steps):
-        chosen = torch.randint(len(x), (batch,))
-        loss = F.cross_entropy(logits(x[chosen], torch.randint(8, (batch,))), y[chosen])
+        rows = torch.randint(len(x), (batch,))
+        loss = F.cross_entropy(logits(x[rows], torch.randint(8, (batch,))), y[rows])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -70,14 +70,14 @@ CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
 
 
 def compare(*splits: Pixels) -> Duplicates:
-    names, start, parts = ("train", "val", "test"), 0, {}
+    names, start, prints = ("train", "val", "test"), 0, {}
     for name, pixels in zip(names, splits, strict=False):
-        parts[name] = fingerprints(list(range(start, start + len(pixels))), pixels)
+        prints[name] = fingerprints(list(range(start, start + len(pixels))), pixels)
         start += len(pixels)
-    return find_duplicates(parts)
+    return find_duplicates(prints)
 
 
-def found(result: Duplicates) -> dict[tuple[str, str, str], int]:
+def crossings_of(result: Duplicates) -> dict[tuple[str, str, str], int]:
     return {(c.kind, c.first, c.second): c.count for c in result.crossings}
 
 
@@ -95,24 +95,24 @@ def test_changed_copies_are_found_and_others_are_not(change: str) -> None:
 def test_real_patches_resemble_their_copies_only() -> None:
     pixels = real_patches(900)
     result = compare(pixels[::2], pixels[1::2])
-    assert found(result) == {}
-    known = pixels[::2]
-    kept = int((~fingerprints(list(range(len(known))), known).flat).sum())
-    (crossing,) = compare(known, jpeg(known, 75)).crossings
-    assert crossing.count >= 0.97 * kept
+    assert crossings_of(result) == {}
+    train = pixels[::2]
+    contrasted = int((~fingerprints(list(range(len(train))), train).flat).sum())
+    (crossing,) = compare(train, jpeg(train, 75)).crossings
+    assert crossing.count >= 0.97 * contrasted
 
 
 def test_every_pair_of_splits_is_compared_and_equal_pixels_are_not_near_too() -> None:
     train, val, test = tissue(50, 0), tissue(40, 1), tissue(30, 2)
     val[:3], test[:2], test[2:4] = train[:3], train[4], val[5:7]
     result = compare(train, val, test)
-    assert found(result) == {
+    assert crossings_of(result) == {
         ("the same pixels", "train", "val"): 3,
         ("the same pixels", "train", "test"): 2,
         ("the same pixels", "val", "test"): 2,
     }
     assert result.compared == {"train": 50, "val": 40, "test": 30}
-    assert found(compare(np.concatenate([train, train]))) == {}
+    assert crossings_of(compare(np.concatenate([train, train]))) == {}
 
 
 def test_blank_patches_are_counted_apart() -> None:
@@ -122,7 +122,7 @@ def test_blank_patches_are_counted_apart() -> None:
     train = np.concatenate([tissue(50, 0), blank[:200], white])
     test = np.concatenate([tissue(50, 1), blank[200:], white])
     result = compare(train, test)
-    assert found(result) == {} and result.flat == {"train": 300, "val": 300}
+    assert crossings_of(result) == {} and result.flat == {"train": 300, "val": 300}
     grey = tissue(50, 0) @ np.array([0.299, 0.587, 0.114])
     assert grey.std((1, 2)).min() > LOW_CONTRAST
 
@@ -138,7 +138,7 @@ def test_coefficients_agree_with_scipy() -> None:
     assert (bits == above).mean() > 0.999
 
 
-def random_prints(count: int, seed: int) -> Fingerprints:
+def random_fingerprints(count: int, seed: int) -> Fingerprints:
     rng = np.random.default_rng(seed)
     numbers = rng.integers(0, 2**63, (2, count)).astype(np.uint64)
     low = rng.normal(size=(count, 63)).astype(np.float16)
@@ -147,23 +147,24 @@ def random_prints(count: int, seed: int) -> Fingerprints:
 
 @pytest.mark.parametrize("differing", [0, 1, 2, 3])
 def test_up_to_three_bits_never_hide_a_copy(differing: int) -> None:
-    train, rng = random_prints(3000, 0), np.random.default_rng(1)
-    flips = np.array([
-        sum(1 << int(bit) for bit in rng.choice(64, differing, replace=False)) for _ in range(3000)
-    ], np.uint64)  # fmt: skip
+    train, rng = random_fingerprints(3000, 0), np.random.default_rng(1)
+    bits = [rng.choice(64, differing, replace=False) for _ in range(3000)]
+    flips = np.array([sum(1 << int(bit) for bit in positions) for positions in bits], np.uint64)
     test = replace(train, exact=train.exact + np.uint64(1), bits=train.bits ^ flips)
-    assert found(find_duplicates({"train": train, "test": test})) == {
+    assert crossings_of(find_duplicates({"train": train, "test": test})) == {
         ("nearly the same", "train", "test"): 3000
     }
-    other = replace(test, low=random_prints(3000, 2).low)  # like bits, unlike coefficients
-    assert found(find_duplicates({"train": train, "test": other})) == {}
+    other = replace(test, low=random_fingerprints(3000, 2).low)  # like bits, unlike coefficients
+    assert crossings_of(find_duplicates({"train": train, "test": other})) == {}
 
 
 def test_many_patches_and_a_hash_that_all_share_take_a_moment() -> None:
     start = time.process_time()
-    find_duplicates({"train": random_prints(100_000, 0), "test": random_prints(50_000, 1)})
-    flood = replace(random_prints(5000, 0), bits=np.zeros(5000, np.uint64))
-    unlike = replace(random_prints(5000, 1), bits=np.zeros(5000, np.uint64))
+    find_duplicates(
+        {"train": random_fingerprints(100_000, 0), "test": random_fingerprints(50_000, 1)}
+    )
+    flood = replace(random_fingerprints(5000, 0), bits=np.zeros(5000, np.uint64))
+    unlike = replace(random_fingerprints(5000, 1), bits=np.zeros(5000, np.uint64))
     find_duplicates({"train": flood, "test": unlike})
     assert time.process_time() - start < 8
 
@@ -188,7 +189,7 @@ def test_verify_names_them_and_passes(
 ) -> None:
     report = verify(packed)
     assert report.problem_count == 0 and report.duplicates is not None
-    assert found(report.duplicates) == {
+    assert crossings_of(report.duplicates) == {
         ("the same pixels", "train", "test"): 6,
         ("nearly the same", "train", "test"): 1,
     }

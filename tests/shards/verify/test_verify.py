@@ -54,9 +54,15 @@ def trust(root: Path) -> None:
         for shard in split.shards:
             tar = (root / f"{shard.name}.tar").read_bytes()
             sidecar = (root / f"{shard.name}.parquet").read_bytes()
-            hashes = (xxhash.xxh3_64_hexdigest(tar), xxhash.xxh3_64_hexdigest(sidecar))
-            shards.append(replace(shard, size=len(tar), xxh3=hashes[0],
-                                  sidecar_size=len(sidecar), sidecar_xxh3=hashes[1]))  # fmt: skip
+            shards.append(
+                replace(
+                    shard,
+                    size=len(tar),
+                    xxh3=xxhash.xxh3_64_hexdigest(tar),
+                    sidecar_size=len(sidecar),
+                    sidecar_xxh3=xxhash.xxh3_64_hexdigest(sidecar),
+                )
+            )
         splits[name] = replace(split, shards=shards)
     (root / "dataset.json").write_bytes(dumps_metadata(replace(metadata, splits=splits)))
 
@@ -88,14 +94,14 @@ def test_every_flip_anywhere_is_detected(mode: str, packed: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("mode", ["stored", "keep"])
-def test_a_flip_in_a_sample_is_located_although_the_card_hides_it(
+def test_a_flip_in_a_sample_is_located_although_dataset_json_hides_it(
     mode: str, packed: Path, tmp_path: Path
 ) -> None:
     root = Path(shutil.copytree(packed / mode, tmp_path / "out"))
     rng = random.Random(1)
     rows = pq.read_table(root / "train-000001.parquet").to_pylist()
     tar = root / "train-000001.tar"
-    for part in ["header", "body", "class"] * 6:
+    for target in ["header", "body", "class"] * 6:
         row = rng.choice(rows)
         start, end = row["offset"], row["offset"] + row["size"]
         end += -end % 512
@@ -103,12 +109,12 @@ def test_a_flip_in_a_sample_is_located_although_the_card_hides_it(
             "header": start - 512 + rng.randrange(148),
             "body": start + rng.randrange(row["size"]),
             "class": end + rng.choice([0, 150, 512]),
-        }[part]
+        }[target]
         flip(tar, place)
         trust(root)
-        found = dict(places(verify(root)))
+        problems = dict(places(verify(root)))
         allowed = {start - 512, end}
-        assert found["train-000001.tar"] in allowed, (part, found)
+        assert problems["train-000001.tar"] in allowed, (target, problems)
         flip(tar, place)
 
 
@@ -240,14 +246,16 @@ DAMAGE: dict[str, tuple[Change, str, int | None, str]] = {
     "no sidecar": (remove("test-000000.parquet"), "test-000000.parquet", None, "missing"),
     "a stale shard": (
         lambda root: (root / "train-000002.tar").touch() or None,
-        "train-000002.tar", None, "not part of the data set",
+        "train-000002.tar",
+        None,
+        "not part of the data set",
     ),
     "rows in another order": (rewrite_rows, "val-000000.tar", 0, "its sidecar row"),
     "a column less": (drop_column, "val-000000.parquet", None, "columns are not those"),
     "concatenated": (two_tars_in_one, "val-000000.tar", 51200, "does not end here"),
     "counts": (other_counts, "dataset.json", None, "val counts [4, 6], not [5, 5]"),
     "layout": (not_the_layout, "val-000000.tar", 0, "not in the stored layout"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -270,9 +278,12 @@ def test_groups_that_cross_splits_are_a_warning(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("damage", "status"), [(False, 0), (True, 1)])
 def test_exit_status(
-    damage: bool, status: int, root: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    damage: bool,
+    status: int,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     if damage:
         flip(root / "val-000000.tar", 600)
     monkeypatch.setattr("sys.argv", ["verify", str(root)])
@@ -280,8 +291,9 @@ def test_exit_status(
     assert "val-000000.tar at byte 0: 's0000000" in capsys.readouterr().err or not damage
 
 
-def test_a_folder_without_a_card_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_folder_without_a_card_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(DataError, match="not a packed data set"):
         verify(tmp_path)
     monkeypatch.setattr("sys.argv", ["verify", str(tmp_path)])

@@ -1,0 +1,80 @@
+"""Files appear completely or not at all, also when writing fails."""
+
+import errno
+from pathlib import Path
+
+import pytest
+import xxhash
+
+from common import files
+from common.errors import DataError
+from common.files import atomic_file, atomic_path, read_json, write_atomically
+
+
+def test_a_file_appears_when_all_of_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    with atomic_file(path) as file:
+        file.write(b"ab")
+        file.write(memoryview(b"c"))
+        assert not path.exists()
+    assert path.read_bytes() == b"abc" and list(tmp_path.iterdir()) == [path]
+    assert (file.size, file.xxh3) == (3, xxhash.xxh3_64_hexdigest(b"abc"))
+
+
+def test_a_hidden_path_has_the_suffix_and_folder_of_its_target(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.parquet"
+    with atomic_path(path) as hidden:
+        assert hidden.suffix == ".parquet" and hidden.parent == path.parent
+        hidden.write_bytes(b"x")
+        assert not path.exists()
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("stop"), KeyboardInterrupt()])
+def test_a_failure_leaves_the_old_content_and_nothing_else(
+    failure: BaseException, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.json"
+    write_atomically(path, b"old")
+    with pytest.raises(type(failure)), atomic_file(path) as file:
+        file.write(b"new")
+        raise failure
+    with pytest.raises(type(failure)), atomic_path(path) as hidden:
+        hidden.write_bytes(b"new")
+        raise failure
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(DataError, match=r"a\.bin cannot be written: No space left.*Make room"):
+        write_atomically(tmp_path / "a.bin", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{", "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b"\xff", "is not valid JSON"),
+        (b"[1]", "holds a list, expected an object"),
+    ],
+)
+def test_json_that_is_no_object_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"a\.json {reason}"):
+        read_json(path)
+
+
+def test_json_that_is_missing_or_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"a\.json does not exist: make it by x$"):
+        read_json(tmp_path / "a.json", missing="make it by x")
+    monkeypatch.setattr(files, "MAX_JSON_BYTES", 10)
+    (tmp_path / "a.json").write_text(" " * 11)
+    with pytest.raises(DataError, match="larger than 10 bytes"):
+        read_json(tmp_path / "a.json")
