@@ -76,7 +76,7 @@ def make_trainer(
     """Make the trainer of a changed preset as the entry point would; its run folder stays empty."""
     config = replace(PRESETS[preset](), **changes)
     config = launch.resolve(config, dataset.split("train"), accelerator.device, 1)
-    return Trainer(accelerator, config, dataset, dataset.root, lambda line: None)
+    return Trainer(accelerator, config, dataset, dataset.root)
 
 
 def endless(loader: Loader) -> Generator[Batch, None, None]:

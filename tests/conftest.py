@@ -1,11 +1,14 @@
 """Fixtures that tests of several packages share. Helpers are in `tests.helpers`."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import threadpoolctl
 import torch
 
+from common.console import log
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from tests.helpers.patches import write_patches
@@ -13,6 +16,15 @@ from tests.helpers.patches import write_patches
 # the batches of tests are too small to share, and threads that spin stop a busy machine
 torch.set_num_threads(1)
 threadpoolctl.threadpool_limits(1)
+
+
+@pytest.fixture(autouse=True)
+def quiet_log() -> Iterator[None]:
+    """Undo what commands that run in the process of a test do to show messages."""
+    yield
+    log.handlers.clear()
+    log.propagate = True
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

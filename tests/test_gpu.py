@@ -21,12 +21,16 @@ from pipeline.corruptions import CorruptionConfig
 from pipeline.index import open_dataset
 from pipeline.loader import Loader
 from pipeline.pixels import to_float
-from tests.train.test_loop import config, final_state, train_until
-from train import checkpoint as state
+from tests.helpers.training import (
+    load_undamaged,
+    newest_tensors,
+    same_tensors,
+    short_config,
+    train_until,
+)
 from train.config import DEFAULT_PRESET
 from train.launch import set_deterministic
 from train.loop import Trainer
-from train.saver import Copies
 from train.step import generator_for
 
 pytestmark = pytest.mark.gpu
@@ -62,30 +66,18 @@ def refusing_to_wait() -> Iterator[None]:
 def test_a_compiled_step_waits_for_nothing(
     storage: str, small_dataset: Path, tmp_path: Path
 ) -> None:
-    settings = config(DEFAULT_PRESET, images=160, storage=storage, compile=True, precision="bf16")
+    settings = short_config(
+        DEFAULT_PRESET, images=160, storage=storage, compile=True, precision="bf16"
+    )
     dataset = open_dataset(small_dataset)
-    one = Trainer(Accelerator(), settings, dataset, tmp_path, lambda line: None)
-    for batch in one.loader.batches(0, 160):
-        if one.done < 5:  # compiles, and fills the caches of the allocators
-            one.update(batch)
+    trainer = Trainer(Accelerator(), settings, dataset, tmp_path)
+    for batch in trainer.loader.batches(0, 160):
+        if trainer.done < 5:  # compiles, and fills the caches of the allocators
+            trainer.update(batch)
         else:
             with refusing_to_wait():
-                one.update(batch)
-    assert one.done == 20 and one.sums.bad() is None
-
-
-def test_copies_are_of_their_moment() -> None:
-    """Queued behind the work before them, and untouched by in-place work queued after them."""
-    original = torch.zeros(1 << 24, device="cuda")
-    with refusing_to_wait():
-        for _ in range(100):
-            original += 1
-        copies = Copies({"a": original, "b": original[:3]})
-        for _ in range(100):
-            original += 1
-    copied = copies.on_host()
-    assert all((t == 100).all() and not t.is_cuda for t in copied.values())
-    assert (original == 200).all()
+                trainer.update(batch)
+    assert trainer.done == 20 and trainer.sums.bad() is None
 
 
 @pytest.mark.parametrize("storage", ["device", "host", "stream"])
@@ -119,11 +111,11 @@ def test_augmentation_and_corruption_are_those_of_the_cpu() -> None:
 def trained(
     preset: str, run: Path, data: Path, stop: int | None = None, **changes: object
 ) -> Trainer:
-    settings = config(preset, **changes)
+    settings = short_config(preset, **changes)
     run.mkdir(exist_ok=True)
-    one = Trainer(Accelerator(), settings, open_dataset(data), run, lambda line: None)
-    train_until(one, run, stop)
-    return one
+    trainer = Trainer(Accelerator(), settings, open_dataset(data), run)
+    train_until(trainer, run, stop)
+    return trainer
 
 
 @pytest.mark.parametrize("preset", ["eq-dvae", "d4-dvae"])
@@ -147,21 +139,19 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
     try:
         trained("eq-dvae", tmp_path / "whole", small_dataset)
         trained("eq-dvae", tmp_path / "cut", small_dataset, stop=5)
-        one = Trainer(
-            Accelerator(), config("eq-dvae"), open_dataset(small_dataset), tmp_path / "cut", print
-        )
-        checkpoint = state.load_newest(tmp_path / "cut", pytest.fail)
+        dataset, cut = open_dataset(small_dataset), tmp_path / "cut"
+        resumed = Trainer(Accelerator(), short_config("eq-dvae"), dataset, cut)
+        checkpoint = load_undamaged(cut)
         assert checkpoint is not None and checkpoint.images_seen == 40
-        one.restore(checkpoint)
-        train_until(one, tmp_path / "cut", log_bytes=checkpoint.meta["log_bytes"])
+        resumed.restore(checkpoint)
+        train_until(resumed, tmp_path / "cut", log_bytes=checkpoint.meta["log_bytes"])
     finally:
         torch.use_deterministic_algorithms(False)
-    whole, cut = final_state(tmp_path / "whole"), final_state(tmp_path / "cut")
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert same_tensors(newest_tensors(tmp_path / "whole"), newest_tensors(tmp_path / "cut"))
 
 
 def test_embeddings_are_those_of_the_cpu() -> None:
-    model = build(config(DEFAULT_PRESET).model, 0, [0.7, 0.5, 0.6]).eval()
+    model = build(short_config(DEFAULT_PRESET).model, 0, [0.7, 0.5, 0.6]).eval()
     symmetry = Symmetry()
     for readout in ("mean", "orbit_invariant"):
         expected = PatchEncoder(model.to(CPU), symmetry).encode(pixels(300), readout)

@@ -20,7 +20,8 @@ from eval.results import load_results
 from models import snapshot
 from models.vae import ModelConfig, build
 from pipeline.index import open_dataset
-from tests.train.test_loop import config, train_until, trainer
+from tests.helpers.messages import collected_messages
+from tests.helpers.training import make_trainer, short_config, train_until
 from train import checkpoint as state
 from train.loop import Trainer
 
@@ -189,9 +190,9 @@ def test_files_that_are_too_large_or_no_files(name: str, saved: Path, tmp_path: 
 def trained(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     """A run of one step with its checkpoint."""
     run = tmp_path_factory.mktemp("run")
-    one = trainer(open_dataset(small_dataset), run, config("vae", images=8))
-    assert train_until(one, run)
-    return one
+    trainer = make_trainer(open_dataset(small_dataset), run, short_config("vae", images=8))
+    assert train_until(trainer, run)
+    return trainer
 
 
 def forge(run: Path, meta: dict[str, Any], blob: bytes) -> Path:
@@ -204,16 +205,16 @@ def forge(run: Path, meta: dict[str, Any], blob: bytes) -> Path:
     return folder
 
 
-def files(one: Trainer) -> tuple[dict[str, Any], bytes]:
-    folder = one.run / "checkpoints" / f"{8:012d}"
+def files(trainer: Trainer) -> tuple[dict[str, Any], bytes]:
+    folder = trainer.run / "checkpoints" / f"{8:012d}"
     meta = json.loads((folder / state.META).read_text())
     return {k: v for k, v in meta.items() if k != "xxh3"}, (folder / state.TENSORS).read_bytes()
 
 
-def resume(one: Trainer, run: Path) -> None:
-    checkpoint = state.load_newest(run, lambda line: None)
+def resume(trainer: Trainer, run: Path) -> None:
+    checkpoint = state.load_newest(run)
     assert checkpoint is not None
-    one.restore(checkpoint)
+    trainer.restore(checkpoint)
 
 
 def test_the_forger_can_forge(trained: Trainer, tmp_path: Path) -> None:
@@ -268,9 +269,8 @@ def test_linked_checkpoints_are_neither_read_nor_followed(trained: Trainer, tmp_
     folder.mkdir(parents=True)
     for name in (f"{8:012d}", f"{16:012d}"):
         (folder / name).symlink_to(elsewhere)
-    warnings: list[str] = []
-    with pytest.raises(DataError, match="none of the 2"):
-        state.load_newest(tmp_path / "run", warnings.append)
+    with collected_messages() as warnings, pytest.raises(DataError, match="none of the 2"):
+        state.load_newest(tmp_path / "run")
     assert len(warnings) == 2 and all("is a link" in line for line in warnings)
     state.save_checkpoint(tmp_path / "run", 16, {}, {"w": torch.ones(2)}, keep=1)
     assert [p.name for p in folder.iterdir()] == [f"{16:012d}"]

@@ -1,14 +1,15 @@
 """The composed configuration of a run, and the named presets.
 
 Each setting lives in the dataclass of the part that it configures; a preset is a function that
-returns a changed base. `None` means "chosen for the device and the data, and recorded".
+returns a changed base. A setting of None is chosen for the device and the data, and recorded.
 """
 
-import dataclasses
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from common.records import convert
 from models.objective import ObjectiveConfig
 from models.vae import ModelConfig
 from pipeline import d4
@@ -18,15 +19,16 @@ from pipeline.loader import Storage
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW, cosine after a linear warm-up, clipping, EMA; all as fractions of the images seen."""
+    """AdamW, its cosine schedule after a linear warm-up, clipping, and the weight average."""
 
-    lr: float = 4e-3
-    warmup: float = 0.02  # share of the images
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.01  # on convolution weights only
-    noise_var_lr: float = 10.0  # times lr: one log-scale scalar has further to go than a weight
-    clip: float = 1.0  # global gradient norm
-    ema_halflife: float = 0.05  # of the images seen so far
+    lr: float = 4e-3  # peak learning rate
+    warmup: float = 0.02  # length of the linear warm-up, as a share of the images
+    betas: tuple[float, float] = (0.9, 0.99)  # decay of AdamW's first and second moment
+    weight_decay: float = 0.01  # weight decay of AdamW, on convolution weights only
+    # learning rate of the noise variance, times lr: one log-scale scalar moves further than weights
+    noise_var_lr: float = 10.0
+    clip: float = 1.0  # largest norm of the gradient of all parameters
+    ema_halflife: float = 0.05  # half-life of the weight average, as a share of the images seen
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < 1:
@@ -35,13 +37,13 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How often a run looks up from the work, as counts over the whole run."""
+    """How often a run logs, validates and saves, as counts over the whole run."""
 
-    logs: int = 100
-    validations: int = 10
-    checkpoints: int = 10
-    keep_checkpoints: int = 2
-    validation_images: int = 512
+    logs: int = 100  # lines of training metrics
+    validations: int = 10  # validations on the val split
+    checkpoints: int = 10  # checkpoints written
+    keep_checkpoints: int = 2  # newest checkpoints that stay on disk
+    validation_images: int = 512  # patches of val per validation
 
     def __post_init__(self) -> None:
         for name in ("keep_checkpoints", "validation_images"):
@@ -53,14 +55,16 @@ class LoopConfig:
 class Config:
     """All that determines a run's result, together with the data set."""
 
-    seed: int = 0
-    images: int | None = None  # budget in images seen, rounded up to whole batches
-    batch_size: int | None = None  # global; 64 on CPU, 2048 on a GPU
-    precision: Literal["bf16", "fp32"] | None = None  # bf16 where the hardware has it
-    compile: bool | None = None  # one graph from uint8 to loss; on a GPU
-    deterministic: bool = False  # deterministic kernels on a GPU (the CPU ones are)
-    storage: Storage = "auto"  # where the train split lives: stream, host or device memory
-    augment: bool = True  # D4, elements i.i.d. uniform
+    seed: int = 0  # seed of the weights, the order and all draws
+    # budget in images seen, rounded up to whole batches. Default: 100,000 on CPU (25,600 on the
+    # synthetic set), 20,000,000 on a GPU
+    images: int | None = None
+    batch_size: int | None = None  # images per step, of all processes. Default: 64, on a GPU 2048
+    precision: Literal["bf16", "fp32"] | None = None  # default: bf16 where the hardware has it
+    compile: bool | None = None  # compile the step, from uint8 to loss. Default: on a GPU only
+    deterministic: bool = False  # use deterministic kernels on a GPU (those on CPU always are)
+    storage: Storage = "auto"  # where the train split is kept: stream, host or device memory
+    augment: bool = True  # augment by flips and quarter turns, uniform over the 8 of D4
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
@@ -155,40 +159,16 @@ PRESETS: dict[str, Callable[[], Config]] = {
 DEFAULT_PRESET = "eq-dvae"
 
 
-def differences(a: Any, b: Any, prefix: str = "") -> list[str]:
-    """Lines `setting: a -> b` for every setting in which two configs (as dicts) differ."""
-    lines = []
-    for name in sorted({*a, *b}):
-        left, right = a.get(name), b.get(name)
-        if isinstance(left, dict) and isinstance(right, dict):
-            lines += differences(left, right, f"{prefix}{name}.")
-        elif left != right:
-            lines.append(f"{prefix}{name}: {left} -> {right}")
-    return lines
-
-
 def as_json(config: Config) -> dict[str, Any]:
-    """The config as plain JSON types: tuples are lists, as they come back from a file."""
-    return _plain(asdict(config))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    """The config as plain JSON values: tuples are lists, as they come back from a file."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return values
 
 
 def from_json(raw: dict[str, Any]) -> Config:
-    """The inverse of `as_json`: `config.json` alone rebuilds a run."""
-    return _build(Config, raw)
+    """Invert `as_json`: `config.json` alone rebuilds a run.
 
-
-def _build(cls: Any, raw: dict[str, Any]) -> Any:
-    values = {}
-    for name, value in raw.items():
-        part = {f.name: f.default_factory for f in dataclasses.fields(cls)}[name]
-        if isinstance(value, dict):
-            values[name] = _build(part, value)
-        else:
-            values[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**values)
+    Raises:
+        ValueError: a setting is unknown or has a value of the wrong type or range.
+    """
+    return convert(raw, Config)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common.console import progress
+from common.console import log, progress
 from common.errors import DataError
 from shards.pack.packing import pack
 from shards.remote.cache import local
@@ -13,19 +13,27 @@ SHARDS, RAW, SYNTHETIC = Path("data/shards"), Path("data/raw"), Path("data/synth
 SYNTHETIC_IMAGES = 25_600  # training budget on the synthetic set: about a minute on two cores
 
 
-def find_data(named: str | Path | None) -> tuple[Path, str]:
-    """The packed folder to train on, made or fetched first where needed, and a sentence on why.
+def find_data(named: str | Path | None) -> Path:
+    """Find the packed folder to train on; it is fetched, packed or drawn first where needed.
+
+    Args:
+        named: a folder or a URL; None looks for data/shards, data/raw and data/synthetic.
 
     Raises:
         DataError: `named` is not a packed data set, or data/raw cannot be packed.
     """
     if named is not None:
-        return _packed(local(named)), f"data: {named}"
+        folder = _require_packed(local(named))
+        log.info(f"data: {named}")
+        return folder
     if (SHARDS / METADATA_NAME).exists() or (SHARDS.exists() and not RAW.exists()):
-        return _packed(SHARDS), f"data: {SHARDS}"
+        folder = _require_packed(SHARDS)
+        log.info(f"data: {SHARDS}")
+        return folder
     if RAW.exists():  # an interrupted packing continues
         pack(RAW, SHARDS)
-        return SHARDS, f"data: {SHARDS}, packed from {RAW}"
+        log.info(f"data: {SHARDS}, packed from {RAW}")
+        return SHARDS
     shards = SYNTHETIC / "shards"
     if not (shards / METADATA_NAME).exists():
         raw = SYNTHETIC / "raw"
@@ -35,17 +43,18 @@ def find_data(named: str | Path | None) -> tuple[Path, str]:
             with progress("drawing a synthetic set", total, "patches") as advance:
                 generate(raw, config, advance)
         pack(raw, shards)
-    return shards, (
+    log.info(
         f"data: {shards}, SYNTHETIC patches, since neither {SHARDS} nor {RAW} exists; "
         "pack your own with: python -m shards.pack SOURCE data/shards"
     )
+    return shards
 
 
 def is_synthetic(data: Path) -> bool:
     return data == SYNTHETIC / "shards"
 
 
-def _packed(folder: Path) -> Path:
+def _require_packed(folder: Path) -> Path:
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist; name a packed folder with --data")
     if not (folder / METADATA_NAME).exists():

@@ -7,7 +7,7 @@ from types import FrameType
 
 
 class Interrupts:
-    """Installed once by the main program; `requested` is read between steps."""
+    """Signal handlers of the main program; `requested` is read between steps."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -17,10 +17,10 @@ class Interrupts:
 
     @contextmanager
     def graceful(self, can_finish: Callable[[], bool]) -> Iterator[None]:
-        """Inside, a first signal only asks; `can_finish` is False while compiling, say.
+        """Inside, a first signal only sets `requested`, unless `can_finish()` is False.
 
-        A second Ctrl-C does not wait. A second SIGTERM says nothing new: schedulers tell every
-        process, and the launcher passes on what it was told.
+        A second Ctrl-C ends the process at once. A second SIGTERM is ignored: schedulers signal
+        every process, and the launcher passes the signal on.
         """
         self._can_finish = can_finish
         try:
@@ -29,8 +29,8 @@ class Interrupts:
             self._can_finish = lambda: False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        again, self.requested = self.requested, True
-        if again and number == signal.SIGTERM:
+        repeated, self.requested = self.requested, True
+        if repeated and number == signal.SIGTERM:
             return
-        if again or not self._can_finish():
+        if repeated or not self._can_finish():
             raise KeyboardInterrupt

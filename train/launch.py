@@ -1,4 +1,4 @@
-"""From a launcher's environment to a ready accelerator and a config without gaps."""
+"""The processes and the device of a launch, and the settings that depend on them."""
 
 import os
 from dataclasses import replace
@@ -21,7 +21,7 @@ CPU_IMAGES, GPU_IMAGES = 100_000, 20_000_000
 
 
 def start_accelerator() -> Accelerator:
-    """The accelerator of this rank, threads set.
+    """Make the accelerator of this rank and set the threads of torch.
 
     The launcher sets OMP_NUM_THREADS=1, which halves the speed on CPU; usable cores are shared
     among the ranks of this machine instead.
@@ -49,11 +49,11 @@ def start_accelerator() -> Accelerator:
 
 
 def device_warning() -> str | None:
-    """What to tell a user whose NVIDIA device torch cannot use; None when all is well."""
+    """Warning for a user whose NVIDIA device torch cannot use; None when all is well."""
     if torch.cuda.is_available() or not Path("/dev/nvidiactl").exists():
         return None
     return (
-        "WARNING: this machine has an NVIDIA device, but torch cannot use it and training runs on "
+        "this machine has an NVIDIA device, but torch cannot use it and training runs on "
         f"the CPU. torch {torch.__version__} was built for CUDA {torch.version.cuda}: update the "
         "driver, or install a torch wheel built for your driver's CUDA version."
     )
@@ -74,7 +74,7 @@ def resolve(config: Config, split: Split, device: torch.device, ranks: int) -> C
         raise DataError(f"--batch-size {batch} is not divisible by {ranks} processes")
     counts, shares = config.corruption.counts(batch // ranks), config.corruption.shares
     if missing := [kind for kind, n in counts.items() if not n and shares[kind] > 0]:
-        raise DataError(f"a batch of {batch // ranks} a process has no place for {missing}")
+        raise DataError(f"a batch of {batch // ranks} per process has no place for {missing}")
     storage = config.storage
     if storage == "device" and not cuda:
         raise DataError("--storage device needs a GPU; use host or stream")
@@ -89,12 +89,14 @@ def resolve(config: Config, split: Split, device: torch.device, ranks: int) -> C
 
 
 def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 natively."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= BF16_CAPABILITY
     return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def set_deterministic() -> None:
+    """Restrict torch to deterministic kernels; call before the first one runs on a GPU."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

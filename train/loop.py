@@ -12,7 +12,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from common.console import Rate, clock, log
 from common.errors import DataError
+from eval.run import METRICS
 from models import snapshot
 from models.snapshot import mismatch
 from models.vae import build
@@ -20,16 +22,13 @@ from pipeline.index import Dataset
 from pipeline.loader import Batch, Loader
 from train import checkpoint as state
 from train.config import Config
-from train.saver import Saver
-from train.schedule import ema_decay, learning_rate, make_optimizer, plan
+from train.schedule import ema_decay, learning_rate, make_optimizer, make_schedule
 from train.step import TrainStep, generator_for
 from train.task import HeldOut, held_out, make_task
-from train.tracker import LOG, Progress, Sums, Tracker
+from train.tracker import Sums, Tracker
 
-Say = Callable[[str], None]
-
-REHEARSED = 3  # steps that are timed before a run
-STOP_EVERY = 16  # steps between questions whether any of several GPUs was interrupted
+TIMED_STEPS = 3  # before a run, for the estimate of its duration
+INTERRUPT_CHECK_EVERY = 16  # steps, where several GPUs synchronise for it
 
 
 class NonFiniteError(Exception):
@@ -37,13 +36,18 @@ class NonFiniteError(Exception):
 
 
 class Trainer:
-    """One rank's share of a run. `run` is the run folder, `config` has every `None` resolved."""
+    """One rank's share of a run.
+
+    Args:
+        config: every `None` in it is resolved (`train.launch.resolve`).
+        run: the run folder.
+    """
 
     def __init__(
-        self, accelerator: Accelerator, config: Config, dataset: Dataset, run: Path, say: Say
+        self, accelerator: Accelerator, config: Config, dataset: Dataset, run: Path
     ) -> None:
         self.accelerator, self.config, self.dataset, self.run = accelerator, config, dataset, run
-        self.say, self.plan, self.device = say, plan(config), accelerator.device
+        self.schedule, self.device = make_schedule(config), accelerator.device
         self.split = dataset.split("train")
         model = build(config.model, config.seed, dataset.metadata.channel_mean)
         self.task = make_task(config, dataset)
@@ -59,7 +63,7 @@ class Trainer:
         self.forward: nn.Module = accelerator.prepare(self.step)
         self.loader = Loader(
             self.split,
-            batch_size=self.plan.batch,
+            batch_size=self.schedule.batch,
             seed=config.seed,
             device=self.device,
             storage=config.storage,
@@ -73,43 +77,40 @@ class Trainer:
 
     @property
     def images_seen(self) -> int:
-        return self.done * self.plan.batch
+        return self.done * self.schedule.batch
 
     @property
     def images_left(self) -> int:
-        return self.plan.images - self.images_seen
+        return self.schedule.images - self.images_seen
 
     def train(self, tracker: Tracker, interrupted: Callable[[], bool]) -> bool:
-        """Run to the end of the budget; False when `interrupted` after saving a checkpoint.
+        """Train to the end of the budget; False when `interrupted` after saving a checkpoint.
 
         Raises:
             NonFiniteError: a loss term, or the gradient, was NaN or infinite.
-            DataError: a checkpoint could not be written; known at the latest one step after.
+            DataError: a checkpoint could not be written.
         """
-        progress = Progress(self.plan.images, self.images_seen, self.say)
-        with Saver(self.run, self.config.loop.keep_checkpoints, self.say) as saver:
-            for batch in self.loader.batches(self.images_seen, self.plan.images):
-                self.update(batch)
-                saver.check()
-                last = self.done == self.plan.steps
-                if last or self.done % self.plan.log_every == 0:
-                    self._log(tracker, progress)
-                if last or self.done % self.plan.validate_every == 0:
-                    self._validate(tracker)
-                stop = (last or self._looks_up()) and self._any_rank(interrupted())
-                if last or stop or self.done % self.plan.checkpoint_every == 0:
-                    self._checkpoint(tracker, saver)
-                if stop and not last:
-                    return False
+        rate = Rate(self.schedule.images, self.images_seen)
+        for batch in self.loader.batches(self.images_seen, self.schedule.images):
+            self.update(batch)
+            last = self.done == self.schedule.steps
+            if last or self.done % self.schedule.log_every == 0:
+                self._log(tracker, rate)
+            if last or self.done % self.schedule.validate_every == 0:
+                self._validate(tracker)
+            stop = (last or self._checks_interrupts()) and self._any_rank(interrupted())
+            if last or stop or self.done % self.schedule.checkpoint_every == 0:
+                self._checkpoint(tracker)
+            if stop and not last:
+                return False
         return True
 
-    def seconds_a_step(self) -> float:
-        """From a few steps that move no weight, forward and backward; the first one compiles."""
-        first = self.loader.batches(self.images_seen, self.images_seen + 1)
-        with closing(first) as batches:
+    def seconds_per_step(self) -> float:
+        """Time a few steps, forward and backward, that move no weight; the first one compiles."""
+        with closing(self.loader.batches(self.images_seen, self.images_seen + 1)) as batches:
             batch = next(batches)
         seconds = []
-        for _ in range(1 + REHEARSED):
+        for _ in range(1 + TIMED_STEPS):
             began = time.perf_counter()
             self._backward(batch)["loss"].item()
             self.optimizer.zero_grad(set_to_none=True)
@@ -117,7 +118,7 @@ class Trainer:
         return median(seconds[1:])
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of the step at hand, their gradients added to the parameters."""
+        """Compute the losses of the next step and add their gradients to the parameters."""
         rank = self.accelerator.process_index
         generator = generator_for(self.config.seed, self.images_seen, rank, self.device)
         draws = self.step.draw(len(batch.images), generator)
@@ -128,7 +129,7 @@ class Trainer:
     def update(self, batch: Batch) -> None:
         """One optimizer step on one global batch."""
         optim, seen = self.config.optim, self.images_seen
-        rate = learning_rate(optim, self.plan.progress(self.done))
+        rate = learning_rate(optim, self.schedule.progress(self.done))
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         losses = self._backward(batch)
@@ -136,7 +137,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.done += 1
-        decay = ema_decay(optim, self.images_seen, self.plan.batch)
+        decay = ema_decay(optim, self.images_seen, self.schedule.batch)
         with torch.no_grad():
             ema: list[Tensor] = list(self.ema.parameters())
             model: list[Tensor] = list(self.model.parameters())
@@ -145,7 +146,7 @@ class Trainer:
         if self.device.type == "cpu":  # no synchronisation there: stop at the very step
             self._refuse_non_finite()
 
-    def _log(self, tracker: Tracker, progress: Progress) -> None:
+    def _log(self, tracker: Tracker, rate: Rate) -> None:
         self._refuse_non_finite()
         means = self.sums.flush()
         values = torch.tensor(list(means.values()), device=self.device, dtype=torch.float64)
@@ -153,25 +154,31 @@ class Trainer:
         if self.accelerator.is_main_process:
             means["lr"] = self.optimizer.param_groups[0]["lr"]
             tracker.write("train", self.images_seen, means)
+        rate.add(self.images_seen - rate.done)
+        if rate.due() or not self.images_left:
             shown = self.step.objective.shown
-            note = f"loss {means['loss']:.4f}  {shown} {means[shown]:.5f}"
-            progress.update(self.images_seen, note)
+            log.info(
+                f"{rate.done:>11,}/{rate.total:,} images {rate.done / rate.total:4.0%}  "
+                f"{rate.per_second:,.0f} images/s  {clock(rate.seconds_left)} left  "
+                f"loss {means['loss']:.4f}  {shown} {means[shown]:.5f}"
+            )
 
     def _validate(self, tracker: Tracker) -> None:
-        """On the main rank, whose model is every rank's."""
+        """Validate on the main rank, whose model is every rank's."""
         if self.held_out is not None:
             scores, line = self.task.validate(self.model, self.ema, self.held_out)
             tracker.write("val", self.images_seen, scores)
-            self.say(f"  val: {line}")
+            log.info(f"  val: {line}")
         self.accelerator.wait_for_everyone()
 
-    def _checkpoint(self, tracker: Tracker, saver: Saver) -> None:
+    def _checkpoint(self, tracker: Tracker) -> None:
         self._refuse_non_finite()
         sums = self._gathered_sums()
         if self.accelerator.is_main_process:
             optimizer = state.optimizer_tensors(self.step, self.optimizer)
             meta = {"log_bytes": tracker.bytes(), "processes": self.accelerator.num_processes}
-            saver.save(self.images_seen, meta, self._state(optimizer, sums))
+            tensors, keep = self._state(optimizer, sums), self.config.loop.keep_checkpoints
+            state.save_checkpoint(self.run, self.images_seen, meta, tensors, keep)
 
     def _state(self, optimizer: dict[str, Tensor], sums: dict[str, Tensor]) -> dict[str, Tensor]:
         step, ema = dict(self.step.state_dict()), dict(self.ema.state_dict())
@@ -190,20 +197,21 @@ class Trainer:
         optimizer = state.unpack_state(checkpoint.tensors, "optimizer")
         state.restore_optimizer(self.step, self.optimizer, optimizer)
         self.sums.restore(state.unpack_state(checkpoint.tensors, "sums"))
-        self.done = checkpoint.images_seen // self.plan.batch
+        self.done = checkpoint.images_seen // self.schedule.batch
 
     def _misfit(self, checkpoint: state.Checkpoint) -> str | None:
-        """Why a checkpoint cannot be continued by this run, if so."""
+        """Return why this run cannot continue from a checkpoint; None if it can."""
         seen, log_bytes = checkpoint.images_seen, checkpoint.meta.get("log_bytes")
-        if seen % self.plan.batch or not 0 < seen <= self.plan.images:
-            return f"{seen:,} images seen; expected whole batches within {self.plan.images:,}"
+        if seen % self.schedule.batch or not 0 < seen <= self.schedule.images:
+            return f"{seen:,} images seen; expected whole batches within {self.schedule.images:,}"
         if type(log_bytes) is not int or log_bytes < 0:
-            return f"log_bytes is {log_bytes!r}; expected the bytes of {LOG}"
+            return f"log_bytes is {log_bytes!r}; expected the bytes of {METRICS}"
         optimizer = state.unpack_state(checkpoint.tensors, "optimizer")
         expected = state.expected_optimizer(self.step, optimizer)
         return mismatch(checkpoint.tensors, self._state(expected, self.sums.tensors()))
 
     def save_snapshot(self, about: dict[str, Any]) -> None:
+        """Write RUN/snapshot: the averaged weights, and `about` with the facts of training."""
         objective = self.config.objective
         scalars = {name: value.item() for name, value in self.step.objective.scalars().items()}
         facts = {
@@ -220,7 +228,7 @@ class Trainer:
         snapshot.save(self.ema, self.run / "snapshot", {**about, **facts})
 
     def _held_out(self) -> HeldOut | None:
-        """For the rank that validates, where there is a val split."""
+        """Patches to validate on; None without a val split and on ranks that do not validate."""
         split = self.dataset.splits.get("val")
         if split is None or not self.accelerator.is_main_process:
             return None
@@ -231,13 +239,13 @@ class Trainer:
         totals = self.accelerator.reduce(self.sums.totals.clone(), "mean")
         return {**self.sums.tensors(), "totals": totals}
 
-    def _looks_up(self) -> bool:
-        """Whether this step asks about interruptions: several GPUs synchronise for it."""
-        free = self.accelerator.num_processes == 1 or self.device.type == "cpu"
-        return free or self.done % STOP_EVERY == 0
+    def _checks_interrupts(self) -> bool:
+        """Whether to check for an interruption at this step."""
+        no_wait = self.accelerator.num_processes == 1 or self.device.type == "cpu"
+        return no_wait or self.done % INTERRUPT_CHECK_EVERY == 0
 
     def _any_rank(self, flag: bool) -> bool:
-        """Ranks must stop at one step; without other ranks this costs nothing."""
+        """Whether the flag is set on any rank: all must stop at one step."""
         if self.accelerator.num_processes == 1:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(int(flag), device=self.device), "sum") > 0)

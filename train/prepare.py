@@ -1,25 +1,31 @@
 """From arguments to a run folder that every rank sees, with a config and a data set they share."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import torch
+from accelerate import Accelerator
+
 from common import ranks
+from common.console import log
 from common.errors import DataError
 from common.files import write_atomically
 from common.machine import environment
+from common.records import differences
+from eval.run import CONFIG, DataRecord, RunRecord, load_record
 from pipeline.index import Dataset, open_dataset
 from pipeline.loader import Storage
 from train import launch
-from train.arguments import Arguments, recorded
-from train.config import Config, as_json, differences
+from train.arguments import Arguments
+from train.config import Config, as_json
 from train.data import SYNTHETIC_IMAGES, find_data, is_synthetic
 from train.task import require_labels
 
-STORAGES: list[Storage] = ["stream", "host", "device"]  # from what always fits on
-LOG = "log.txt"  # what a run prints, written there by what started it
+STORAGES: list[Storage] = ["stream", "host", "device"]  # any data set fits the first
+OUTPUT = "log.txt"  # what a run prints, written there by the program that started it
 
 
 @dataclass(frozen=True)
@@ -33,79 +39,75 @@ class Run:
     arguments: Arguments
 
 
-def prepare(
-    preset: str, arguments: Arguments, accelerator: Any, say: Callable[[str], None]
-) -> tuple[Run, str]:
+def prepare(preset: str, arguments: Arguments, accelerator: Accelerator) -> Run:
     """Find the data, resolve the config, and make or check the run folder.
-
-    Returns the run, and a sentence on where its data come from.
 
     Raises:
         DataError: nothing was started; the message says what to do.
     """
-    if warning := launch.device_warning():
-        say(warning)
-    # the main rank packs
-    root, sentence = ranks.main_process_first(lambda: find_data(arguments.data))
-    dataset = ranks.together(lambda: _opened(root, arguments.data_hash))
-    seed = arguments.config.seed
-    folder = arguments.out or Path("data/processed") / f"{preset}-s{seed}"
-    config = ranks.together(lambda: _resolved(arguments.config, dataset, accelerator))
+    if accelerator.is_main_process and (warning := launch.device_warning()):
+        log.warning(warning)
+    root = ranks.main_process_first(lambda: find_data(arguments.data))  # the main rank packs
+    dataset = ranks.together(lambda: _open(root, arguments.data_hash))
+    config = ranks.together(lambda: _resolve(arguments.config, dataset, accelerator))
     if config.deterministic:
         launch.set_deterministic()
+    folder = arguments.out or Path("data/processed") / f"{preset}-s{config.seed}"
     ranks.require_shared(folder)
     if arguments.config.storage == "auto":
-        config = replace(config, storage=_agreed_storage(config.storage, folder))
+        config = replace(config, storage=_agree_on_storage(config.storage, folder))
     run = Run(folder, preset, config, dataset, arguments)
     _require_same(run)
     ranks.together(lambda: _claim(run) if ranks.rank() == 0 else None)
-    return run, sentence
+    return run
 
 
-def _opened(root: Path, expected: str | None) -> Dataset:
+def _open(root: Path, expected_hash: str | None) -> Dataset:
     dataset = open_dataset(root)
-    if expected not in (None, dataset.hash):
+    if expected_hash not in (None, dataset.hash):
         raise DataError(
             f"{root} is not the data set of that run: its hash is {dataset.hash}, "
-            f"not {expected}; name the right one with --data"
+            f"not {expected_hash}; name the right one with --data"
         )
     return dataset
 
 
-def _resolved(config: Config, dataset: Dataset, accelerator: Any) -> Config:
+def _resolve(config: Config, dataset: Dataset, accelerator: Accelerator) -> Config:
     require_labels(config, dataset)
-    device, processes = accelerator.device, accelerator.num_processes
+    device: torch.device = accelerator.device
     if config.images is None and is_synthetic(dataset.root) and device.type == "cpu":
         config = replace(config, images=SYNTHETIC_IMAGES)
-    return launch.resolve(config, dataset.split("train"), device, processes)
+    return launch.resolve(config, dataset.split("train"), device, accelerator.num_processes)
 
 
-def _agreed_storage(chosen: Storage, folder: Path) -> Storage:
-    """One storage for all ranks, that of the run where it is resumed: it decides the order."""
-    chosen = ranks.together(lambda: _recorded_storage(folder / "config.json", chosen))
-    return min(ranks.gather_object(chosen), key=STORAGES.index)
+def _agree_on_storage(storage: Storage, folder: Path) -> Storage:
+    """Choose one storage for all ranks, that of a resumed run: the order depends on it."""
+    storage = ranks.together(lambda: _recorded_storage(folder / CONFIG, storage))
+    return min(ranks.gather_object(storage), key=STORAGES.index)
 
 
-def _recorded_storage(path: Path, chosen: Storage) -> Storage:
+def _recorded_storage(path: Path, default: Storage) -> Storage:
+    storage: Storage = default
     if path.is_file():
-        chosen = recorded(path)["config"].get("storage", chosen)
-    if chosen not in STORAGES:
-        raise DataError(f"{path} names the storage {chosen!r}; expected one of {STORAGES}")
-    return chosen
+        storage = load_record(path).config.get("storage", default)
+    if storage not in STORAGES:
+        raise DataError(f"{path} names the storage {storage!r}; expected one of {STORAGES}")
+    return storage
 
 
-def _facts(run: Run) -> dict[str, Any]:
-    """What makes two runs one."""
-    return {"config": as_json(run.config), "data": {"hash": run.dataset.hash}}
+def identity(config: dict[str, Any], data_hash: str) -> dict[str, Any]:
+    """Return what two runs must have in common to be one."""
+    return {"config": config, "data": {"hash": data_hash}}
 
 
 def _require_same(run: Run) -> None:
-    """See that every rank has the settings and the data set of the main rank.
+    """Check that every rank has the settings and the data set of the main rank.
 
     Raises:
         SharedError: names the ranks that differ, and in what.
     """
-    (_, _, main), *others = ranks.gather_object((ranks.place(), str(run.dataset.root), _facts(run)))
+    facts = identity(as_json(run.config), run.dataset.hash)
+    (_, _, main), *others = ranks.gather_object((ranks.place(), str(run.dataset.root), facts))
     lines = [
         f"{place}, with the data set {root}: {line}"
         for place, root, theirs in others
@@ -122,16 +124,11 @@ def _require_same(run: Run) -> None:
 
 def _claim(run: Run) -> None:
     """Make the run folder with its config.json, or check that a resume is of the same run."""
-    path = run.folder / "config.json"
-    if not run.folder.exists() or all(path.name == LOG for path in run.folder.iterdir()):
+    path, config = run.folder / CONFIG, as_json(run.config)
+    if not run.folder.exists() or all(file.name == OUTPUT for file in run.folder.iterdir()):
         run.folder.mkdir(parents=True, exist_ok=True)
-        facts = {
-            "preset": run.preset,
-            "config": as_json(run.config),
-            "data": {"root": str(run.dataset.root.resolve()), "hash": run.dataset.hash},
-            "environment": environment(),
-        }
-        write_atomically(path, json.dumps(facts, indent=1).encode())
+        data = DataRecord(str(run.dataset.root.resolve()), run.dataset.hash)
+        write_record(path, RunRecord(run.preset, config, data, environment()))
         return
     if not run.arguments.resume:
         raise DataError(
@@ -139,11 +136,16 @@ def _claim(run: Run) -> None:
         )
     if not path.is_file():
         raise DataError(f"{run.folder} has no config.json: it is not a run; choose another --out")
-    before = recorded(path)
-    then = {"config": before["config"], "data": {"hash": before["data"]["hash"]}}
-    if lines := differences(then, _facts(run)):
+    before = load_record(path)
+    then = identity(before.config, before.data.hash)
+    if lines := differences(then, identity(config, run.dataset.hash)):
         raise DataError(
             f"{run.folder} cannot be resumed with another config or data set:\n  "
             + "\n  ".join(lines)
             + "\nUse the run's own settings, or another --out"
         )
+
+
+def write_record(path: Path, record: RunRecord) -> None:
+    """Write a run's config.json, or the settings of a run of a sweep."""
+    write_atomically(path, json.dumps(msgspec.to_builtins(record), indent=1).encode())

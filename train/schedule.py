@@ -1,4 +1,4 @@
-"""The run in steps, and every rate of a step as a function of images seen."""
+"""A run in steps, and every rate of a step as a function of images seen."""
 
 import math
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from train.config import Config, OptimConfig
 from train.step import TrainStep
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The run in steps: all intervals and the budget, settled once at the top."""
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The budget and all intervals of a run, in steps."""
 
-    batch: int
+    batch: int  # images per step, of all processes
     steps: int
     log_every: int
     validate_every: int
@@ -33,21 +33,29 @@ class Plan:
         return (done + 0.5) / self.steps
 
 
-def plan(config: Config) -> Plan:
+def make_schedule(config: Config) -> Schedule:
     """Round the budget up to whole batches and spread the intervals over it."""
     assert config.images is not None and config.batch_size is not None
     steps = -(-config.images // config.batch_size)
-    every = [max(1, steps // max(1, n)) for n in
-             (config.loop.logs, config.loop.validations, config.loop.checkpoints)]  # fmt: skip
-    return Plan(config.batch_size, steps, *every)
+
+    def interval(count: int) -> int:
+        return max(1, steps // max(1, count))
+
+    return Schedule(
+        batch=config.batch_size,
+        steps=steps,
+        log_every=interval(config.loop.logs),
+        validate_every=interval(config.loop.validations),
+        checkpoint_every=interval(config.loop.checkpoints),
+    )
 
 
 def learning_rate(optim: OptimConfig, progress: float) -> float:
-    """Linear warm-up, then cosine to 0; `progress` is that of `Plan.progress`, in [0, 1]."""
+    """Linear warm-up, then cosine to 0; `progress` is that of `Schedule.progress`, in [0, 1]."""
     if progress < optim.warmup:
         return optim.lr * progress / optim.warmup
-    rest = (progress - optim.warmup) / (1 - optim.warmup)
-    return optim.lr * 0.5 * (1 + math.cos(math.pi * rest))
+    decayed = (progress - optim.warmup) / (1 - optim.warmup)
+    return optim.lr * 0.5 * (1 + math.cos(math.pi * decayed))
 
 
 def ema_decay(optim: OptimConfig, images_seen: int, batch: int) -> float:

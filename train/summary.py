@@ -1,91 +1,93 @@
-"""The paragraph at the start of a run: what was found, what will be done, what to mend."""
+"""What a run tells at its start and end: the data, the work, and what weakens its results."""
 
+import torch
+
+from common.console import log
 from eval.stats.grouping import MIN_GROUPS
 from pipeline.index import Dataset, groups
 from shards.schema import PATCH_BYTES
 from train.config import Config
-from train.schedule import plan
+from train.schedule import make_schedule
 
 MEGABYTE = 1e6
+PLACES = {"host": "in memory", "device": "on the GPU", "stream": "streamed from the shards"}
 
 
-def found(dataset: Dataset, config: Config) -> list[str]:
-    """The data set in lines: size, groups, classes, and where the train split is kept."""
-    metadata = dataset.metadata
+def describe_data(dataset: Dataset, config: Config) -> str:
+    """A line on sizes, groups and classes, and where the train split is kept."""
     sizes = ", ".join(
         f"{name} {len(split):,} from {split.group_count:,} groups"
         for name, split in dataset.splits.items()
     )
-    train = len(dataset.split("train")) * PATCH_BYTES / MEGABYTE
-    where = {"host": "in memory", "device": "on the GPU", "stream": "streamed from the shards"}
+    megabytes = len(dataset.split("train")) * PATCH_BYTES / MEGABYTE
+    metadata = dataset.metadata
     classes = f"{len(metadata.classes)} classes" if metadata.labelled else "no classes"
-    return [f"  patches: {sizes}; {classes}; train, {train:,.0f} MB, {where[config.storage]}"]
+    return f"  patches: {sizes}; {classes}; train, {megabytes:,.0f} MB, {PLACES[config.storage]}"
 
 
-def planned(preset: str, config: Config, device: str, threads: int, processes: int) -> str:
-    """The work in a line."""
-    steps = plan(config)
-    on = f"{device} ({threads} threads)" if device == "cpu" else device
-    several = f" x {processes} processes" if processes > 1 else ""
+def describe_work(preset: str, config: Config, device: torch.device, processes: int) -> str:
+    """A line on the budget and what it runs on."""
+    schedule = make_schedule(config)
+    place = device.type
+    if place == "cpu":
+        place += f" ({torch.get_num_threads()} threads)"
+    if processes > 1:
+        place += f" x {processes} processes"
     compiled = ", compiled" if config.compile else ""
     return (
-        f"  {preset}: {steps.images:,} images in {steps.steps:,} steps of {steps.batch}, on "
-        f"{on}{several}, {config.precision}{compiled}; seed {config.seed}"
+        f"  {preset}: {schedule.images:,} images in {schedule.steps:,} steps of {schedule.batch}, "
+        f"on {place}, {config.precision}{compiled}; seed {config.seed}"
     )
 
 
-def warnings(dataset: Dataset) -> list[str]:
-    """What makes results weaker than they look, each with what to do."""
-    metadata, lines = dataset.metadata, []
+def warn_about(dataset: Dataset) -> None:
+    """Warn of what makes results weaker than they look, with what to do."""
+    metadata = dataset.metadata
     if "val" not in dataset.splits:
-        lines.append(
+        log.warning(
             "no val split: nothing is validated and probes are skipped; "
             "pack again with --val 0.15 --test 0.2"
         )
     if not metadata.labelled:
-        lines.append(
+        log.warning(
             "no labels: probes are skipped; evaluate on labelled patches with "
             "python -m eval.main RUN --data DIR"
         )
     if len(metadata.classes) == 1:
-        lines.append(f"one class ({metadata.classes[0]}): probes have nothing to tell apart")
+        log.warning(f"one class ({metadata.classes[0]}): probes have nothing to tell apart")
     if all(split.group_count == len(split) > 1 for split in dataset.splits.values()):
-        lines.append(
-            "every patch is a group of its own: if several come from one slide, say so when "
-            "packing (--group-regex or --manifest), or splits leak"
+        log.warning(
+            "every patch is a group of its own: if several come from one slide, name the slide "
+            "when packing (--group-regex or --manifest), or splits leak"
         )
-    elif metadata.labelled:
-        lines += _few_groups(dataset)
-    return lines
+    elif few := _classes_of_few_groups(dataset):
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(few.items()))
+        log.warning(
+            f"few groups per class in test ({counts}; fewer than {MIN_GROUPS}): error bars are "
+            "wide, and small differences between models mean nothing"
+        )
 
 
-def read(images: int, samples: int) -> str:
-    """What became of the samples of train, at the end: the order loses none."""
-    epochs, rest = divmod(images, samples)
-    times = f"each {epochs:,} times" if epochs != 1 else "each once"
-    whole = f"{times}, {rest:,} of them once more" if epochs and rest else times
-    return (
-        f"samples read: {images:,} of {samples:,} in train: "
-        f"{whole if epochs else f'{rest:,} of them once'}; none skipped"
-    )
+def describe_reading(images: int, samples: int) -> str:
+    """A line on how often the samples of train were read: the order skips none."""
+    epochs, more = divmod(images, samples)
+    if not epochs:
+        times = f"{more:,} of them once"
+    else:
+        times = f"each {epochs:,} times" if epochs > 1 else "each once"
+        times += f", {more:,} of them once more" if more else ""
+    return f"samples read: {images:,} of {samples:,} in train: {times}; none skipped"
 
 
-def _few_groups(dataset: Dataset) -> list[str]:
+def _classes_of_few_groups(dataset: Dataset) -> dict[str, int]:
+    """Groups of the test split by class, of classes with fewer than MIN_GROUPS."""
     split = dataset.splits.get("test")
-    if split is None or not len(split):
-        return []
-    rows = split.table
-    table = rows.select(["label"]).append_column("group", groups(rows))
-    counted = table.group_by("label").aggregate([("group", "count_distinct")]).to_pylist()
-    few = {
+    if split is None or not len(split) or not dataset.metadata.labelled:
+        return {}
+    table = split.table.select(["label"]).append_column("group", groups(split.table))
+    counts = table.group_by("label").aggregate([("group", "count_distinct")]).to_pylist()
+    return {
         dataset.metadata.classes[row["label"]]: row["group_count_distinct"]
-        for row in counted
+        for row in counts
         if row["label"] >= 0 and row["group_count_distinct"] < MIN_GROUPS
     }
-    if not few:
-        return []
-    named = ", ".join(f"{name} {count}" for name, count in sorted(few.items()))
-    return [
-        f"few groups a class in test ({named}; fewer than {MIN_GROUPS}): error bars are wide, and "
-        "small differences between models mean nothing"
-    ]

@@ -1,5 +1,6 @@
-"""Metrics of a run: JSON lines, TensorBoard, and lines for people. Nothing here synchronises the
-device except `flush`, which is called on logging steps.
+"""Metrics of a run: JSON lines, and TensorBoard beside them.
+
+Nothing here synchronises the device except `Sums.flush` and `Sums.bad`.
 """
 
 import json
@@ -11,9 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from common.console import clock
-
-LOG = "metrics.jsonl"
+from eval.run import METRICS
 
 
 class Sink(Protocol):
@@ -22,7 +21,7 @@ class Sink(Protocol):
 
 
 class TensorBoard:
-    """Scalars under RUN/tensorboard, the horizontal axis in images."""
+    """Write scalars under RUN/tensorboard; the horizontal axis is in images."""
 
     def __init__(self, run: Path, images_seen: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -42,33 +41,33 @@ TRACKERS: dict[str, Callable[[Path, int], Sink]] = {"tensorboard": TensorBoard}
 
 
 class Sums:
-    """Running sums of the loss terms on the device, and where each first was not finite."""
+    """Running sums of the loss terms on the device, and the step where each became non-finite."""
 
     def __init__(self, names: list[str], device: torch.device) -> None:
         self.names = names
         self.totals = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
-        self.first_bad = torch.full((len(names),), -1, dtype=torch.int64, device=device)
+        self.first_bad = torch.full((len(names),), -1, dtype=torch.int64, device=device)  # images
 
     def add(self, losses: dict[str, Tensor], images_seen: int) -> None:
         values = torch.stack([losses[name].detach() for name in self.names])
-        fresh = ~values.isfinite() & (self.first_bad < 0)
-        self.first_bad.masked_fill_(fresh, images_seen)
+        newly_bad = ~values.isfinite() & (self.first_bad < 0)
+        self.first_bad.masked_fill_(newly_bad, images_seen)
         self.totals[:-1] += values
         self.totals[-1] += 1
 
     def flush(self) -> dict[str, float]:
-        """Means since the last flush; one synchronisation."""
+        """Return means since the last flush; synchronises."""
         *totals, steps = self.totals.tolist()
         self.totals.zero_()
         return {name: total / max(steps, 1) for name, total in zip(self.names, totals, strict=True)}
 
     def bad(self) -> tuple[int, list[str]] | None:
-        """(images seen before the first bad step, its non-finite terms); synchronises."""
-        at = self.first_bad.tolist()
-        steps = [images for images in at if images >= 0]
-        if not steps:
+        """Return images seen before the first bad step, and its non-finite terms; synchronises."""
+        first_bad = dict(zip(self.names, self.first_bad.tolist(), strict=True))
+        first = min((images for images in first_bad.values() if images >= 0), default=None)
+        if first is None:
             return None
-        return min(steps), [n for n, i in zip(self.names, at, strict=True) if i == min(steps)]
+        return first, [name for name, images in first_bad.items() if images == first]
 
     def tensors(self) -> dict[str, Tensor]:
         return {"totals": self.totals, "first_bad": self.first_bad}
@@ -79,10 +78,15 @@ class Sums:
 
 
 class Tracker:
-    """Writes records of the main process; the other ranks get one without sinks."""
+    """Appends records to RUN/metrics.jsonl and passes them to the sinks, on the main rank.
+
+    Args:
+        resume_bytes: length of metrics.jsonl at the checkpoint that the run continues from: what
+            was written after it is cut off. None on other ranks, which write nothing.
+    """
 
     def __init__(self, run: Path, sinks: list[Sink], resume_bytes: int | None = None) -> None:
-        self.path = run / LOG
+        self.path = run / METRICS
         if resume_bytes is not None and self.path.exists():
             with open(self.path, "r+b") as file:
                 file.truncate(min(resume_bytes, self.path.stat().st_size))
@@ -90,9 +94,9 @@ class Tracker:
 
     def write(self, kind: str, images: int, values: dict[str, float]) -> None:
         record = {"kind": kind, "images": images, **values}
-        clock = {"time_s": round(time.monotonic() - self.started, 3)}
+        seconds = round(time.monotonic() - self.started, 3)
         with open(self.path, "a") as file:
-            file.write(json.dumps({**record, **clock}) + "\n")
+            file.write(json.dumps({**record, "time_s": seconds}) + "\n")
         for sink in self.sinks:
             sink.write(images, record)
 
@@ -102,27 +106,3 @@ class Tracker:
     def close(self) -> None:
         for sink in self.sinks:
             sink.close()
-
-
-class Progress:
-    """Images done, rate and time left: plain lines a few seconds apart."""
-
-    INTERVAL_S = 5.0
-
-    def __init__(self, total: int, done: int, say: Callable[[str], None]) -> None:
-        self.total, self.start, self.say = total, done, say
-        self.began = self.last = time.monotonic()
-
-    def rate(self, done: int) -> float:
-        return (done - self.start) / max(time.monotonic() - self.began, 1e-9)
-
-    def update(self, done: int, note: str) -> None:
-        now = time.monotonic()
-        if now - self.last < self.INTERVAL_S and done < self.total:
-            return
-        self.last = now
-        left = (self.total - done) / max(self.rate(done), 1e-9)
-        self.say(
-            f"{done:>11,}/{self.total:,} images {done / self.total:4.0%}"
-            f"  {self.rate(done):,.0f} images/s  {clock(left)} left  {note}"
-        )

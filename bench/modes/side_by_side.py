@@ -107,7 +107,7 @@ def watched_rate(trainer: Trainer, batches: Iterator[Batch], settings: Settings)
     while (passed := time.perf_counter() - began) < settings.window:
         _steps(trainer, batches, settings.steps)
         steps += settings.steps
-    return steps * trainer.plan.batch / passed
+    return steps * trainer.schedule.batch / passed
 
 
 def _steps(trainer: Trainer, batches: Iterator[Batch], steps: int) -> None:

@@ -85,7 +85,7 @@ def fitting_loaders(trainer: Trainer) -> dict[str, Loader]:
     device, train = trainer.device, trainer.split
     fitting = {"stream", choose_storage(train, torch.device("cpu")), choose_storage(train, device)}
     return {
-        storage: Loader(train, trainer.plan.batch, trainer.config.seed, device, storage)
+        storage: Loader(train, trainer.schedule.batch, trainer.config.seed, device, storage)
         for storage in sorted(fitting, key=list(STORES).index)
     }
 
@@ -120,7 +120,7 @@ def _speeds(
         StepSpeed(
             **training_of(trainer, preset),
             source=name,
-            images_per_s=Spread.of([trainer.plan.batch / s for s in values]),
+            images_per_s=Spread.of([trainer.schedule.batch / s for s in values]),
             step_s=Spread.of(values),
             step_over_fixed=Spread.of_ratios(values, seconds[FIXED]),
         )

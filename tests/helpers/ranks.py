@@ -1,5 +1,6 @@
-"""Real ranks for tests: the processes of a gloo group, forked from a server that has torch loaded,
-so that starting some takes no longer than their work. What they do is a function of a test file.
+"""Real ranks for tests: processes of a gloo group that run a function of a test file.
+
+They are forked from a server that has torch loaded, so that they start at once.
 """
 
 import multiprocessing
@@ -15,16 +16,16 @@ T = TypeVar("T")
 
 TIMEOUT_S = 240
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["train.main", "eval.embed"])
+SERVER.set_forkserver_preload(["train.program", "eval.embed"])
 
 
 def run_ranks(world: int, work: Callable[..., T], *args: Any) -> list[T]:
-    """What `work(*args)` returns on each of `world` ranks; None for a rank that died."""
+    """Return what `work(*args)` returns on each of `world` ranks; None for a rank that died."""
     port = _free_port()
     processes, pipes = [], []
     for rank in range(world):
         ours, theirs = SERVER.Pipe(duplex=False)
-        process = SERVER.Process(target=_be, args=(rank, world, port, theirs, work, args))
+        process = SERVER.Process(target=_run_rank, args=(rank, world, port, theirs, work, args))
         process.start()
         theirs.close()
         processes.append(process)
@@ -37,12 +38,12 @@ def run_ranks(world: int, work: Callable[..., T], *args: Any) -> list[T]:
             process.join()
 
 
-def _be(
+def _run_rank(
     rank: int, world: int, port: int, answers: Connection, work: Callable[..., T], args: Any
 ) -> None:
-    """In the environment that torchrun makes."""
-    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-    os.environ |= {name: str(value) for name, value in where.items()}
+    """Work in the environment that torchrun makes."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ |= {name: str(value) for name, value in numbers.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     answers.send(work(*args))
@@ -57,7 +58,7 @@ def _answer(pipe: Connection) -> Any:
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
         return port

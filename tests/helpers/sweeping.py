@@ -1,5 +1,7 @@
-"""A sweep for tests: small scripts stand in for training and evaluation, and do as they are told
-by empty files: `held` waits, `failing` and `refused` fail with and without a status."""
+"""A sweep for tests, whose runs are small scripts in place of training and evaluation.
+
+Empty files control them: `held` waits, `failing` and `refused` fail with and without a status.
+"""
 
 import sys
 import threading
@@ -9,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from train.sweep.__main__ import Options, sweep
+from tests.helpers.messages import collected_messages
 from train.sweep.recipes import RECIPES
-from train.sweep.runs import PlannedRun, Programs, plan_runs
+from train.sweep.runs import Programs, SweepRun, plan_runs
+from train.sweep.sweep import Options, sweep
 
 TIMEOUT_S = 60
 TRAINING = """
@@ -49,9 +52,10 @@ EVALUATION = """
 import json, sys
 from pathlib import Path
 control, out, *more = sys.argv[1:]
+RESULTS = {"data": {"hash": "0"}, "probe": {"mean": {}}, "robustness": {}}
 with open(Path(control) / "evaluated", "a") as file:
     file.write(" ".join([Path(out).name, *more]) + "; ")
-Path(out, "results.json").write_text(json.dumps({"probe": {"mean": {}}, "robustness": {}}))
+Path(out, "results.json").write_text(json.dumps(RESULTS))
 """
 
 
@@ -59,11 +63,11 @@ class FakeSweep:
     """A sweep of three arms and two seeds, whose runs are the scripts above."""
 
     def __init__(self, folder: Path, data: Path) -> None:
-        self.folder, self.said = folder, list[str]()
+        self.folder, self.messages = folder, list[str]()
         self.control, self.out = folder / "control", folder / "out"
         self.options = Options(data=str(data), out=self.out, images=1000)
-        self.planned = self.plan()
-        for run in self.planned:
+        self.runs = self.plan()
+        for run in self.runs:
             (self.control / run.name).mkdir(parents=True)
         for name, text in (("train.py", TRAINING), ("evaluate.py", EVALUATION)):
             (folder / name).write_text(text)
@@ -72,7 +76,7 @@ class FakeSweep:
     def program(self, name: str) -> tuple[str, ...]:
         return sys.executable, str(self.folder / name), str(self.control)
 
-    def plan(self, recipe: str = "headline", **shared: Any) -> list[PlannedRun]:
+    def plan(self, recipe: str = "headline", **shared: Any) -> list[SweepRun]:
         return plan_runs(RECIPES[recipe](), 2, 1000, self.out, **shared)
 
     def mark(self, run: str, word: str) -> Path:
@@ -81,16 +85,17 @@ class FakeSweep:
         return path
 
     def sweep(self, **options: Any) -> int:
-
-        return sweep(
-            self.planned, replace(self.options, **options), self.programs, self.said.append
-        )
+        """Sweep, with other options than usual; the exit status. Messages are kept."""
+        with collected_messages() as messages:
+            status = sweep(self.runs, replace(self.options, **options), self.programs)
+        self.messages += messages
+        return status
 
     def states(self) -> list[str]:
-        return [run.state for run in self.planned]
+        return [run.state for run in self.runs]
 
     def started(self) -> list[str]:
-        """The runs that were started since this was asked before."""
+        """The names of the runs that were started since the last call."""
         path = self.control / "started"
         names = path.read_text().split() if path.exists() else []
         path.write_text("")
@@ -98,7 +103,7 @@ class FakeSweep:
 
 
 def when(condition: Callable[[], bool], action: Callable[[], object]) -> threading.Thread:
-    """Do something once a condition holds, beside the test."""
+    """Do something once a condition holds, in a thread beside the test."""
 
     def wait() -> None:
         deadline = time.monotonic() + TIMEOUT_S

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from common.errors import DataError
 from eval.evaluation import evaluate
 from eval.report.report import write_report
+from eval.run import DataRecord, RunRecord
 from eval.session import EvalConfig
 from models.classification import Classification
 from models.objective import Inputs, ObjectiveConfig
@@ -25,10 +26,18 @@ from pipeline.loader import Loader
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from tests.helpers.ranks import run_ranks
-from tests.train.test_loop import config, final_state, log_without_clock, train_until, trainer
-from train import checkpoint as state
+from tests.helpers.training import (
+    load_undamaged,
+    log_without_clock,
+    make_trainer,
+    newest_tensors,
+    same_tensors,
+    short_config,
+    train_until,
+)
 from train.config import PRESETS, as_json
 from train.launch import start_accelerator
+from train.prepare import write_record
 from train.step import TrainStep, generator_for
 from train.task import require_labels
 
@@ -90,34 +99,32 @@ def test_a_run_learns_resumes_to_the_bit_and_is_evaluated(
     small_dataset: Path, tmp_path: Path
 ) -> None:
     dataset = open_dataset(small_dataset)
-    settings = config("supervised", images=480, batch_size=16)
+    settings = short_config("supervised", images=480, batch_size=16)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    whole_run = trainer(dataset, whole, settings)
-    head = whole_run.step.get_parameter("objective.head.weight")
-    (group,) = [g for g in whole_run.optimizer.param_groups if any(p is head for p in g["params"])]
+    trainer = make_trainer(dataset, whole, settings)
+    head = trainer.step.get_parameter("objective.head.weight")
+    (group,) = [g for g in trainer.optimizer.param_groups if any(p is head for p in g["params"])]
     assert group["scale"] == 1 and group["weight_decay"] == 0
-    before = {name: p.clone() for name, p in whole_run.model.decoder.named_parameters()}
-    assert train_until(whole_run, whole)
-    assert all(torch.equal(p, before[n]) for n, p in whole_run.ema.decoder.named_parameters())
+    before = {name: p.clone() for name, p in trainer.model.decoder.named_parameters()}
+    assert train_until(trainer, whole)
+    assert all(torch.equal(p, before[n]) for n, p in trainer.ema.decoder.named_parameters())
     log = log_without_clock(whole)
     train, val = ([r for r in log if r["kind"] == kind] for kind in ("train", "val"))
     assert train[-1]["loss"] < train[0]["loss"] and train[-1]["accuracy"] > 0.7
     assert val[-1]["accuracy"] > 0.7 and "psnr" not in val[-1]
 
-    assert not train_until(trainer(dataset, cut, settings), cut, 7)
-    checkpoint = state.load_newest(cut, pytest.fail)
+    assert not train_until(make_trainer(dataset, cut, settings), cut, 7)
+    checkpoint = load_undamaged(cut)
     assert checkpoint is not None and "step/objective.head.weight" in checkpoint.tensors
-    again = trainer(dataset, cut, settings)
-    again.restore(checkpoint)
-    train_until(again, cut, None, checkpoint.meta["log_bytes"])
-    a, b = final_state(whole), final_state(cut)
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    resumed = make_trainer(dataset, cut, settings)
+    resumed.restore(checkpoint)
+    train_until(resumed, cut, None, checkpoint.meta["log_bytes"])
+    assert same_tensors(newest_tensors(whole), newest_tensors(cut))
     assert log_without_clock(cut) == log
 
-    whole_run.save_snapshot({"preset": "supervised", "seed": 0})
-    data = {"root": str(small_dataset), "hash": dataset.hash}
-    facts = {"preset": "supervised", "config": as_json(settings), "data": data}
-    (whole / "config.json").write_text(json.dumps(facts))
+    trainer.save_snapshot({"preset": "supervised", "seed": 0})
+    data = DataRecord(str(small_dataset), dataset.hash)
+    write_record(whole / "config.json", RunRecord("supervised", as_json(settings), data))
     results = evaluate(whole, small_dataset, SHORT)
     raw = json.loads((whole / "results.json").read_text())
     assert raw["reconstruction"]["psnr"] is None and raw["latent"]["kl"] is None

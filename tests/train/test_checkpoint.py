@@ -1,19 +1,19 @@
 """Checkpoint files: killed, damaged, on a full disk. What is loaded is whole, or named."""
 
-import os
 import resource
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from common.errors import DataError
+from tests.helpers.kills import was_killed
+from tests.helpers.messages import collected_messages
+from tests.helpers.training import load_undamaged
 from train import checkpoint as state
 
 META = {"log_bytes": 1234, "processes": 1}
@@ -32,46 +32,11 @@ def names(run: Path) -> list[int]:
 
 
 def assert_loads(run: Path, images: int, warnings: int) -> None:
-    said: list[str] = []
-    found = state.load_newest(run, said.append)
-    assert found is not None and found.images_seen == images and len(said) == warnings
-    assert found.meta == {"images_seen": images, **META}
-    assert all(torch.equal(found.tensors[name], t) for name, t in tensors(images).items())
-
-
-def kill_at(call: int) -> None:
-    """Arm this process: SIGKILL in the `call`-th file operation, before, or half-way in a write."""
-    calls = 0
-
-    def watched(owner: Any, name: str) -> None:
-        original = getattr(owner, name)
-
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == call:
-                if name == "write_bytes":
-                    path, data = args
-                    original(path, data[: len(data) // 2])
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args, **kwargs)
-
-        setattr(owner, name, wrapper)
-
-    for owner, name in ((Path, "write_bytes"), (Path, "rename"), (Path, "mkdir"), (os, "fsync"),
-                        (os, "unlink"), (shutil, "rmtree")):  # fmt: skip
-        watched(owner, name)
-
-
-def was_killed(call: int, action: Callable[[], Any]) -> bool:
-    """Run the action in a fork, killed at its `call`-th file operation, if it gets there."""
-    if (child := os.fork()) == 0:
-        try:
-            kill_at(call)
-            action()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    with collected_messages() as messages:
+        loaded = state.load_newest(run)
+    assert loaded is not None and loaded.images_seen == images and len(messages) == warnings
+    assert loaded.meta == {"images_seen": images, **META}
+    assert all(torch.equal(loaded.tensors[name], t) for name, t in tensors(images).items())
 
 
 def test_killed_at_any_file_operation_one_whole_checkpoint_is_there(tmp_path: Path) -> None:
@@ -94,26 +59,28 @@ def test_any_damage_of_any_file_is_found(name: str, tmp_path: Path) -> None:
     for images in (8, 16):
         save(tmp_path, images)
     path = tmp_path / "checkpoints" / f"{16:012d}" / name
-    whole = path.read_bytes()
+    undamaged = path.read_bytes()
     layout = (
-        {i for i, byte in enumerate(whole) if chr(byte).isspace()} if name == state.META else {}
+        {i for i, byte in enumerate(undamaged) if chr(byte).isspace()} if name == state.META else {}
     )
-    flips = [8 * i + bit for i in range(0, len(whole), 1 + len(whole) // 50) for bit in (0, 6)]
+    flips = [
+        8 * i + bit for i in range(0, len(undamaged), 1 + len(undamaged) // 50) for bit in (0, 6)
+    ]
     for flip in flips:
         if flip // 8 not in layout:  # white space between the values of the JSON means nothing
-            damaged = bytearray(whole)
+            damaged = bytearray(undamaged)
             damaged[flip // 8] ^= 1 << flip % 8
             path.write_bytes(damaged)
             assert_loads(tmp_path, 8, warnings=1)
-    for cut in (0, 1, len(whole) // 2, len(whole) - 1 - (name == state.META)):
-        path.write_bytes(whole[:cut])
+    for cut in (0, 1, len(undamaged) // 2, len(undamaged) - 1 - (name == state.META)):
+        path.write_bytes(undamaged[:cut])
         assert_loads(tmp_path, 8, warnings=1)
     path.unlink()
     assert_loads(tmp_path, 8, warnings=1)
     path.mkdir()
     assert_loads(tmp_path, 8, warnings=1)
     path.rmdir()
-    path.write_bytes(whole)
+    path.write_bytes(undamaged)
     assert_loads(tmp_path, 16, warnings=0)
 
 
@@ -128,14 +95,14 @@ def test_a_swapped_or_renamed_checkpoint_is_found(tmp_path: Path) -> None:
 
 
 def test_without_a_whole_checkpoint_a_run_does_not_start_over(tmp_path: Path) -> None:
-    assert state.load_newest(tmp_path, pytest.fail) is None
+    assert load_undamaged(tmp_path) is None
     for images in (8, 16):
         save(tmp_path, images)
         (tmp_path / "checkpoints" / f"{images:012d}" / state.TENSORS).unlink()
-    warnings: list[str] = []
-    with pytest.raises(DataError, match=r"none of the 2 checkpoints in .*checkpoints is whole"):
-        state.load_newest(tmp_path, warnings.append)
-    assert len(warnings) == 2
+    none_whole = r"none of the 2 checkpoints in .*checkpoints is whole"
+    with collected_messages() as messages, pytest.raises(DataError, match=none_whole):
+        state.load_newest(tmp_path)
+    assert len(messages) == 2
 
 
 @pytest.mark.parametrize("keep", [1, 2])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from common import ranks
 from common.errors import DataError
+from eval.run import load_status
 from models.objective import Objective, ObjectiveConfig
 from models.vae import ModelConfig, build
 from pipeline.corruptions import CorruptionConfig
@@ -26,7 +27,8 @@ from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from tests.helpers.patches import write_patches
 from tests.helpers.ranks import run_ranks
-from train import main as entry
+from tests.helpers.training import run_status
+from train import program
 from train.launch import start_accelerator
 from train.loop import Trainer
 from train.step import Draws, TrainStep, generator_for
@@ -65,14 +67,14 @@ def indices_of(datasets: list[Path], images: int) -> list[list[Indices]]:
     """This rank's samples, batch by batch, for every data set streamed and in memory."""
     accelerator = start_accelerator()
     at = accelerator.process_index, accelerator.num_processes
-    found = []
+    indices = []
     for folder in datasets:
         for storage in ("stream", "host"):
             split = open_dataset(folder).split("train")
             loader = Loader(split, BATCH, 0, accelerator.device, storage, *at)
-            found.append([batch.indices for batch in loader.batches(0, images)])
+            indices.append([batch.indices for batch in loader.batches(0, images)])
     accelerator.end_training()
-    return found
+    return indices
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -140,8 +142,8 @@ def gradients(data: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.flo
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_gradients_are_those_of_one_process(world: int, small_dataset: Path) -> None:
-    for found in run_ranks(world, gradients, small_dataset):
-        for name, (shared, alone) in found.items():
+    for by_parameter in run_ranks(world, gradients, small_dataset):
+        for name, (shared, alone) in by_parameter.items():
             distance = np.linalg.norm(shared - alone)
             assert distance <= 1e-4 * np.linalg.norm(alone), name
 
@@ -150,13 +152,14 @@ def launched(commands: list[list[str]]) -> tuple[int, str]:
     """Exit code and messages of training, started with a command of its own on each rank."""
     ranks.APPEARS_S = 1.0
     with redirect_stderr(io.StringIO()) as told:
-        code = entry.main(commands[int(os.environ["RANK"])])
+        code = program.main(commands[int(os.environ["RANK"])], 0.0)
     return code, told.getvalue()
 
 
 def training(data: Path, out: Path, *more: str) -> list[str]:
-    return ["dvae", "--data", str(data), "--out", str(out), "--images", "480", "--batch-size",
-            str(BATCH), "--loop.validations", "1", "--track", *more]  # fmt: skip
+    places = ["--data", str(data), "--out", str(out)]
+    budget = ["--images", "480", "--batch-size", str(BATCH), "--loop.validations", "1"]
+    return ["dvae", *places, *budget, "--track", *more]
 
 
 def test_ranks_that_differ_are_refused_before_the_first_step(
@@ -174,7 +177,7 @@ def test_ranks_that_differ_are_refused_before_the_first_step(
         (code, told), (other_code, silent) = run_ranks(
             2, launched, [training(small_dataset, out), command_of_rank_1]
         )
-        assert code == other_code == entry.UNUSABLE_ARGUMENTS and "error" not in silent
+        assert code == other_code == program.UNUSABLE_ARGUMENTS and "error" not in silent
         for text in [*named, f"rank 1 on {host}"]:
             assert text in told, told
         assert not list(out.glob("*"))
@@ -192,7 +195,7 @@ def recorded(argv: list[str], stop_at: int | None) -> tuple[int, list[Indices]]:
             os.kill(os.getpid(), signal.SIGTERM)
 
     Trainer.update = noting  # type: ignore[method-assign]
-    return entry.main(argv), seen
+    return program.main(argv, 0.0), seen
 
 
 def test_another_number_of_ranks_resumes_in_the_same_order(
@@ -200,10 +203,10 @@ def test_another_number_of_ranks_resumes_in_the_same_order(
 ) -> None:
     argv = training(small_dataset, tmp_path / "run")
     first = run_ranks(2, recorded, argv, 5)
-    assert {code for code, _ in first} == {entry.STOPPED}
-    assert status(tmp_path / "run") == "interrupted"
+    assert {code for code, _ in first} == {program.STOPPED}
+    assert run_status(tmp_path / "run") == "interrupted"
     then = run_ranks(3, recorded, [*argv, "--resume"], None)
-    assert {code for code, _ in then} == {entry.DONE} and status(tmp_path / "run") == "done"
+    assert {code for code, _ in then} == {program.DONE} and run_status(tmp_path / "run") == "done"
     seen = np.concatenate([whole([batches for _, batches in part]) for part in (first, then)])
     np.testing.assert_array_equal(seen, Order(48, 0, 1).take(0, 480))
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -222,17 +225,14 @@ def failing(argv: list[str]) -> int | str:
 
     Trainer.update = until_3  # type: ignore[method-assign]
     try:
-        return entry.main(argv)
+        return program.main(argv, 0.0)
     except RuntimeError:  # of a rank that waited for the other
         return "broken off"
 
 
 def test_the_rank_that_failed_says_why(small_dataset: Path, tmp_path: Path) -> None:
     codes = run_ranks(2, failing, training(small_dataset, tmp_path / "run"))
-    assert codes == ["broken off", entry.FAILED]
-    found = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert (found["status"], found["error"]) == ("failed", "its shard was altered")
-
-
-def status(run: Path) -> str:
-    return str(json.loads((run / "status.json").read_text())["status"])
+    assert codes == ["broken off", program.FAILED]
+    status = load_status(tmp_path / "run")
+    assert status is not None
+    assert (status.status, status.error) == ("failed", "its shard was altered")

@@ -1,6 +1,5 @@
 """Whole processes: both ways of launching, two ranks, signals and kills."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -9,24 +8,18 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from train import checkpoint as state
+from tests.helpers.training import (
+    SHORT_RUN,
+    load_undamaged,
+    log_without_clock,
+    newest_tensors,
+    run_status,
+    same_tensors,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
-SHORT = [
-    "--images",
-    "480",
-    "--batch-size",
-    "16",
-    "--loop.checkpoints",
-    "6",
-    "--loop.validations",
-    "1",
-]
-
 pytestmark = pytest.mark.slow
 
 
@@ -35,16 +28,8 @@ def run(command: list[str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str
 
 
 def train_command(data: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, str(ROOT / "train/main.py"), "dvae", "--data", str(data), "--out",
-            str(out), *SHORT, *more]  # fmt: skip
-
-
-def status(out: Path) -> str:
-    return json.loads((out / "status.json").read_text())["status"]
-
-
-def newest(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(sorted((out / "checkpoints").glob("0*"))[-1] / state.TENSORS)
+    places = ["--data", str(data), "--out", str(out)]
+    return [sys.executable, str(ROOT / "train/main.py"), "dvae", *places, *SHORT_RUN, *more]
 
 
 def wait_for_checkpoint(out: Path, process: subprocess.Popen[str]) -> None:
@@ -63,9 +48,15 @@ def reference(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_a_run_leaves_all_that_it_promises(reference: Path) -> None:
-    assert status(reference) == "done"
-    for name in ("config.json", "metrics.jsonl", "results.json", "snapshot/model.safetensors",
-                 "report/report.md", "embeddings/test.parquet"):  # fmt: skip
+    assert run_status(reference) == "done"
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "results.json",
+        "snapshot/model.safetensors",
+        "report/report.md",
+        "embeddings/test.parquet",
+    ):
         assert (reference / name).is_file(), name
     assert list((reference / "tensorboard").iterdir()) and list(
         (reference / "figures").glob("*.png")
@@ -78,58 +69,52 @@ def test_both_ways_of_launching_give_one_result(
 ) -> None:
     command = train_command(small_dataset, tmp_path / "run")[1:]
     done = run([*LAUNCH, *flags, *command])
-    assert done.returncode == 0 and status(tmp_path / "run") == "done", done.stderr
-    a, b = newest(reference), newest(tmp_path / "run")
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert done.returncode == 0 and run_status(tmp_path / "run") == "done", done.stderr
+    assert same_tensors(newest_tensors(reference), newest_tensors(tmp_path / "run"))
 
 
 def test_config_json_alone_rebuilds_a_run(reference: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "train/main.py", str(reference / "config.json"), "--out",
-               str(tmp_path / "run")]  # fmt: skip
-    done = run(command)
+    config, out = str(reference / "config.json"), str(tmp_path / "run")
+    done = run([sys.executable, "train/main.py", config, "--out", out])
     assert done.returncode == 0, done.stderr
-    a, b = newest(reference), newest(tmp_path / "run")
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert same_tensors(newest_tensors(reference), newest_tensors(tmp_path / "run"))
 
 
 def test_an_existing_run_is_not_touched(reference: Path, small_dataset: Path) -> None:
-    before = newest(reference)
+    before = newest_tensors(reference)
     refused = run(train_command(small_dataset, reference))
     assert refused.returncode == 2 and "--resume" in refused.stderr
     other = run(train_command(small_dataset, reference, "--resume", "--seed", "1"))
     assert other.returncode == 2 and "seed: 0 -> 1" in other.stderr
     again = run(train_command(small_dataset, reference, "--resume"))
     assert again.returncode == 0, again.stderr
-    assert all(torch.equal(t, newest(reference)[name]) for name, t in before.items())
+    assert same_tensors(before, newest_tensors(reference))
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "said"),
+    ("number", "code", "status"),
     [(signal.SIGTERM, 75, "interrupted"), (signal.SIGKILL, -signal.SIGKILL, "running")],
 )
 def test_stopped_and_resumed_ends_identical(
-    number: int, code: int, said: str, reference: Path, small_dataset: Path, tmp_path: Path
+    number: int, code: int, status: str, reference: Path, small_dataset: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(
-        train_command(small_dataset, out), cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        train_command(small_dataset, out),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     wait_for_checkpoint(out, process)
     process.send_signal(number)
     process.communicate(timeout=60)
-    assert process.returncode == code and status(out) == said
+    assert process.returncode == code and run_status(out) == status
     assert not (out / "results.json").exists()
     done = run(train_command(small_dataset, out, "--resume"))
-    assert done.returncode == 0 and status(out) == "done", done.stderr
-    a, b = newest(reference), newest(out)
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-    def log(folder: Path) -> list[dict[str, object]]:
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-        return [{k: v for k, v in json.loads(x).items() if k != "time_s"} for x in lines]
-
-    assert log(out) == log(reference)
+    assert done.returncode == 0 and run_status(out) == "done", done.stderr
+    assert same_tensors(newest_tensors(reference), newest_tensors(out))
+    assert log_without_clock(out) == log_without_clock(reference)
 
 
 def test_a_full_disk_is_named_and_keeps_the_run(small_dataset: Path, tmp_path: Path) -> None:
@@ -141,7 +126,7 @@ def test_a_full_disk_is_named_and_keeps_the_run(small_dataset: Path, tmp_path: P
     command = train_command(small_dataset, tmp_path / "run", "--track")
     done = run([sys.executable, "-c", limited, *command[1:]])
     assert done.returncode == 1 and "state.safetensors" in done.stderr, done.stderr
-    assert status(tmp_path / "run") == "failed"
+    assert run_status(tmp_path / "run") == "failed"
     assert not list((tmp_path / "run/checkpoints").glob("*"))
 
 
@@ -149,7 +134,7 @@ def test_two_ranks_train_a_run(small_dataset: Path, tmp_path: Path) -> None:
     command = train_command(small_dataset, tmp_path / "run")[1:]
     flags = ["--config_file", "accelerate_config.yaml", "--num_processes", "2"]
     done = run([*LAUNCH, *flags, *command])
-    assert done.returncode == 0 and status(tmp_path / "run") == "done", done.stderr
+    assert done.returncode == 0 and run_status(tmp_path / "run") == "done", done.stderr
     assert done.stdout.count("images in") == 1  # one rank speaks
 
 
@@ -160,17 +145,20 @@ def test_two_ranks_save_and_end_on_sigterm(told: str, small_dataset: Path, tmp_p
     flags = ["--config_file", "accelerate_config.yaml", "--num_processes", "2"]
     long = ["--images", "160000", "--loop.checkpoints", "1000"]
     process = subprocess.Popen(
-        [*LAUNCH, *flags, *train_command(small_dataset, out)[1:], *long], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [*LAUNCH, *flags, *train_command(small_dataset, out)[1:], *long],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     wait_for_checkpoint(out, process)
     launcher = psutil.Process(process.pid)
     ranks = launcher.children(recursive=True)
     for each in [*ranks, launcher] if told == "every process" else [launcher]:
         each.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=120)
     _, alive = psutil.wait_procs(ranks, timeout=120)
     assert len(ranks) >= 2 and not alive
-    assert status(out) == "interrupted" and process.returncode != 0
-    saved = state.load_newest(out, print)
-    assert saved is not None and f"saved at {saved.images_seen:,} images" in said
+    assert run_status(out) == "interrupted" and process.returncode != 0
+    saved = load_undamaged(out)
+    assert saved is not None and f"saved at {saved.images_seen:,} images" in output

@@ -8,45 +8,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from safetensors.torch import load_file
 from torch import Tensor
 
 from common.errors import DataError
+from common.records import differences
 from pipeline.index import Dataset, open_dataset
+from tests.helpers.messages import collected_messages
+from tests.helpers.training import (
+    load_undamaged,
+    log_without_clock,
+    make_trainer,
+    newest_tensors,
+    same_tensors,
+    short_config,
+    train_until,
+)
 from train import checkpoint as state
-from train.config import PRESETS, Config, LoopConfig, as_json, differences, from_json
-from train.loop import NonFiniteError, Trainer
-from train.schedule import ema_decay, learning_rate, plan
-from train.tracker import Tracker
-
-LOOP = LoopConfig(logs=4, validations=2, checkpoints=2, validation_images=8)
-
-
-def config(preset: str = "eq-dvae", **changes: Any) -> Config:
-    settled: dict[str, Any] = {"images": 12 * 8, "batch_size": 8, "precision": "fp32",
-                               "compile": False, "storage": "host", "loop": LOOP}  # fmt: skip
-    return replace(PRESETS[preset](), **{**settled, **changes})
-
-
-def trainer(dataset: Dataset, run: Path, settings: Config) -> Trainer:
-    run.mkdir(parents=True, exist_ok=True)
-    return Trainer(Accelerator(cpu=True), settings, dataset, run, lambda line: None)
-
-
-def train_until(one: Trainer, run: Path, step: int | None = None, log_bytes: int = 0) -> bool:
-    tracker = Tracker(run, [], log_bytes)
-    return one.train(tracker, lambda: one.done == step)
-
-
-def final_state(run: Path) -> dict[str, Tensor]:
-    newest = sorted((run / "checkpoints").iterdir())[-1]
-    return load_file(newest / state.TENSORS)
-
-
-def log_without_clock(run: Path) -> list[dict[str, Any]]:
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k != "time_s"} for record in records]
+from train.config import PRESETS, as_json, from_json
+from train.loop import NonFiniteError
+from train.schedule import ema_decay, learning_rate, make_schedule
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +36,8 @@ def dataset(small_dataset: Path) -> Dataset:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_learns(preset: str, dataset: Dataset, tmp_path: Path) -> None:
-    one = trainer(dataset, tmp_path, config(preset, images=320, batch_size=16))
-    assert train_until(one, tmp_path)
+    trainer = make_trainer(dataset, tmp_path, short_config(preset, images=320, batch_size=16))
+    assert train_until(trainer, tmp_path)
     losses = [r["loss"] for r in log_without_clock(tmp_path) if r["kind"] == "train"]
     assert losses[-1] < losses[0]
     values = [r for r in log_without_clock(tmp_path) if r["kind"] == "val"]
@@ -66,27 +46,29 @@ def test_every_preset_learns(preset: str, dataset: Dataset, tmp_path: Path) -> N
 
 
 def test_the_average_keeps_no_graph(dataset: Dataset, tmp_path: Path) -> None:
-    one = trainer(dataset, tmp_path, config())
-    for batch, _ in zip(one.loader.batches(0, 16), range(2), strict=True):
-        one.update(batch)
-    assert all(p.is_leaf and not p.requires_grad for p in one.ema.parameters())
+    trainer = make_trainer(dataset, tmp_path, short_config())
+    for batch, _ in zip(trainer.loader.batches(0, 16), range(2), strict=True):
+        trainer.update(batch)
+    assert all(p.is_leaf and not p.requires_grad for p in trainer.ema.parameters())
 
 
 def test_two_runs_are_identical_and_seeds_differ(dataset: Dataset, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train_until(trainer(dataset, tmp_path / name, config(seed=seed)), tmp_path / name)
-    a, b, c = (final_state(tmp_path / name) for name in "abc")
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+        train_until(
+            make_trainer(dataset, tmp_path / name, short_config(seed=seed)), tmp_path / name
+        )
+    a, b, c = (newest_tensors(tmp_path / name) for name in "abc")
+    assert same_tensors(a, b)
     assert not all(torch.equal(a[name], c[name]) for name in a)
 
 
 def test_timing_steps_ahead_changes_nothing(dataset: Dataset, tmp_path: Path) -> None:
     for name in ("timed", "plain"):
-        one = trainer(dataset, tmp_path / name, config())
-        assert name == "plain" or one.seconds_a_step() > 0
-        train_until(one, tmp_path / name)
-    a, b = (final_state(tmp_path / name) for name in ("timed", "plain"))
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+        trainer = make_trainer(dataset, tmp_path / name, short_config())
+        assert name == "plain" or trainer.seconds_per_step() > 0
+        train_until(trainer, tmp_path / name)
+    a, b = (newest_tensors(tmp_path / name) for name in ("timed", "plain"))
+    assert same_tensors(a, b)
 
 
 @pytest.mark.parametrize("steps", [(1,), (5,), (6,), (11,), (3, 7)])
@@ -94,36 +76,36 @@ def test_timing_steps_ahead_changes_nothing(dataset: Dataset, tmp_path: Path) ->
 def test_resuming_is_identical_to_the_bit(
     steps: tuple[int, ...], storage: str, dataset: Dataset, tmp_path: Path
 ) -> None:
-    settings = config(storage=storage)
+    settings = short_config(storage=storage)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    train_until(trainer(dataset, whole, settings), whole)
-    one, log_bytes = trainer(dataset, cut, settings), 0
+    train_until(make_trainer(dataset, whole, settings), whole)
+    trainer, log_bytes = make_trainer(dataset, cut, settings), 0
     for step in (*steps, None):
-        assert train_until(one, cut, step, log_bytes) is (step is None)
-        checkpoint = state.load_newest(cut, pytest.fail)
+        assert train_until(trainer, cut, step, log_bytes) is (step is None)
+        checkpoint = load_undamaged(cut)
         assert checkpoint is not None
-        one, log_bytes = trainer(dataset, cut, settings), checkpoint.meta["log_bytes"]
-        one.restore(checkpoint)
-    a, b = final_state(whole), final_state(cut)
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+        trainer, log_bytes = make_trainer(dataset, cut, settings), checkpoint.meta["log_bytes"]
+        trainer.restore(checkpoint)
+    a, b = newest_tensors(whole), newest_tensors(cut)
+    assert same_tensors(a, b)
     assert log_without_clock(whole) == log_without_clock(cut)
 
 
 def test_a_lost_tail_of_the_log_is_written_again(dataset: Dataset, tmp_path: Path) -> None:
     """Killed after a checkpoint: lines past it are cut off, not repeated."""
-    settings = config()
-    one = trainer(dataset, tmp_path, settings)
-    train_until(one, tmp_path)
+    settings = short_config()
+    trainer = make_trainer(dataset, tmp_path, settings)
+    train_until(trainer, tmp_path)
     expected = log_without_clock(tmp_path)
     checkpoints = sorted((tmp_path / "checkpoints").iterdir())
     assert len(checkpoints) == 2
     (checkpoints[-1] / state.META).unlink()
-    warnings: list[str] = []
-    checkpoint = state.load_newest(tmp_path, warnings.append)
-    assert checkpoint is not None and checkpoints[-1].name in warnings[0]
-    again = trainer(dataset, tmp_path, settings)
-    again.restore(checkpoint)
-    train_until(again, tmp_path, None, checkpoint.meta["log_bytes"])
+    with collected_messages() as messages:
+        checkpoint = state.load_newest(tmp_path)
+    assert checkpoint is not None and checkpoints[-1].name in messages[0]
+    resumed = make_trainer(dataset, tmp_path, settings)
+    resumed.restore(checkpoint)
+    train_until(resumed, tmp_path, None, checkpoint.meta["log_bytes"])
     assert log_without_clock(tmp_path) == expected
 
 
@@ -142,11 +124,11 @@ def test_damaged_checkpoints_are_passed_over(damage: str, tmp_path: Path) -> Non
         "no meta": meta.unlink,
         "bad json": lambda: meta.write_text("{"),
     }[damage]()
-    warnings: list[str] = []
-    loaded = state.load_newest(tmp_path, warnings.append)
+    with collected_messages() as messages:
+        loaded = state.load_newest(tmp_path)
     assert loaded is not None and loaded.images_seen == 8
     assert torch.equal(loaded.tensors["w"], torch.full((3,), 8.0))
-    assert str(folder) in warnings[0]
+    assert str(folder) in messages[0]
 
 
 def test_old_checkpoints_go_only_after_the_new_one_is_safe(
@@ -169,34 +151,34 @@ def test_old_checkpoints_go_only_after_the_new_one_is_safe(
 def test_non_finite_loss_stops_at_that_step(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = trainer(dataset, tmp_path, config())
-    original = one.step.objective.forward
+    trainer = make_trainer(dataset, tmp_path, short_config())
+    original = trainer.step.objective.forward
 
     def poisoned(*args: Any) -> dict[str, Tensor]:
         losses = original(*args)
-        return {**losses, "kl": losses["kl"] * float("nan")} if one.done == 7 else losses
+        return {**losses, "kl": losses["kl"] * float("nan")} if trainer.done == 7 else losses
 
-    monkeypatch.setattr(one.step.objective, "forward", poisoned)
+    monkeypatch.setattr(trainer.step.objective, "forward", poisoned)
     with pytest.raises(NonFiniteError, match=r"kl not finite in the step after 56 images.*s0000"):
-        train_until(one, tmp_path)
-    newest = state.load_newest(tmp_path, pytest.fail)
+        train_until(trainer, tmp_path)
+    newest = load_undamaged(tmp_path)
     assert newest is not None and newest.images_seen <= 56
     assert all(torch.isfinite(t.float()).all() for t in newest.tensors.values())
 
 
 def test_budget_is_rounded_up_to_whole_batches() -> None:
-    assert plan(config(images=17, batch_size=8)).images == 24
-    assert plan(config(images=16, batch_size=8)).images == 16
+    assert make_schedule(short_config(images=17, batch_size=8)).images == 24
+    assert make_schedule(short_config(images=16, batch_size=8)).images == 16
 
 
 def test_schedules() -> None:
-    optim = config().optim
+    optim = short_config().optim
     assert learning_rate(optim, optim.warmup) == pytest.approx(optim.lr)
     assert learning_rate(optim, optim.warmup / 2) == pytest.approx(optim.lr / 2)
     assert learning_rate(optim, 1.0) == pytest.approx(0, abs=1e-12)
     for steps in (1, 2, 50, 1000):  # every step trains, the last and an only one as well
-        whole = plan(config(images=8 * steps))
-        rates = [learning_rate(optim, whole.progress(done)) for done in range(steps)]
+        schedule = make_schedule(short_config(images=8 * steps))
+        rates = [learning_rate(optim, schedule.progress(done)) for done in range(steps)]
         assert min(rates) > 0
         # the middle of a step: the mean over steps is the integral of the schedule
         expected = optim.lr * 0.5
@@ -213,5 +195,5 @@ def test_config_survives_its_file() -> None:
         raw = json.loads(json.dumps(as_json(settings)))
         assert from_json(raw) == settings, name
         assert not differences(raw, as_json(settings))
-    changed = as_json(replace(config(), seed=3))
-    assert differences(as_json(config()), changed) == ["seed: 0 -> 3"]
+    changed = as_json(replace(short_config(), seed=3))
+    assert differences(as_json(short_config()), changed) == ["seed: 0 -> 3"]

@@ -9,10 +9,11 @@ import pytest
 from pipeline.index import open_dataset
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
+from tests.helpers.messages import collected_messages
 from tests.helpers.patches import write_patches
-from train import main as entry
-from train import summary as introduction
+from train import program
 from train.interrupt import Interrupts
+from train.summary import describe_reading, warn_about
 
 
 @pytest.mark.parametrize(
@@ -31,28 +32,37 @@ from train.interrupt import Interrupts
     ],
 )
 def test_unusable_arguments_exit_with_2(
-    argv: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    argv: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     try:
-        code = entry.main(argv)
+        code = program.main(argv, 0.0)
     except SystemExit as stopped:
         code = int(stopped.code or 0)
     assert code == 2 and message in " ".join(capfd.readouterr().err.split())
     assert not list(tmp_path.iterdir())
 
 
-def test_the_introduction_counts_groups_and_warns(small_dataset: Path, tmp_path: Path) -> None:
+def test_the_summary_counts_groups_and_warns(small_dataset: Path, tmp_path: Path) -> None:
     dataset = open_dataset(small_dataset)
     assert {name: split.group_count for name, split in dataset.splits.items()} == {
-        "train": 4, "val": 4, "test": 4,
-    }  # fmt: skip
-    (line,) = introduction.warnings(dataset)
-    assert "few groups a class in test (normal 2, tumor 2;" in line
+        "train": 4,
+        "val": 4,
+        "test": 4,
+    }
+    with collected_messages() as messages:
+        warn_about(dataset)
+    (line,) = messages
+    assert "few groups per class in test (normal 2, tumor 2;" in line
     write_patches(tmp_path / "raw", {"train": 2}, ("only",), seed=0)
     pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1))
-    lines = " ".join(introduction.warnings(open_dataset(tmp_path / "out")))
+    with collected_messages() as messages:
+        warn_about(open_dataset(tmp_path / "out"))
+    lines = " ".join(messages)
     assert "no val split" in lines and "one class (only)" in lines and "group of its own" in lines
 
 
@@ -81,7 +91,7 @@ def test_what_cannot_be_finished_ends_at_once(interrupts: Interrupts) -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "samples", "said"),
+    ("images", "samples", "text"),
     [
         (30, 100, "30 of 100 in train: 30 of them once;"),
         (100, 100, "100 of 100 in train: each once;"),
@@ -89,5 +99,5 @@ def test_what_cannot_be_finished_ends_at_once(interrupts: Interrupts) -> None:
         (320, 100, "320 of 100 in train: each 3 times, 20 of them once more;"),
     ],
 )
-def test_the_end_says_what_was_read(images: int, samples: int, said: str) -> None:
-    assert said in introduction.read(images, samples)
+def test_the_end_says_what_was_read(images: int, samples: int, text: str) -> None:
+    assert text in describe_reading(images, samples)

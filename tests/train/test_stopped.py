@@ -1,6 +1,5 @@
 """A run that is stopped: signals at every stage, kills at any moment, and what resuming gives."""
 
-import json
 import multiprocessing
 import os
 import random
@@ -19,23 +18,34 @@ import torch
 
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
+from tests.helpers.kills import kill_at_file_operation
 from tests.helpers.patches import write_patches
-from tests.train.test_checkpoint import kill_at
-from tests.train.test_loop import final_state, log_without_clock
-from tests.train.test_resume import refuse, same
+from tests.helpers.training import (
+    full_disk_from,
+    load_undamaged,
+    log_without_clock,
+    newest_tensors,
+    run_status,
+    same_tensors,
+)
 from train import checkpoint as state
-from train import launch, loop
-from train import main as entry
+from train import launch, loop, program
 from train.loop import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
-BUDGET = ["--images", "72", "--batch-size", "12", "--loop.checkpoints", "2",
-          "--loop.validations", "3", "--track"]  # fmt: skip
+BUDGET = [
+    *("--images", "72"),
+    *("--batch-size", "12"),
+    *("--loop.checkpoints", "2"),
+    *("--loop.validations", "3"),
+    "--track",
+]
 
 
 def main(data: Path, run: Path, *more: str) -> int:
     """6 steps over an epoch of 48 patches and a half; checkpoints after 36 and 72 images."""
-    return entry.main(["dvae", "--data", str(data), "--out", str(run), *more, *BUDGET])
+    argv = ["dvae", "--data", str(data), "--out", str(run), *more, *BUDGET]
+    return program.main(argv, 0.0)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -44,7 +54,7 @@ def restored() -> Iterator[None]:
     handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "usable_cores", lambda: 1)
-        patch.setattr(entry, "conclude", lambda *args: None)
+        patch.setattr(program, "conclude", lambda *args: None)
         yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -55,21 +65,19 @@ def restored() -> Iterator[None]:
 def reference(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody stopped."""
     run = tmp_path_factory.mktemp("reference") / "run"
-    assert main(small_dataset, run) == entry.DONE
+    assert main(small_dataset, run) == program.DONE
     return run
 
 
-def status(run: Path) -> str:
-    return str(json.loads((run / "status.json").read_text())["status"])
-
-
-def newest(run: Path) -> int:
-    found = state.load_newest(run, pytest.fail)
-    return found.images_seen if found else 0
+def images_saved(run: Path) -> int:
+    checkpoint = load_undamaged(run)
+    return checkpoint.images_seen if checkpoint else 0
 
 
 def assert_alike(run: Path, reference: Path) -> None:
-    assert status(run) == "done" and same(final_state(run), final_state(reference))
+    assert run_status(run) == "done" and same_tensors(
+        newest_tensors(run), newest_tensors(reference)
+    )
     assert log_without_clock(run) == log_without_clock(reference)
     weights = "snapshot/model.safetensors"
     assert (run / weights).read_bytes() == (reference / weights).read_bytes()
@@ -83,15 +91,22 @@ TERM, INT = signal.SIGTERM, signal.SIGINT
     [
         pytest.param(TERM, Trainer, "_backward", 0, 0, id="the first step, which compiles"),
         pytest.param(INT, Trainer, "_backward", 36, 48, id="a step"),
-        pytest.param(TERM, loop, "validate", 24, 24, id="a validation"),
+        pytest.param(TERM, Trainer, "_validate", 24, 24, id="a validation"),
         pytest.param(TERM, Trainer, "_backward", 60, 72, id="the last step"),
-        pytest.param(TERM, entry, "conclude", 72, 72, id="the evaluation"),
+        pytest.param(TERM, program, "conclude", 72, 72, id="the evaluation"),
     ],
 )
 def test_a_signal_ends_the_run_and_keeps_the_newest_checkpoint(
-    number: int, owner: Any, name: str, seen: int, left: int, reference: Path,
-    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    number: int,
+    owner: Any,
+    name: str,
+    seen: int,
+    left: int,
+    reference: Path,
+    small_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Training ends after the step or the validation at hand; all else ends at once."""
     original, update, trained = getattr(owner, name), Trainer.update, [0]
 
@@ -108,32 +123,38 @@ def test_a_signal_ends_the_run_and_keeps_the_newest_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "update", counted)
         patch.setattr(owner, name, signalled)
-        assert main(small_dataset, tmp_path) == entry.STOPPED
-    assert status(tmp_path) == "interrupted" and newest(tmp_path) == trained[-1] == left
-    assert main(small_dataset, tmp_path, "--resume") == entry.DONE
+        assert main(small_dataset, tmp_path) == program.STOPPED
+    assert run_status(tmp_path) == "interrupted" and images_saved(tmp_path) == trained[-1] == left
+    assert main(small_dataset, tmp_path, "--resume") == program.DONE
     assert_alike(tmp_path, reference)
 
 
 def test_a_full_disk_leaves_no_run_that_is_done(
-    small_dataset: Path, tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch,
+    small_dataset: Path,
+    tmp_path: Path,
+    reference: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     """The write of the last checkpoint fails after the last step."""
     with monkeypatch.context() as patch:
-        patch.setattr(state, "save_checkpoint", refuse(72))
-        assert main(small_dataset, tmp_path) == entry.FAILED
+        patch.setattr(state, "save_checkpoint", full_disk_from(72))
+        assert main(small_dataset, tmp_path) == program.FAILED
     assert "at 72 images was not saved: no space" in capfd.readouterr().err
-    assert status(tmp_path) == "failed" and newest(tmp_path) == 36
+    assert run_status(tmp_path) == "failed" and images_saved(tmp_path) == 36
     assert not (tmp_path / "snapshot").exists()
-    assert main(small_dataset, tmp_path, "--resume") == entry.DONE
+    assert main(small_dataset, tmp_path, "--resume") == program.DONE
     assert_alike(tmp_path, reference)
 
 
 @pytest.mark.parametrize("change", ["--seed", "--optim.lr", "--storage", "data set"])
 def test_another_config_or_data_set_is_refused(
-    change: str, small_dataset: Path, reference: Path, tmp_path: Path,
+    change: str,
+    small_dataset: Path,
+    reference: Path,
+    tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     before = {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()}
     values = {"--seed": "7", "--optim.lr": "0.5", "--storage": "stream"}
     more = [change, values[change]] if change in values else []
@@ -141,10 +162,10 @@ def test_another_config_or_data_set_is_refused(
     if not more:
         write_patches(tmp_path / "raw", {"train": 24}, ("normal", "tumor"), seed=1)
         pack(tmp_path / "raw", data := tmp_path / "shards", PackOptions(workers=1))
-    assert main(data, reference, "--resume", *more) == entry.UNUSABLE_ARGUMENTS
-    said = capfd.readouterr().err
-    assert f"{change.strip('-')}: " in said if more else "data.hash: " in said
-    assert not more or f"-> {values[change]}" in said
+    assert main(data, reference, "--resume", *more) == program.UNUSABLE_ARGUMENTS
+    error = capfd.readouterr().err
+    assert f"{change.strip('-')}: " in error if more else "data.hash: " in error
+    assert not more or f"-> {values[change]}" in error
     assert before == {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()}
 
 
@@ -155,15 +176,15 @@ def test_a_run_without_a_whole_checkpoint_is_refused_by_name(
     for path in (tmp_path / "checkpoints").rglob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
     log = log_without_clock(tmp_path)
-    assert main(small_dataset, tmp_path, "--resume") == entry.FAILED
-    out, err = capfd.readouterr()
-    assert "none of the 2 checkpoints" in err and out.count("was altered") == 2
-    assert status(tmp_path) == "failed" and log_without_clock(tmp_path) == log
+    assert main(small_dataset, tmp_path, "--resume") == program.FAILED
+    error = capfd.readouterr().err
+    assert "none of the 2 checkpoints" in error and error.count("was altered") == 2
+    assert run_status(tmp_path) == "failed" and log_without_clock(tmp_path) == log
 
 
 def victim(data: Path, run: Path, moment: str, count: int) -> None:
     """A process of its own that trains or resumes, and gets SIGKILL at a stated moment."""
-    launch.usable_cores, entry.conclude = (lambda: 1), (lambda *args: None)
+    launch.usable_cores, program.conclude = (lambda: 1), (lambda *args: None)
     decay, save = loop.ema_decay, state.save_checkpoint
     steps = 0
 
@@ -175,7 +196,7 @@ def victim(data: Path, run: Path, moment: str, count: int) -> None:
         return decay(*args)
 
     def in_write(*args: Any) -> None:
-        kill_at(count)
+        kill_at_file_operation(count)
         save(*args)
 
     if moment == "step":
@@ -201,7 +222,10 @@ def test_killed_again_and_again_a_run_ends_as_if_it_had_not_been(
         process.join(timeout=300)
         code = process.exitcode
         # near the end there may be no such step any more, and then the run is done
-        assert code == -signal.SIGKILL or (code == 0 and newest(tmp_path) == 72), (moment, count)
+        assert code == -signal.SIGKILL or (code == 0 and images_saved(tmp_path) == 72), (
+            moment,
+            count,
+        )
     assert code == 0
     assert_alike(tmp_path, reference)
 
@@ -222,6 +246,6 @@ def test_sigterm_while_compiling_ends_at_once_and_leaves_no_process(
         assert process.poll() is None
         time.sleep(0.05)
     process.terminate()
-    assert process.wait(timeout=120) == entry.STOPPED
-    assert status(tmp_path / "run") == "interrupted" and newest(tmp_path / "run") == 0
+    assert process.wait(timeout=120) == program.STOPPED
+    assert run_status(tmp_path / "run") == "interrupted" and images_saved(tmp_path / "run") == 0
     assert not psutil.wait_procs(workers, timeout=60)[1], "a compiler outlives the run"

@@ -1,98 +1,221 @@
-"""Sweeps on this machine: stage after stage, some runs side by side, told as they go."""
+"""Sweeps on this machine: stage after stage, some runs side by side, with lines of progress."""
 
 import os
 import signal
+import subprocess
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import NamedTuple
 
 import torch
 
 from common.command import DONE, INTERRUPTED, STOPPED, UNUSABLE_DATA
-from common.console import clock
+from common.console import Rate, clock, log
 from common.machine import usable_core_numbers
-from train.sweep.children import Children, Ended, Interruption, Task, places
-from train.sweep.runs import PlannedRun, Programs, evaluation, failure, training
+from train.sweep.runs import Command, Programs, SweepRun, evaluation, failure, start, training
 
-TELL_S = 60.0  # between lines of progress
+POLL_S = 0.1
+PROGRESS_S = 60.0  # between lines of progress
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-Say = Callable[[str], None]
-Stage = Callable[[PlannedRun, Programs], Task | None]
+Stage = Callable[[SweepRun, Programs], Command | None]
 
 
-def run_here(planned: list[PlannedRun], jobs: int, programs: Programs, say: Say) -> int:
+def run_here(runs: list[SweepRun], jobs: int, programs: Programs) -> int:
     """Train what is left, `jobs` runs side by side, then evaluate what is left; the exit status.
 
-    A run that fails is told of at the end, and the others go on.
+    A run that fails does not stop the others; its error is repeated at the end.
     """
-    with Interruption() as interruption:
-        children = Children(places(jobs, usable_core_numbers(), _gpus()), interruption)
-        failed: dict[str, str] = {}
+    failures: dict[str, str] = {}
+    with watch_signals() as interruption:
+        pool = ProcessPool(divide(jobs, usable_core_numbers(), _gpus()), interruption)
         for stage, verb in ((training, "trained"), (evaluation, "evaluated")):
-            progress = Progress(planned, stage, programs, interruption, say, verb, failed)
-            children.run(progress.tasks, progress.ended, progress.tick)
-    done = sum(run.state == "done" for run in planned)
-    say(f"{done} of {len(planned)} runs done in {planned[0].out}")
-    for name, error in failed.items():
-        say(f"failed: {name}: {error}")
+            progress = Progress(runs, stage, programs, interruption, verb, failures)
+            pool.run(progress.commands, progress.ended, progress.tick)
+    done, out = sum(run.state == "done" for run in runs), runs[0].out
+    log.info(f"{done} of {len(runs)} runs done in {out}")
+    for name, error in failures.items():
+        log.info(f"failed: {name}: {error}")
     if interruption.number is not None:
-        say("interrupted; the same command continues")
+        log.info("interrupted; the same command continues")
         return INTERRUPTED if interruption.number == signal.SIGINT else STOPPED
-    if failed:
+    if failures:
         return UNUSABLE_DATA
-    say(f"compare them: python -m eval.report {planned[0].out}/*-s* --out {planned[0].out}/report")
+    log.info(f"compare them: python -m eval.report {out}/*-s* --out {out}/report")
     return DONE
+
+
+class Slot(NamedTuple):
+    """The share of the machine of one of the processes side by side."""
+
+    cores: frozenset[int]  # empty: all
+    environment: Mapping[str, str]
+
+
+def divide(jobs: int, cores: Iterable[int], gpus: list[str]) -> list[Slot]:
+    """Divide the cores evenly among jobs, which train on as many threads, and GPUs in turn."""
+    numbers = sorted(cores)
+    slots = []
+    for job in range(jobs):
+        share = numbers[len(numbers) * job // jobs : len(numbers) * (job + 1) // jobs]
+        share = share or [numbers[job % len(numbers)]]
+        device = {"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if len(gpus) > 1 else {}
+        slots.append(Slot(frozenset(share if jobs > 1 else ()), device))
+    return slots
+
+
+@dataclass
+class Interruption:
+    """The first signal that asked to stop, and whether Ctrl-C was pressed after it."""
+
+    number: int | None = None
+    is_urgent: bool = False
+
+
+@contextmanager
+def watch_signals() -> Iterator[Interruption]:
+    """Note signals that ask to stop, in the place of their handlers."""
+    interruption = Interruption()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if interruption.number is None:
+            interruption.number = number
+        elif number == signal.SIGINT:
+            interruption.is_urgent = True
+
+    handlers = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield interruption
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+class Process(NamedTuple):
+    """A command that runs."""
+
+    run: str
+    process: subprocess.Popen[bytes]
+    began: float
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+
+@dataclass
+class ProcessPool:
+    """Runs commands, one in each slot at a time.
+
+    An interruption sends the processes SIGTERM, upon which training saves and ends; a second
+    Ctrl-C sends SIGINT, upon which it does not wait.
+    """
+
+    slots: list[Slot]
+    interruption: Interruption
+    running: dict[int, Process] = field(default_factory=dict)  # by number of the slot
+
+    def run(
+        self,
+        commands: Iterable[Command],
+        ended: Callable[[Process], None],
+        tick: Callable[[], None],
+    ) -> None:
+        """Start commands in order; return when all have ended, after an interruption those begun.
+
+        Args:
+            ended: called with each process that has ended.
+            tick: called every POLL_S.
+        """
+        waiting, sent = deque(commands), None
+        try:
+            while self.running or (waiting and self.interruption.number is None):
+                if self.interruption.number is not None:
+                    number = signal.SIGINT if self.interruption.is_urgent else signal.SIGTERM
+                    if number != sent:
+                        self._signal(number)
+                    sent = number
+                self._start(waiting)
+                tick()
+                time.sleep(POLL_S)
+                for slot, process in list(self.running.items()):
+                    if process.process.poll() is not None:
+                        del self.running[slot]
+                        ended(process)
+        finally:  # no process outlives an error here
+            self._signal(signal.SIGTERM)
+            for process in self.running.values():
+                process.process.wait()
+
+    def _start(self, waiting: deque[Command]) -> None:
+        for number, slot in enumerate(self.slots):
+            if number not in self.running and waiting and self.interruption.number is None:
+                command = waiting.popleft()
+                process = start(command, slot.cores, slot.environment)
+                self.running[number] = Process(command.run, process, time.monotonic())
+
+    def _signal(self, number: int) -> None:
+        for process in self.running.values():
+            process.process.send_signal(number)
 
 
 @dataclass
 class Progress:
-    """One stage of the sweep: what is left of it, and lines on how it goes."""
+    """One stage of the sweep: the commands that are left of it, and lines on how they go."""
 
-    planned: list[PlannedRun]
+    all_runs: list[SweepRun]
     stage: Stage
     programs: Programs
     interruption: Interruption
-    say: Say
-    verb: str
-    failed: dict[str, str]
+    verb: str  # what has happened to a run that is through the stage
+    failures: dict[str, str]  # the error of each run that failed
 
     def __post_init__(self) -> None:
-        found = {run.name: self.stage(run, self.programs) for run in self.planned}
-        self.tasks = [task for task in found.values() if task is not None]
-        self.runs = {run.name: run for run in self.planned if found[run.name]}
-        self.began = self.told = time.monotonic()
+        stages = [(run, self.stage(run, self.programs)) for run in self.all_runs]
+        self.runs = {run.name: run for run, command in stages if command}
+        self.commands = [command for _, command in stages if command]
+        self.logged = time.monotonic()
         self.over: set[str] = set()
-        self.measured = False  # a run has ended well
-        self.before = self._images_seen()
+        self.is_measured = False  # a run has ended well
+        self.rate = Rate(sum(run.images for run in self.runs.values()), self._images_seen())
 
-    def ended(self, end: Ended) -> None:
-        """Tell how a run ended, and keep its error."""
-        run, name = self.runs[end.task.name], end.task.name
+    def ended(self, process: Process) -> None:
+        """Log how a run ended, and keep its error."""
+        name = process.run
         self.over.add(name)
-        if self.stage(run, self.programs) is None:
-            self.measured, word = True, f"{self.verb} in {clock(end.seconds)}"
-        elif self.interruption.number is not None or end.code == STOPPED:
-            word = "interrupted"
+        if self.stage(self.runs[name], self.programs) is None:
+            self.is_measured, outcome = True, f"{self.verb} in {clock(process.seconds)}"
+        elif self.interruption.number is not None or process.process.returncode == STOPPED:
+            outcome = "interrupted"
         else:
-            self.failed[name] = failure(run, end.pid)
-            word = f"failed: {self.failed[name]}"
-        self.say(f"[{len(self.over)}/{len(self.tasks)}] {name}: {word}{self._left()}")
+            self.failures[name] = failure(self.runs[name], process.process.pid)
+            outcome = f"failed: {self.failures[name]}"
+        position = f"[{len(self.over)}/{len(self.commands)}]"
+        log.info(f"{position} {name}: {outcome}{self._time_left()}")
 
     def tick(self) -> None:
-        if time.monotonic() - self.told < TELL_S:
+        """Log how far the runs are, every PROGRESS_S."""
+        if time.monotonic() - self.logged < PROGRESS_S:
             return
-        self.told = time.monotonic()
-        going = [run for name, run in self.runs.items() if name not in self.over]
-        shares = (f"{r.name} {r.images_seen() / r.images:.0%}" for r in going if r.images_seen())
-        self.say(f"  {', '.join(shares) or 'starting'}{self._left()}")
+        self.logged = time.monotonic()
+        shares = [
+            f"{name} {run.images_seen() / run.images:.0%}"
+            for name, run in self.runs.items()
+            if name not in self.over and run.images_seen()
+        ]
+        log.info(f"  {', '.join(shares) or 'starting'}{self._time_left()}")
 
-    def _left(self) -> str:
+    def _time_left(self) -> str:
         """The time left at the rate so far, in images; unknown before a first run ended."""
-        done = self._images_seen() - self.before
-        left = sum(run.images for run in self.runs.values()) - self.before - done
-        if self.stage is not training or not self.measured or done <= 0 or left <= 0:
+        self.rate.add(self._images_seen() - self.rate.done)
+        is_known = self.stage is training and self.is_measured and self.rate.per_second > 0
+        if not is_known or self.rate.done >= self.rate.total:
             return ""
-        return f"; about {clock((time.monotonic() - self.began) * left / done)} left"
+        return f"; about {clock(self.rate.seconds_left)} left"
 
     def _images_seen(self) -> int:
         return sum(min(run.images, run.images_seen()) for run in self.runs.values())
@@ -101,5 +224,5 @@ class Progress:
 def _gpus() -> list[str]:
     """The devices that torch sees, as CUDA_VISIBLE_DEVICES names them."""
     count = torch.cuda.device_count()
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return (named or [str(index) for index in range(count)])[:count]
+    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return (names or [str(number) for number in range(count)])[:count]

@@ -1,27 +1,27 @@
-"""A sweep on the disk: the runs that a recipe stands for, and what their folders say of them.
+"""The runs of a sweep on disk, and the commands that are left of them.
 
 OUT/configs/NAME.json   the settings of a run, in the form of a run's own config.json
 OUT/NAME                its folder; NAME is ARM-sSEED, and log.txt there is what it printed
 """
 
-import json
+import os
+import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
 from common.errors import DataError
-from common.files import read_json, write_atomically
-from eval import run as runs
+from common.records import differences
 from eval.results import RESULTS, load_results
+from eval.run import DataRecord, RunRecord, load_metrics, load_record, load_status
 from pipeline.index import Dataset
-from train.arguments import recorded
-from train.config import Config, as_json, differences
-from train.prepare import LOG
-from train.sweep.children import Task
+from train.config import Config, as_json
+from train.prepare import OUTPUT, identity, write_record
 from train.sweep.recipes import Arm
 
 TRAIN = (sys.executable, str(Path(__file__).parents[1] / "main.py"))
@@ -30,18 +30,28 @@ EVALUATE = (sys.executable, "-m", "eval.main")
 
 @dataclass(frozen=True)
 class Programs:
-    """The beginnings of the commands; of both stages, or of training alone."""
+    """How the commands begin that train a run and evaluate it."""
 
     train: tuple[str, ...] = TRAIN
     evaluate: tuple[str, ...] | None = None  # None: the short evaluation of training is enough
 
 
+class Command(NamedTuple):
+    """A command on a run, in a process of its own."""
+
+    run: str  # its name
+    argv: tuple[str, ...]
+    output: Path  # what the process prints is appended there
+
+
 @dataclass(frozen=True)
-class PlannedRun:
+class SweepRun:
+    """An arm with a seed."""
+
     arm: str
     config: Config  # its budget in images is set
-    out: Path  # of the sweep, absolute
-    first: bool  # of its architecture: the baselines are evaluated with it
+    out: Path  # folder of the sweep, absolute
+    first: bool  # the first of its architecture: the baselines are evaluated with it
 
     @property
     def name(self) -> str:
@@ -60,89 +70,111 @@ class PlannedRun:
         assert self.config.images is not None
         return self.config.images
 
-    def status(self) -> dict[str, Any]:
-        """RUN/status.json; empty where the run has not begun."""
-        path = self.folder / "status.json"
-        return read_json(path) if path.is_file() else {}
-
     @property
     def state(self) -> str:
         """What status.json says: running, done, failed, interrupted; or to do."""
-        return str(self.status().get("status", "to do"))
+        status = load_status(self.folder)
+        return status.status if status else "to do"
 
     def images_seen(self) -> int:
-        """As far as its log goes; the whole budget of a run that is done."""
+        """Images by the last line of the run's log; the whole budget of a run that is done."""
         if self.state == "done":
             return self.images
-        lines = runs.load_metrics(self.folder)
+        lines = load_metrics(self.folder)
         return lines[-1].images if lines else 0
 
 
-def plan_runs(
-    arms: list[Arm], seeds: int, images: int, out: Path, **shared: Any
-) -> list[PlannedRun]:
-    """Every arm with seeds 0 to seeds - 1, all arms of a seed before the next seed.
+def plan_runs(arms: list[Arm], seeds: int, images: int, out: Path, **shared: Any) -> list[SweepRun]:
+    """List every arm with seeds 0 to seeds - 1, all arms of a seed before the next seed.
 
     Args:
         images: the budget of an arm whose share is 1.
         shared: settings of all runs, by name of the field of `Config`.
     """
-    planned: list[PlannedRun] = []
+    runs: list[SweepRun] = []
     for seed in range(seeds):
         for arm in arms:
             budget = round(images * arm.budget)
             config = replace(arm.config, seed=seed, images=budget, **shared)
-            first = all(config.model != run.config.model for run in planned)
-            planned.append(PlannedRun(arm.name, config, out.resolve(), first))
-    return planned
+            first = all(config.model != run.config.model for run in runs)
+            runs.append(SweepRun(arm.name, config, out.resolve(), first))
+    return runs
 
 
-def write_settings(planned: Iterable[PlannedRun], dataset: Dataset) -> None:
+def write_settings(runs: Iterable[SweepRun], dataset: Dataset) -> None:
     """Write what each run is started from.
 
     Raises:
         DataError: the folder holds a run of that name with other settings or data.
     """
-    data = {"root": str(dataset.root.resolve()), "hash": dataset.hash}
-    for run in planned:
-        facts = {"preset": run.arm, "config": as_json(run.config), "data": data}
-        if run.settings.is_file():
-            _require_same(run, facts)
-        else:
-            write_atomically(run.settings, json.dumps(facts, indent=1).encode())
+    data = DataRecord(str(dataset.root.resolve()), dataset.hash)
+    for run in runs:
+        config = as_json(run.config)
+        if not run.settings.is_file():
+            write_record(run.settings, RunRecord(run.arm, config, data))
+            continue
+        before = load_record(run.settings)
+        then = identity(before.config, before.data.hash)
+        if lines := differences(then, identity(config, data.hash)):
+            raise DataError(
+                f"{run.settings} is of a sweep with other settings or data:\n  "
+                + "\n  ".join(lines)
+                + "\nUse its settings again, or choose another --out"
+            )
 
 
-def _require_same(run: PlannedRun, facts: dict[str, Any]) -> None:
-    before = recorded(run.settings)
-    then, now = (
-        {"config": each["config"], "data": {"hash": each["data"]["hash"]}}
-        for each in (before, facts)
-    )
-    if lines := differences(then, now):
-        raise DataError(
-            f"{run.settings} is of a sweep with other settings or data:\n  "
-            + "\n  ".join(lines)
-            + "\nUse its settings again, or choose another --out"
-        )
-
-
-def training(run: PlannedRun, programs: Programs) -> Task | None:
+def training(run: SweepRun, programs: Programs) -> Command | None:
     """What is left of the first stage, training with its short evaluation, or None."""
     if run.state == "done":
         return None
-    command = (*programs.train, str(run.settings), "--out", str(run.folder), "--resume")
-    return Task(run.name, command, run.folder / LOG)
+    argv = (*programs.train, str(run.settings), "--out", str(run.folder), "--resume")
+    return Command(run.name, argv, run.folder / OUTPUT)
 
 
-def evaluation(run: PlannedRun, programs: Programs) -> Task | None:
-    """What is left of the second stage, the full evaluation; baselines once an architecture."""
+def evaluation(run: SweepRun, programs: Programs) -> Command | None:
+    """What is left of the second stage, the full evaluation; baselines once per architecture."""
     if programs.evaluate is None or run.state != "done" or fully_evaluated(run):
         return None
-    fewer = () if run.first else ("--baselines",)
-    return Task(run.name, (*programs.evaluate, str(run.folder), *fewer), run.folder / LOG)
+    no_baselines = () if run.first else ("--baselines",)
+    argv = (*programs.evaluate, str(run.folder), *no_baselines)
+    return Command(run.name, argv, run.folder / OUTPUT)
 
 
-def fully_evaluated(run: PlannedRun) -> bool:
+def start(
+    command: Command, cores: frozenset[int] = frozenset(), environment: Mapping[str, str] = {}
+) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own: it gets no signal of the terminal.
+
+    Args:
+        cores: the only cores that it sees; all where empty.
+    """
+    command.output.parent.mkdir(parents=True, exist_ok=True)
+    with open(command.output, "ab") as output, _inherited(cores):
+        return subprocess.Popen(
+            command.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+
+
+@contextmanager
+def _inherited(cores: frozenset[int]) -> Iterator[None]:
+    """Restrict this thread to some cores, which a process that is started inside inherits."""
+    if not cores or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def fully_evaluated(run: SweepRun) -> bool:
     """Whether results.json is of the full evaluation; without probes the short one is it."""
     if not (run.folder / RESULTS).is_file():
         return False
@@ -150,23 +182,23 @@ def fully_evaluated(run: PlannedRun) -> bool:
     return results.robustness is not None or not results.probe
 
 
-def busy(run: PlannedRun) -> int | None:
+def living_process(run: SweepRun) -> int | None:
     """The process on this machine that trains the run already: one that outlived its sweep."""
-    status = run.status()
-    if status.get("status") != "running" or type(status.get("pid")) is not int:
+    status = load_status(run.folder)
+    if status is None or status.status != "running":
         return None
     try:
-        words = psutil.Process(status["pid"]).cmdline()
+        argv = psutil.Process(status.pid).cmdline()
     except psutil.Error:
         return None
-    return int(status["pid"]) if str(run.folder) in words else None
+    return status.pid if str(run.folder) in argv else None
 
 
-def failure(run: PlannedRun, pid: int) -> str:
-    """Why the process `pid` failed: its word in status.json, or the last line that it printed."""
-    status = run.status()
-    if status.get("status") == "failed" and status.get("pid") == pid and status.get("error"):
-        return str(status["error"])
-    path = run.folder / LOG
+def failure(run: SweepRun, pid: int) -> str:
+    """Why the process `pid` failed: the error in status.json, or the last line that it printed."""
+    status = load_status(run.folder)
+    if status and status.status == "failed" and status.pid == pid and status.error:
+        return status.error
+    path = run.folder / OUTPUT
     lines = path.read_text(errors="replace").split("\n") if path.is_file() else []
     return next((line for line in reversed(lines) if line.strip()), "it printed nothing")

@@ -1,7 +1,7 @@
-"""Sweeps on Slurm through submitit: one job a run, preempted, requeued and continued.
+"""Sweeps on Slurm through submitit: one job per run, preempted, requeued and continued.
 
 OUT/slurm holds submitit's scripts, logs and job files (pickles of its own, written here and read
-by the job; nothing else reads them), and jobs.json, the number of the job of each run.
+by the job; nothing else reads them), and jobs.json, the job number of each run.
 """
 
 import getpass
@@ -16,58 +16,61 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.console import log
 from common.errors import DataError
 from common.files import read_json, write_atomically
-from train.sweep.children import POLL_S, Task, start
-from train.sweep.runs import PlannedRun, Programs, evaluation, failure, training
+from train.sweep.runs import Command, Programs, SweepRun, evaluation, failure, start, training
 
+POLL_S = 0.1
 SAVE_S = 120  # between the signal and the end of a job, for the step to end and the run to save
 REQUEUES = 10_000  # submitit counts down at every time limit: a run takes as many as it needs
 PREEMPTION = signal.SIGUSR2  # submitit's
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class SlurmConfig:
-    """What each job asks for."""
+    """What each job asks Slurm for."""
 
-    partition: str | None = None
-    account: str | None = None
-    gpus: int = 1  # 0: train on the CPU
-    cpus: int = 8
-    hours: float = 8.0  # a run that needs longer is requeued
+    partition: str | None = None  # partition of the jobs. Default: that of the cluster
+    account: str | None = None  # account that the jobs are charged to. Default: the user's
+    gpus: int = 1  # GPUs per job; 0 trains on the CPU
+    cpus: int = 8  # CPU cores per job
+    hours: float = 8.0  # time limit of a job; a run that needs longer is requeued
 
 
 class RunJob:
-    """All that is left of a run, as submitit calls it. Raises where the run does not get done."""
+    """All that is left of a run, as submitit calls it.
 
-    def __init__(self, run: PlannedRun, programs: Programs) -> None:
+    Raises:
+        RuntimeError: the run does not get done.
+    """
+
+    def __init__(self, run: SweepRun, programs: Programs) -> None:
         self.run, self.programs = run, programs
         self.child: int | None = None
 
     def __call__(self) -> None:
         for stage in (training, evaluation):
-            if task := stage(self.run, self.programs):
-                process = self._start(task)
+            if command := stage(self.run, self.programs):
+                process = self._start(command)
                 # not wait(): it holds a lock that `checkpoint`, a signal's handler, would need
                 while process.poll() is None:
                     time.sleep(POLL_S)
                 if stage(self.run, self.programs) is not None:
                     raise RuntimeError(f"{self.run.name}: {failure(self.run, process.pid)}")
 
-    def _start(self, task: Task) -> subprocess.Popen[bytes]:
-        """Slurm sends its warning to every process of a job: it must not end the child."""
+    def _start(self, command: Command) -> subprocess.Popen[bytes]:
+        """Start a process that ignores Slurm's warning, which every process of a job gets."""
         signal.pthread_sigmask(signal.SIG_BLOCK, {PREEMPTION})
         try:
-            process = start(task)
+            process = start(command)
             self.child = process.pid
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {PREEMPTION})
         return process
 
     def checkpoint(self) -> Any:
-        """Called upon the warning: the child saves and ends, and the same job is queued again."""
+        """Let the child save and end, and queue the same job again; called upon the warning."""
         from submitit.helpers import DelayedSubmission
 
         if self.child is not None:
@@ -78,7 +81,7 @@ class RunJob:
 
 
 def slurm_executor(out: Path, config: SlurmConfig) -> Any:
-    """submitit's executor.
+    """Make submitit's executor.
 
     Raises:
         DataError: submitit is not installed, or there is no Slurm here.
@@ -101,14 +104,14 @@ def slurm_executor(out: Path, config: SlurmConfig) -> Any:
 
 
 def _parameters(config: SlurmConfig) -> dict[str, Any]:
-    """Of sbatch, in submitit's words; what is None or 0 is left to the cluster."""
-    named = {
+    """Parameters of sbatch by submitit's names; what is None or 0 is left to the cluster."""
+    optional = {
         "slurm_partition": config.partition,
         "slurm_account": config.account,
         "gpus_per_node": config.gpus,
     }
     return {
-        **{name: value for name, value in named.items() if value},
+        **{name: value for name, value in optional.items() if value},
         "cpus_per_task": config.cpus,
         "timeout_min": max(1, round(60 * config.hours)),
         "slurm_signal_delay_s": SAVE_S,
@@ -117,30 +120,39 @@ def _parameters(config: SlurmConfig) -> dict[str, Any]:
 
 
 def submit(
-    executor: Any, planned: Iterable[PlannedRun], programs: Programs, say: Say,
+    executor: Any,
+    runs: Iterable[SweepRun],
+    programs: Programs,
     queued: Callable[[], set[str]] | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Submit a job for every run that is not done and has none; the new jobs by name of the run."""
+) -> dict[str, Any]:
+    """Submit a job for every run that is not done and has none.
+
+    Args:
+        queued: lists the numbers of the jobs that wait or run, as `in_queue`, which is the default.
+
+    Returns:
+        The new jobs by name of the run.
+    """
     submitted: dict[str, Any] = {}
     alive = (queued or in_queue)()
-    for run in planned:
+    for run in runs:
         path = run.out / "slurm" / "jobs.json"
         jobs = read_json(path) if path.is_file() else {}
         if training(run, programs) is None and evaluation(run, programs) is None:
-            say(f"{run.name}: done")
+            log.info(f"{run.name}: done")
         elif jobs.get(run.name) in alive:
-            say(f"{run.name}: {run.state}, job {jobs[run.name]}")
+            log.info(f"{run.name}: {run.state}, job {jobs[run.name]}")
         else:
             executor.update_parameters(name=f"{run.out.name}-{run.name}")
             job = executor.submit(RunJob(run, programs))
             write_atomically(path, json.dumps({**jobs, run.name: job.job_id}).encode())
-            say(f"{run.name}: {run.state}, submitted as job {job.job_id}")
+            log.info(f"{run.name}: {run.state}, submitted as job {job.job_id}")
             submitted[run.name] = job
     return submitted
 
 
 def in_queue() -> set[str]:
-    """The numbers of this user's jobs that wait or run.
+    """List the numbers of this user's jobs that wait or run.
 
     Raises:
         DataError: squeue cannot be asked.

@@ -21,6 +21,7 @@ from shards.remote.cache import cache_folder, fetch, local
 from shards.remote.download import Store
 from shards.schema import dataset_hash, load_metadata
 from shards.verify.check import verify
+from tests.helpers.messages import collected_messages
 from tests.helpers.serving import serving
 from tests.helpers.tars import members, samples, write_tar
 from train.data import find_data
@@ -259,8 +260,11 @@ def test_training_and_the_command_take_a_url(
     small_dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with serving(small_dataset) as site:
-        root, sentence = find_data(site.url)
-        assert site.url in sentence and open_dataset(root).metadata == load_metadata(small_dataset)
+        with collected_messages() as messages:
+            root = find_data(site.url)
+        assert site.url in messages[-1] and open_dataset(root).metadata == load_metadata(
+            small_dataset
+        )
         monkeypatch.setattr("sys.argv", ["fetch", site.url])
         assert main() == 0 and capsys.readouterr().out.strip() == str(root)
         monkeypatch.setattr("sys.argv", ["fetch", f"{site.url}/nothing"])

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from bench import counts
+from common.records import differences
 from models.vae import VAE, build
-from train.config import as_json, differences, from_json
+from train.config import as_json, from_json
 from train.sweep.recipes import DECODER, ENCODER, RECIPES, Arm
 from train.sweep.runs import plan_runs
 
@@ -33,11 +34,11 @@ def test_an_arm_has_one_meaning() -> None:
         ("augmentation", {"augment", "objective.equivariance"}),
         ("compute", {"objective.equivariance"}),
     ],
-)  # fmt: skip
+)
 def test_arms_differ_in_what_the_recipe_is_about(recipe: str, settings: set[str]) -> None:
     first, *others = (as_json(arm.config) for arm in RECIPES[recipe]())
-    found = {line.split(":")[0] for other in others for line in differences(first, other)}
-    assert found == settings
+    changed = {line.split(":")[0] for other in others for line in differences(first, other)}
+    assert changed == settings
 
 
 def test_wide_tied_models_have_about_the_parameters_of_refined() -> None:
@@ -48,10 +49,10 @@ def test_wide_tied_models_have_about_the_parameters_of_refined() -> None:
 
 
 def test_seeds_are_crossed_with_arms_and_budgets_kept(tmp_path: Path) -> None:
-    planned = plan_runs(RECIPES["compute"](), 2, 1000, tmp_path, batch_size=8)
-    assert [run.config.seed for run in planned] == [0] * 4 + [1] * 4
-    assert [run.images for run in planned[:4]] == [1000, 1324, 2000, 1000]
-    assert {run.config.batch_size for run in planned} == {8}
+    runs = plan_runs(RECIPES["compute"](), 2, 1000, tmp_path, batch_size=8)
+    assert [run.config.seed for run in runs] == [0] * 4 + [1] * 4
+    assert [run.images for run in runs[:4]] == [1000, 1324, 2000, 1000]
+    assert {run.config.batch_size for run in runs} == {8}
 
 
 def test_equal_compute_counts_what_the_models_count() -> None:

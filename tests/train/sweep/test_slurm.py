@@ -12,20 +12,19 @@ import pytest
 
 from common.errors import DataError
 from pipeline.index import open_dataset
+from tests.helpers.slurm import MISSING, TIMEOUT_S, WHY_SKIPPED, Slurm
 from tests.helpers.sweeping import FakeSweep
-from tests.train.test_slurm import ABSENT, TIMEOUT_S, Slurm, slurm  # noqa: F401 - a fixture
-from train.sweep import slurm as cluster
-from train.sweep.runs import write_settings
-from train.sweep.slurm import RunJob, SlurmConfig, slurm_executor, submit
+from train.sweep.runs import Programs, write_settings
+from train.sweep.slurm import RunJob, SlurmConfig, in_queue, slurm_executor, submit
 
 
 @pytest.fixture
 def fake(tmp_path: Path, small_dataset: Path) -> FakeSweep:
-    """Of one run, its settings written."""
-    found = FakeSweep(tmp_path, small_dataset)
-    found.planned = found.planned[:1]
-    write_settings(found.planned, open_dataset(small_dataset))
-    return found
+    """A sweep of one run, its settings written."""
+    fake = FakeSweep(tmp_path, small_dataset)
+    fake.runs = fake.runs[:1]
+    write_settings(fake.runs, open_dataset(small_dataset))
+    return fake
 
 
 class Recorder:
@@ -49,7 +48,7 @@ def test_a_run_has_one_job_at_a_time(fake: FakeSweep) -> None:
     recorder = Recorder()
 
     def names(queued: set[str]) -> list[str]:
-        return list(submit(recorder, fake.planned, fake.programs, print, lambda: queued))
+        return list(submit(recorder, fake.runs, fake.programs, lambda: queued))
 
     assert names(set()) == ["vae-s0"] and recorder.names == ["out-vae-s0"]
     assert names({"41"}) == []  # it waits or runs
@@ -61,13 +60,13 @@ def test_a_run_has_one_job_at_a_time(fake: FakeSweep) -> None:
 def test_a_job_fails_with_its_run(fake: FakeSweep) -> None:
     fake.mark("vae-s0", "failing")
     with pytest.raises(RuntimeError, match="vae-s0: loss not finite"):
-        RunJob(fake.planned[0], fake.programs)()
+        RunJob(fake.runs[0], fake.programs)()
 
 
 def test_a_job_trains_and_evaluates(fake: FakeSweep) -> None:
-    programs = cluster.Programs(fake.program("train.py"), fake.program("evaluate.py"))
-    RunJob(fake.planned[0], programs)()
-    RunJob(fake.planned[0], programs)()  # as after a requeue: nothing is left to do
+    programs = Programs(fake.program("train.py"), fake.program("evaluate.py"))
+    RunJob(fake.runs[0], programs)()
+    RunJob(fake.runs[0], programs)()  # as after a requeue: nothing is left to do
     assert fake.started() == ["vae-s0"]
     assert (fake.control / "evaluated").read_text() == "vae-s0; "
 
@@ -84,25 +83,31 @@ def test_parameters_are_those_of_sbatch(tmp_path: Path, monkeypatch: pytest.Monk
     executor = slurm_executor(tmp_path, SlurmConfig(partition="long", gpus=0, cpus=4, hours=0.5))
     executor.update_parameters(name="x")
     text = executor._executor._make_submission_file_text("train", "id")
-    wanted = ["partition=long", "cpus-per-task=4", "time=30", "signal=USR2@120", "requeue",
-              "job-name=x"]  # fmt: skip
-    assert set(wanted) <= {line.removeprefix("#SBATCH --") for line in text.splitlines()}
+    expected = {
+        "partition=long",
+        "cpus-per-task=4",
+        "time=30",
+        "signal=USR2@120",
+        "requeue",
+        "job-name=x",
+    }
+    assert expected <= {line.removeprefix("#SBATCH --") for line in text.splitlines()}
     assert "gpus" not in text and "account" not in text
 
 
 @pytest.mark.long
 def test_a_preempted_job_is_queued_again_and_continues(fake: FakeSweep) -> None:
     submitit = pytest.importorskip("submitit")
-    held, there = fake.mark("vae-s0", "held"), fake.control / "vae-s0" / "there"
+    held, started = fake.mark("vae-s0", "held"), fake.control / "vae-s0" / "there"
     executor = submitit.LocalExecutor(fake.out / "slurm" / "%j")
     executor.update_parameters(timeout_min=5)
-    job = submit(_Named(executor), fake.planned, fake.programs, print, set)["vae-s0"]
+    job = submit(_Named(executor), fake.runs, fake.programs, set)["vae-s0"]
     try:
-        _wait(there.exists, job)
-        there.unlink()
+        _wait(started.exists, job)
+        started.unlink()
         for each in psutil.Process(job._process.pid).children(recursive=True):
             each.send_signal(signal.SIGUSR2)  # every process of the job, as Slurm does
-        _wait(there.exists, job)
+        _wait(started.exists, job)
         assert fake.started() == ["vae-s0", "vae-s0"]
         held.unlink()
         job.result()
@@ -114,31 +119,27 @@ def test_a_preempted_job_is_queued_again_and_continues(fake: FakeSweep) -> None:
 
 
 @pytest.mark.slurm
-@pytest.mark.skipif(bool(ABSENT), reason=f"no {', '.join(ABSENT)}: see docs/clusters.md")
-@pytest.mark.parametrize("told", ["USR2", "TERM"])
+@pytest.mark.skipif(bool(MISSING), reason=WHY_SKIPPED)
+@pytest.mark.parametrize("sent", ["USR2", "TERM"])
 def test_slurm_runs_and_requeues_the_job(
-    told: str,
-    slurm: Slurm,  # noqa: F811
-    fake: FakeSweep,
-    monkeypatch: pytest.MonkeyPatch,
+    sent: str, slurm: Slurm, fake: FakeSweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Told of the time limit; and preempted, when Slurm sends SIGTERM and requeues by itself."""
+    """Warned of the time limit; and preempted, when Slurm sends SIGTERM and requeues by itself."""
     pytest.importorskip("submitit")
     for name in ("PATH", "SLURM_CONF"):
         monkeypatch.setenv(name, slurm.env[name])
-    held, there = fake.mark("vae-s0", "held"), fake.control / "vae-s0" / "there"
+    held, started = fake.mark("vae-s0", "held"), fake.control / "vae-s0" / "there"
     executor = slurm_executor(fake.out, SlurmConfig(gpus=0, cpus=1, hours=1))
-    job = submit(executor, fake.planned, fake.programs, print)["vae-s0"]
-    _wait(there.exists, job)
-    assert job.job_id in cluster.in_queue()
-    assert not submit(executor, fake.planned, fake.programs, print)
-    there.unlink()
-    if told == "USR2":  # what --signal=USR2@120 sends, to every process of the step
+    job = submit(executor, fake.runs, fake.programs)["vae-s0"]
+    _wait(started.exists, job)
+    assert job.job_id in in_queue()
+    assert not submit(executor, fake.runs, fake.programs)
+    started.unlink()
+    if sent == "USR2":  # what --signal=USR2@120 sends, to every process of the step
         slurm.call("scancel", "--signal=USR2", job.job_id)
     else:
-        slurm.call("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true",
-                   "--output=/dev/null")  # fmt: skip
-    _wait(there.exists, job)
+        slurm.preempt()
+    _wait(started.exists, job)
     assert fake.started() == ["vae-s0", "vae-s0"] and slurm.job(job.job_id)[1] == 1
     held.unlink()
     _wait(lambda: fake.states() == ["done"], job)

@@ -15,8 +15,9 @@ from eval.results import load_results
 from pipeline.index import open_dataset
 from tests.helpers.sweeping import TIMEOUT_S, FakeSweep, when
 from train.sweep import __main__ as command
-from train.sweep.children import places, start
-from train.sweep.runs import Programs, training
+from train.sweep.local import divide
+from train.sweep.runs import Programs, start, training, write_settings
+from train.sweep.sweep import sweep_lock
 
 ORDER = ["vae-s0", "dvae-s0", "eq-dvae-s0", "vae-s1", "dvae-s1", "eq-dvae-s1"]
 
@@ -29,15 +30,15 @@ def fake(tmp_path: Path, small_dataset: Path) -> FakeSweep:
 def test_all_runs_are_done_once(fake: FakeSweep) -> None:
     assert fake.sweep() == 0
     assert fake.started() == ORDER and set(fake.states()) == {"done"}
-    assert all((run.folder / "log.txt").read_text().strip() for run in fake.planned)
-    assert "left" in fake.said[-4] and "eval.report" in fake.said[-1]
+    assert all((run.folder / "log.txt").read_text().strip() for run in fake.runs)
+    assert "left" in fake.messages[-4] and "eval.report" in fake.messages[-1]
     assert fake.sweep() == 0 and fake.started() == []
 
 
 def test_a_recipe_in_the_same_folder_shares_runs(fake: FakeSweep) -> None:
     assert fake.sweep() == 0 and len(fake.started()) == 6
-    fake.planned = fake.plan("models")
-    for run in fake.planned:
+    fake.runs = fake.plan("models")
+    for run in fake.runs:
         (fake.control / run.name).mkdir(exist_ok=True)
     assert fake.sweep() == 0 and fake.started() == ["ae-s0", "ae-s1"]
 
@@ -46,8 +47,8 @@ def test_a_failing_run_does_not_stop_the_others(fake: FakeSweep) -> None:
     marks = [fake.mark("dvae-s0", "failing"), fake.mark("vae-s1", "refused")]
     assert fake.sweep() == 1
     assert fake.states() == ["done", "failed", "done", "running", "done", "done"]
-    told = [line for line in fake.said if line.startswith("failed: ")]
-    assert told == ["failed: dvae-s0: loss not finite", "failed: vae-s1: error: a bad setting"]
+    failures = [line for line in fake.messages if line.startswith("failed: ")]
+    assert failures == ["failed: dvae-s0: loss not finite", "failed: vae-s1: error: a bad setting"]
     for mark in marks:
         mark.unlink()
     fake.started()
@@ -59,9 +60,9 @@ def test_an_interrupted_sweep_waits_for_its_runs_and_continues(
     number: int, code: int, fake: FakeSweep
 ) -> None:
     held = [fake.mark(name, "held") for name in ORDER[1:3]]
-    there = [fake.control / name / "there" for name in ORDER[1:3]]
+    started = [fake.control / name / "there" for name in ORDER[1:3]]
     sender = when(
-        lambda: all(path.exists() for path in there), lambda: os.kill(os.getpid(), number)
+        lambda: all(path.exists() for path in started), lambda: os.kill(os.getpid(), number)
     )
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     assert fake.sweep(jobs=2) == code
@@ -76,42 +77,42 @@ def test_an_interrupted_sweep_waits_for_its_runs_and_continues(
 
 def test_runs_side_by_side_share_no_core(fake: FakeSweep) -> None:
     held = [fake.mark(name, "held") for name in ORDER[:2]]
-    there = [fake.control / name / "there" for name in ORDER[:2]]
+    started = [fake.control / name / "there" for name in ORDER[:2]]
     releaser = when(
-        lambda: all(path.exists() for path in there), lambda: [p.unlink() for p in held]
+        lambda: all(path.exists() for path in started), lambda: [p.unlink() for p in held]
     )
     assert fake.sweep(jobs=2) == 0  # each of the two waits for the other
     releaser.join()
     if hasattr(os, "sched_getaffinity"):
         cores = os.sched_getaffinity(0)
-        logs = [(run.folder / "log.txt").read_text() for run in fake.planned[:2]]
+        logs = [(run.folder / "log.txt").read_text() for run in fake.runs[:2]]
         first, second = (set(json.loads(log.split(maxsplit=1)[1])) for log in logs)
         assert first | second <= cores and (len(cores) == 1 or not first & second)
 
 
 def test_cores_and_devices_are_divided() -> None:
-    found = places(3, range(8), ["0", "1"])
-    assert [sorted(place.cores) for place in found] == [[0, 1], [2, 3, 4], [5, 6, 7]]
-    assert [place.environment["CUDA_VISIBLE_DEVICES"] for place in found] == ["0", "1", "0"]
-    assert [len(place.cores) for place in places(3, [4, 7], ["0"])] == [1, 1, 1]
-    assert places(1, range(8), []) == [(frozenset(), {})]
+    slots = divide(3, range(8), ["0", "1"])
+    assert [sorted(slot.cores) for slot in slots] == [[0, 1], [2, 3, 4], [5, 6, 7]]
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["0", "1", "0"]
+    assert [len(slot.cores) for slot in divide(3, [4, 7], ["0"])] == [1, 1, 1]
+    assert divide(1, range(8), []) == [(frozenset(), {})]
 
 
 def test_other_settings_are_refused(fake: FakeSweep) -> None:
     assert fake.sweep() == 0
-    fake.planned = fake.plan(batch_size=32)
+    fake.runs = fake.plan(batch_size=32)
     with pytest.raises(DataError, match="batch_size: None -> 32"):
         fake.sweep()
 
 
 def test_a_second_sweep_and_an_orphan_are_refused(fake: FakeSweep, small_dataset: Path) -> None:
-    with command.sweep_lock(fake.out), pytest.raises(DataError, match="another sweep"):
+    with sweep_lock(fake.out), pytest.raises(DataError, match="another sweep"):
         fake.sweep()
-    held, run = fake.mark("vae-s0", "held"), fake.planned[0]
-    command.write_settings([run], open_dataset(small_dataset))
-    task = training(run, fake.programs)
-    assert task is not None
-    orphan = start(task)
+    held, run = fake.mark("vae-s0", "held"), fake.runs[0]
+    write_settings([run], open_dataset(small_dataset))
+    training_command = training(run, fake.programs)
+    assert training_command is not None
+    orphan = start(training_command)
     while not (fake.control / run.name / "there").exists():
         assert orphan.poll() is None, run.folder / "log.txt"
         time.sleep(0.02)
@@ -127,10 +128,10 @@ def test_the_full_evaluation_is_a_second_stage(fake: FakeSweep) -> None:
     fake.programs = Programs(fake.program("train.py"), fake.program("evaluate.py"))
     mark.unlink()
     assert fake.sweep() == 0
-    told = (fake.control / "evaluated").read_text()
+    evaluated = (fake.control / "evaluated").read_text()
     first, others = ORDER[:1], [f"{name} --baselines" for name in ORDER[1:]]
-    assert told == "".join(f"{name}; " for name in [*first, *others])
-    assert fake.sweep() == 0 and (fake.control / "evaluated").read_text() == told
+    assert evaluated == "".join(f"{name}; " for name in [*first, *others])
+    assert fake.sweep() == 0 and (fake.control / "evaluated").read_text() == evaluated
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
@@ -139,20 +140,26 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["sweep", "lambda", "--seeds", "2", "--dry-run"])
     assert command.main() == 0
-    said = capsys.readouterr().out
-    assert "eq-dvae-lambda0.1: 100,000 images; objective.equivariance: 0.0 -> 0.1" in said
-    assert "[8/8] eq-dvae-lambda1-s1: to do" in said and not list(tmp_path.iterdir())
+    output = capsys.readouterr().out
+    assert "eq-dvae-lambda0.1: 100,000 images; objective.equivariance: 0.0 -> 0.1" in output
+    assert "[8/8] eq-dvae-lambda1-s1: to do" in output and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["lamda"], "unknown recipe 'lamda'"), (["beta", "--images", "0"], "images is 0"),
-     (["beta", "--jobs", "0"], "jobs is 0"), (["beta", "--engine", "slurm"], "needs --images")],
-)  # fmt: skip
+    [
+        (["lamda"], "unknown recipe 'lamda'"),
+        (["beta", "--images", "0"], "images is 0"),
+        (["beta", "--jobs", "0"], "jobs is 0"),
+        (["beta", "--engine", "slurm"], "needs --images"),
+    ],
+)
 def test_unusable_arguments_end_with_2(
-    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
     assert command.main() == 2
     assert message in capsys.readouterr().err
@@ -162,12 +169,14 @@ def test_unusable_arguments_end_with_2(
 def test_a_sweep_of_real_runs(small_dataset: Path, tmp_path: Path) -> None:
     """The ceiling, evaluated by the whole protocol."""
     out = tmp_path / "out"
-    options = ["--data", str(small_dataset), "--out", str(out), "--seeds", "1", "--images", "128",
-               "--batch-size", "16", "--evaluate", "full"]  # fmt: skip
+    places = ["--data", str(small_dataset), "--out", str(out)]
+    options = ["--seeds", "1", "--images", "128", "--batch-size", "16", "--evaluate", "full"]
     done = subprocess.run(
-        [sys.executable, "-m", "train.sweep", "ceiling", *options],
-        capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+        [sys.executable, "-m", "train.sweep", "ceiling", *places, *options],
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     results = load_results(out / "supervised-s0")
     assert results.probe["mean"].auroc > 0 and results.robustness is not None

@@ -1,0 +1,173 @@
+"""The course of a run: prepare, train, evaluate, report; its status and exit status."""
+
+import json
+import os
+import time
+from contextlib import suppress
+
+import msgspec
+import torch
+from accelerate import Accelerator
+
+from common import ranks
+from common.command import DONE, FAILED, STOPPED, UNUSABLE_ARGUMENTS
+from common.console import clock, log, show_messages
+from common.errors import DataError
+from common.files import write_atomically
+from common.machine import keep_freed_memory, usable_cores
+from eval.evaluation import evaluate
+from eval.report.report import write_report
+from eval.run import STATUS, Status, load_status
+from eval.session import EvalConfig
+from train import launch, summary
+from train.arguments import parse
+from train.checkpoint import load_newest
+from train.interrupt import Interrupts
+from train.loop import NonFiniteError, Trainer
+from train.prepare import Run, prepare
+from train.tracker import TRACKERS, Tracker
+
+# the orbit readouts cost nine more encodings per image: `python -m eval.main RUN` adds them
+SHORT_EVALUATION = EvalConfig(
+    readouts=("mean",),
+    orbit_probe=False,
+    baselines=("mean_rgb", "colour_grid", "pca384", "random_init"),
+    probes=("logistic",),
+    budgets=False,
+    robustness=False,
+)
+
+
+def main(argv: list[str], began: float) -> int:
+    """Train as the command line says, then evaluate; the exit status.
+
+    Args:
+        began: `time.monotonic()` at the start of the process.
+    """
+    show_messages()
+    interrupts = Interrupts()
+    try:
+        preset, arguments = parse(argv)
+        accelerator = launch.start_accelerator()
+        keep_freed_memory()
+        show_messages(quiet=not accelerator.is_main_process)
+        run = prepare(preset, arguments, accelerator)
+        introduce(run, accelerator)
+    except (DataError, ValueError, OSError) as error:
+        log_error(error)
+        return UNUSABLE_ARGUMENTS
+    except KeyboardInterrupt:
+        log.error("interrupted before training began")
+        return STOPPED
+    try:
+        if not train(run, accelerator, interrupts):
+            return STOPPED
+        if interrupts.requested:
+            raise KeyboardInterrupt
+        ranks.together(lambda: conclude(run, began) if ranks.rank() == 0 else None)
+        write_status(run, "done")
+        return DONE
+    except BaseException as error:
+        return end_early(run, error, interrupts)
+    finally:
+        accelerator.end_training()
+
+
+def introduce(run: Run, accelerator: Accelerator) -> None:
+    """Tell what the run is, before it begins."""
+    log.info(summary.describe_data(run.dataset, run.config))
+    device, processes = accelerator.device, accelerator.num_processes
+    log.info(summary.describe_work(run.preset, run.config, device, processes))
+    log.info(f"  into {run.folder}")
+    if accelerator.is_main_process:
+        summary.warn_about(run.dataset)
+
+
+def train(run: Run, accelerator: Accelerator, interrupts: Interrupts) -> bool:
+    """Train to the end of the budget; False when interrupted after saving."""
+    write_status(run, "running")
+    accelerator.wait_for_everyone()
+    trainer = Trainer(accelerator, run.config, run.dataset, run.folder)
+    checkpoint = load_newest(run.folder)
+    log_bytes = 0
+    if checkpoint:
+        trainer.restore(checkpoint)
+        log_bytes = int(checkpoint.meta["log_bytes"])
+        log.info(f"resuming after {trainer.images_seen:,} images")
+    is_main = accelerator.is_main_process
+    names = run.arguments.track if is_main else ()
+    sinks = [TRACKERS[name](run.folder, trainer.images_seen) for name in names]
+    tracker = Tracker(run.folder, sinks, log_bytes if is_main else None)
+    if run.config.compile:
+        log.info("compiling the step: the first one takes a minute or two ...")
+    if trainer.images_left:
+        seconds = trainer.seconds_per_step() * trainer.images_left / trainer.schedule.batch
+        log.info(f"  training will take about {clock(seconds)}, then the evaluation")
+    first = trainer.done
+    try:
+        with interrupts.graceful(lambda: trainer.done > first):
+            finished = trainer.train(tracker, lambda: interrupts.requested)
+    finally:
+        tracker.close()
+    if finished:
+        if is_main:
+            trainer.save_snapshot({"preset": run.preset, "seed": run.config.seed})
+        log.info(summary.describe_reading(trainer.images_seen, len(trainer.split)))
+    else:
+        log.info(f"interrupted: saved at {trainer.images_seen:,} images; continue with --resume")
+        write_status(run, "interrupted")
+    accelerator.wait_for_everyone()  # a scheduler may end the job with the first that leaves
+    return finished
+
+
+def conclude(run: Run, began: float) -> None:
+    """Evaluate, draw pictures and write a short report."""
+    log.info("evaluating ...")
+    torch.set_num_threads(usable_cores())  # the other ranks wait
+    evaluate(run.folder, run.dataset.root, SHORT_EVALUATION)
+    report = write_report([run.folder], run.folder / "report")
+    log.info(f"done in {clock(time.monotonic() - began)}: {report}")
+
+
+def end_early(run: Run, error: BaseException, interrupts: Interrupts) -> int:
+    """Log why the run ends before its end, and write it to its status; the exit status.
+
+    Raises:
+        BaseException: `error` itself, where it is a fault of the program.
+    """
+    # ranks that were interrupted break off what the others were doing with them
+    broken_off = isinstance(error, KeyboardInterrupt | RuntimeError) or ranks.rank() > 0
+    if interrupts.requested and broken_off:
+        write_status(run, "interrupted")
+        log.info(
+            "interrupted; the last checkpoint stays. Continue with the same command and --resume"
+        )
+        return STOPPED
+    if isinstance(error, DataError | NonFiniteError | OSError):
+        log_error(error)
+        write_status(run, "failed", str(error))
+        return FAILED
+    write_status(run, "failed", repr(error))
+    raise error
+
+
+def log_error(error: Exception) -> None:
+    """Log an error; one that all ranks have is logged by the main one."""
+    if ranks.rank() == 0 or not isinstance(error, ranks.SharedError):
+        log.error(str(error))
+
+
+def write_status(run: Run, name: str, error: str | None = None) -> None:
+    """Write RUN/status.json, from the main rank or the one that failed, whose word stays."""
+    if ranks.rank() > 0 and name != "failed":
+        return
+    with suppress(DataError):  # a status that cannot be read is replaced
+        before = load_status(run.folder)
+        if before and before.status == "failed" and name != "running":
+            return
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    status = msgspec.to_builtins(Status(name, os.getpid(), now, error))
+    try:
+        write_atomically(run.folder / STATUS, json.dumps(status, indent=1).encode())
+    except DataError as failure:  # of a full disk, say: the run's own error matters more
+        log.error(str(failure))
