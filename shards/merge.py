@@ -39,23 +39,19 @@ def merge(out: Path, skip_bad: int | None = None) -> DatasetMetadata:
     with packer_lock(out):
         shared = read_plan(out)
         if shared is None:
-            return _complete(out)
+            # merged already, perhaps by a process that was killed while it cleaned up
+            if not (out / METADATA_NAME).exists():
+                raise DataError(f"{out / PLAN_NAME} does not exist: no task has packed into {out}")
+            metadata = load_metadata(out)
+            finish(out)
+            log.info(f"{out} is a complete data set: nothing to merge")
+            return metadata
         records = _records(out, shared)
         allowed = shared.options.skip_bad if skip_bad is None else skip_bad
         options = replace(shared.options, skip_bad=allowed)
         collection = without_skipped(out, shared.collection, records)
         metadata = write_metadata(out, collection, shared.plan, records, options)
-    log_summary(metadata, collection.groups)
-    return metadata
-
-
-def _complete(out: Path) -> DatasetMetadata:
-    """Return the metadata of a merge that was done, perhaps by one killed while it cleaned up."""
-    if not (out / METADATA_NAME).exists():
-        raise DataError(f"{out / PLAN_NAME} does not exist: no task has packed into {out}")
-    metadata = load_metadata(out)
-    finish(out)
-    log.info(f"{out} is a complete data set: nothing to merge")
+    log_summary(metadata, collection.memberships)
     return metadata
 
 
@@ -66,11 +62,11 @@ def _records(out: Path, shared: SharedPlan) -> list[ShardRecord]:
     incomplete = []
     for index in range(shared.tasks):
         task = PackTask(index, shared.tasks)
-        names = [shard.name for shard in task.shards(plan)]
-        if missing := [name for name in names if records[name] is None]:
+        shards = task.shards(plan)
+        if missing := [shard.name for shard in shards if records[shard.name] is None]:
             line = command_line(shared.collection.root, str(out), shared.options, task)
             incomplete.append(
-                f"  {task}: {len(missing)} of {len(names)} shards are missing "
+                f"  {task}: {len(missing)} of {len(shards)} shards are missing "
                 f"({missing[0]}, ...); run: {line}"
             )
     if incomplete:

@@ -24,9 +24,9 @@ from shards.codec.sidecar import read_columns
 from shards.schema import NO_LABEL, load_metadata
 from shards.sources.manifest import FIELDS, Columns, read_manifest
 from shards.sources.names import source_image
-from shards.sources.splits import SPLITS, Group, class_warnings, draw_splits
+from shards.sources.splits import SPLITS, Group, draw_splits, split_warnings
 
-Values = dict[str, list[Any]]  # field of a manifest to a value a row
+Values = dict[str, list[Any]]  # by field of a manifest, a value per row
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -54,25 +54,40 @@ def leave_one_out(listed: Path, out: Path, options: SiteOptions | None = None) -
         The files, sorted by site.
 
     Raises:
-        DataError: `listed` cannot be read, has only one site or a row without one, a group lies
-            in two sites, or a file exists already.
+        DataError: `listed` cannot be read, a row has no site, there is only one site or a group
+            lies in two of them, two sites would share a file, a file of `out` exists already.
     """
     options = options or SiteOptions()
     values = _packed(listed) if listed.is_dir() else read_manifest(listed, options.columns).values
     groups = _groups(listed, values)
-    names = _file_names(listed, values)
+    labels = values.get("label") or [None] * len(groups)
+    sites = sorted(set(values["site"]))
+    if len(sites) < 2:
+        raise DataError(f"{listed} has one site only ({sites[0]!r}): there is none to leave out")
+    names = {site: _UNSAFE.sub("_", site).strip(".") + ".csv" for site in sites}
+    if len({name.lower() for name in names.values()}) < len(sites):
+        raise DataError(f"{listed}: two sites would share one file name: {names}; rename a site")
     out.mkdir(parents=True, exist_ok=True)
     for name in names.values():
         if (out / name).exists():
             raise DataError(f"{out / name} exists: remove it, or choose another folder")
     rows = [("site", *(f"{split} patches" for split in SPLITS), "train groups", "val groups")]
     for site, name in names.items():
-        splits = _splits(values, groups, site, options)
+        members = zip(groups, labels, values["site"], strict=True)
+        others = [(group, label) for group, label, of_site in members if of_site != site]
+        drawn, warnings = draw_splits(others, options.val, 0, options.seed)
+        for warning in warnings:
+            log.warning(f"without {printable(site)}: {warning}")
+        splits = [drawn.get(group, "test") for group in groups]
         _write(out / name, values | {"split": splits})
-        _warn(out / name, values, splits)
-        patches = Counter(splits)
-        drawn = Counter(split for _, split in set(zip(groups, splits, strict=True)))
-        counts = (*(patches[split] for split in SPLITS), drawn["train"], drawn["val"])
+        try:  # what packing this list would warn of, or refuse
+            warnings = split_warnings(out / name, zip(splits, labels, strict=True))
+        except DataError as error:
+            warnings = [str(error)]
+        for warning in warnings:
+            log.warning(f"{name}: {warning}")
+        patches, groups_of = Counter(splits), Counter(drawn.values())
+        counts = (*(patches[split] for split in SPLITS), groups_of["train"], groups_of["val"])
         rows.append((printable(site), *(f"{count:,}" for count in counts)))
     log.info(table(rows))
     return [out / name for name in names.values()]
@@ -89,19 +104,18 @@ def _packed(root: Path) -> Values:
     columns = ["label", "source", *(name for name in FIELDS if name not in ("label", "split"))]
     try:
         tables = [read_columns(shard.sidecar(root), columns) for shard in metadata.shards]
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+    except (pa.ArrowException, KeyError, OSError, ValueError) as error:
         raise DataError(
             f"{root}: a sidecar cannot be read: {error}; see python -m shards.verify {root}"
         ) from None
-    rows = pa.concat_tables(tables).sort_by("path")
-    values: Values = {name: rows[name].to_pylist() for name in columns}
+    values: Values = pa.concat_tables(tables).sort_by("path").to_pydict()
     labels = dict(enumerate(metadata.classes)) | {NO_LABEL: None}
     values["label"] = [labels[label] for label in values["label"]]
     return values
 
 
 def _groups(listed: Path, values: Values) -> list[Group]:
-    """Return patient, slide or source of every row, none of which may be at two sites."""
+    """Return the patient, slide or source of every row, none of them at two sites."""
     paths = values["path"]
     empty = [None] * len(paths)
     sites, slides = values.get("site", empty), values.get("slide", empty)
@@ -130,51 +144,17 @@ def _groups(listed: Path, values: Values) -> list[Group]:
     return groups
 
 
-def _file_names(listed: Path, values: Values) -> dict[str, str]:
-    """Map each site to the name of its file, sorted by site."""
-    sites = sorted(set(values["site"]))
-    if len(sites) < 2:
-        raise DataError(f"{listed} has one site only ({sites[0]!r}): there is none to leave out")
-    names = {site: _UNSAFE.sub("_", site).strip(".") + ".csv" for site in sites}
-    if len({name.lower() for name in names.values()}) < len(sites):
-        raise DataError(f"{listed}: two sites would share one file name: {names}; rename a site")
-    return names
-
-
-def _splits(values: Values, groups: list[Group], test: str, options: SiteOptions) -> list[str]:
-    labels = values.get("label") or [None] * len(groups)
-    rows = zip(groups, labels, values["site"], strict=True)
-    others = [(group, label) for group, label, site in rows if site != test]
-    split, warnings = draw_splits(others, options.val, 0, options.seed)
-    for warning in warnings:
-        log.warning(f"without {printable(test)}: {warning}")
-    return [split.get(group, "test") for group in groups]
-
-
 def _write(path: Path, values: Values) -> None:
     types = {"x": pa.int64(), "y": pa.int64(), "mpp": pa.float64()}
-    arrays = {
-        name: pa.array(values[name], types.get(name, pa.string()))
-        for name in FIELDS
-        if any(value is not None for value in values.get(name, ()))
-    }
+    columns: dict[str, pa.Array] = {}
+    for field_name in FIELDS:
+        column = pa.array(values.get(field_name, []), types.get(field_name, pa.string()))
+        if column.null_count < len(column):
+            columns[field_name] = column
     sink = pa.BufferOutputStream()
-    pa_csv.write_csv(pa.table(arrays), sink)
+    pa_csv.write_csv(pa.table(columns), sink)
     with atomic_file(path) as file:
         file.write(memoryview(sink.getvalue()))
-
-
-def _warn(path: Path, values: Values, splits: list[str]) -> None:
-    """Log what packing this list would warn of, or refuse."""
-    labels: dict[str, set[str | None]] = {}
-    for split, label in set(zip(splits, values.get("label") or [None] * len(splits), strict=True)):
-        labels.setdefault(split, set()).add(label)
-    try:
-        warnings = class_warnings(path, labels)
-    except DataError as error:
-        warnings = [str(error)]
-    for warning in warnings:
-        log.warning(f"{path.name}: {warning}")
 
 
 _List = Annotated[Path, tyro.conf.arg(metavar="LIST", help="manifest, or packed data set")]
@@ -183,7 +163,7 @@ _Dir = Annotated[Path, tyro.conf.arg(metavar="DIR", help="folder for the lists")
 
 @dataclass(frozen=True)
 class _Command:
-    """Write one manifest a site, with that site as test and the others as train and val."""
+    """Write one manifest per site, with that site as test and the others as train and val."""
 
     listed: tyro.conf.Positional[_List]
     out: tyro.conf.Positional[_Dir]

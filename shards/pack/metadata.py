@@ -17,8 +17,8 @@ from shards import schema
 from shards.codec.sidecar import read_columns
 from shards.pack.plan import PackOptions, Plan
 from shards.pack.resume import ShardRecord, finish, shard_files
-from shards.schema import CHANNELS, MAX_LISTED, METADATA_NAME, DatasetMetadata, Shard, SplitMetadata
-from shards.sources.source import ClassCount, Collection, Origin, Patch, list_refused
+from shards.schema import MAX_LISTED, METADATA_NAME, DatasetMetadata, Shard, SplitMetadata
+from shards.sources.source import ClassCount, Collection, Origin, Patch
 
 _SHOWN_BAD = 20
 
@@ -96,12 +96,22 @@ def write_metadata(
         skipped=Listed(count=bad_count, first=[list(pair) for pair in bad[:MAX_LISTED]]),
         repeated=exact_duplicates(out, records),
     )
+    splits: dict[str, SplitMetadata] = {}
+    for split in plan.key_ranges:
+        of_split = [record for record in records if record.split == split]
+        splits[split] = SplitMetadata(
+            count=sum(record.count for record in of_split),
+            class_counts=np.sum([record.class_counts for record in of_split], axis=0).tolist(),
+            shards=msgspec.convert(of_split, list[Shard], from_attributes=True),
+        )
+    averaged = schema.mean_splits(splits)
+    sums = np.sum([r.channel_sums for r in records if r.split in averaged], axis=0).tolist()
     metadata = DatasetMetadata(
-        options.png,
-        plan.classes,
-        {split: _split_metadata(plan, split, records) for split in plan.key_ranges},
-        _channel_mean(records),
-        msgspec.to_builtins(provenance),
+        png=options.png,
+        classes=plan.classes,
+        splits=splits,
+        channel_mean=schema.channel_mean(sums, sum(splits[name].count for name in averaged)),
+        provenance=msgspec.to_builtins(provenance),
     )
     with atomic_file(out / METADATA_NAME) as file:
         file.write(schema.dumps_metadata(metadata))
@@ -112,8 +122,10 @@ def write_metadata(
 
 def too_many_bad(source: str, bad: Sequence[tuple[str, str]], total: int) -> DataError:
     """Make the error that lists the paths and reasons, and says what to do."""
+    shown = "".join(f"  {path!r}: {reason}\n" for path, reason in bad[:_SHOWN_BAD])
+    more = f"  ... and {total - _SHOWN_BAD} more\n" if total > _SHOWN_BAD else ""
     return DataError(
-        f"{source}: {list_refused(bad, total, _SHOWN_BAD)}\n"
+        f"{source}: {total} file{'s' if total > 1 else ''} cannot be used as patches\n{shown}{more}"
         f"Mend or remove them (if shards were already written, pack again with --overwrite), "
         f"or go on without them: --skip-bad {total}; images of other sizes and kinds can be "
         f"taken by --convert"
@@ -128,20 +140,6 @@ def _achieved(patches: list[Patch]) -> dict[str, dict[str, ClassCount]]:
         of_class.patches += count
         of_class.groups += 1
     return counts
-
-
-def _split_metadata(plan: Plan, split: str, records: list[ShardRecord]) -> SplitMetadata:
-    of_split = [record for record in records if record.split == split]
-    shards = msgspec.convert(of_split, list[Shard], from_attributes=True)
-    counts = [sum(record.class_counts[i] for record in of_split) for i in range(len(plan.classes))]
-    return SplitMetadata(sum(record.count for record in of_split), counts, shards)
-
-
-def _channel_mean(records: list[ShardRecord]) -> list[float]:
-    splits = schema.mean_splits({record.split for record in records})
-    used = [record for record in records if record.split in splits]
-    sums = [sum(record.channel_sums[c] for record in used) for c in range(CHANNELS)]
-    return schema.channel_mean(sums, sum(record.count for record in used))
 
 
 def exact_duplicates(out: Path, records: list[ShardRecord]) -> Listed:

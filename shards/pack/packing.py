@@ -1,4 +1,4 @@
-"""Packs a folder of patches into shards: collect, plan, build, write the metadata."""
+"""Pack a folder of patches into shards: collect, plan, build, write the metadata."""
 
 import time
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def pack(source: Path, out: Path, options: PackOptions | None = None) -> Dataset
             resume.sweep(out)
         collection = without_skipped(out, collection, records)
         metadata = write_metadata(out, collection, plan, records, options)
-    log_summary(metadata, collection.groups, time.monotonic() - start)
+    log_summary(metadata, collection.memberships, time.monotonic() - start)
     return metadata
 
 

@@ -111,7 +111,10 @@ def make_plan(patches: list[Patch], options: PackOptions) -> Plan:
         members = [patch for patch in patches if patch.split == split]
         if not members:
             continue
-        ordered = [members[i] for i in _permutation(len(members), options.seed, split)]
+        seed = np.random.SeedSequence([options.seed, *split.encode()])
+        # the raw stream of PCG64, which NumPy keeps fixed across versions
+        bits = np.random.PCG64(seed).random_raw(len(members))
+        ordered = [members[i] for i in np.argsort(bits, kind="stable").tolist()]
         for number, start in enumerate(range(0, len(ordered), options.shard_size)):
             shard = ShardPlan(
                 name=shard_name(split, number),
@@ -125,13 +128,6 @@ def make_plan(patches: list[Patch], options: PackOptions) -> Plan:
     classes = sorted({patch.label for patch in patches if patch.label is not None})
     digest = _digest(patches, options)
     return Plan(classes=classes, key_ranges=ranges, shards=shards, digest=digest)
-
-
-def _permutation(count: int, seed: int, split: str) -> list[int]:
-    """Draw from the raw stream of PCG64, which NumPy keeps fixed across versions."""
-    bits = np.random.PCG64(np.random.SeedSequence([seed, *split.encode()])).random_raw(count)
-    order: list[int] = np.argsort(bits, kind="stable").tolist()
-    return order
 
 
 def _digest(patches: list[Patch], options: PackOptions) -> str:

@@ -33,7 +33,7 @@ LOCK_NAME = ".lock"
 PLAN_LOCK_NAME = ".plan.lock"
 PLAN_NAME = ".plan.parquet"
 
-_SCRATCH = "tiles"  # what only tiles need, but the names of files outlive a version
+_SCRATCH = "tiles"  # only tiles need scratch files
 _SHARD = r"[a-z][a-z0-9_]{0,31}-\d{6}"
 _NAME = re.compile(_SHARD)
 _RECORD = re.compile(rf"\.{_SHARD}\.json")
@@ -63,8 +63,11 @@ class ShardRecord:
 
     @property
     def fingerprint_array(self) -> npt.NDArray[np.uint64]:
-        """(count,) `fingerprints` as numbers. The CRC-32 of a PNG would not do: its chunks end in
-        their own, which leaves 16 bits that depend on the pixels."""
+        """`fingerprints` as (count,) numbers.
+
+        The CRC-32 of a PNG would not do: its chunks end in their own, which leaves 16 bits that
+        depend on the pixels.
+        """
         return np.frombuffer(bytes.fromhex(self.fingerprints), np.uint64)
 
 
@@ -125,7 +128,7 @@ def _busy(out: Path) -> str:
 
 
 def refuse_occupied(out: Path, overwrite: bool) -> None:
-    """Look at OUT before the long work.
+    """Check before the long work that OUT can be packed into.
 
     Raises:
         DataError: a data set is there and `overwrite` is not set, or only files of others.
@@ -158,8 +161,7 @@ def prepare(out: Path, plan: Plan, overwrite: bool) -> None:
         )
     old = {name for name in unfinished.shards if _NAME.fullmatch(name)} if unfinished else set()
     if (out / METADATA_NAME).exists():
-        splits = load_metadata(out).splits.values()
-        old |= {shard.name for split in splits for shard in split.shards}
+        old |= {shard.name for shard in load_metadata(out).shards}
     new = [shard.name for shard in plan.shards]
     for name in set(new) - old:
         for path in shard_files(out, name):
@@ -174,7 +176,8 @@ def prepare(out: Path, plan: Plan, overwrite: bool) -> None:
     sweep(out)
     for name in sorted(old):
         if name not in new or read_record(out, name, plan.digest) is None:
-            _remove_shard(out, name)
+            for path in (out / f".{name}.json", *shard_files(out, name)):
+                path.unlink(missing_ok=True)
 
 
 def finish(out: Path) -> None:
@@ -215,8 +218,10 @@ def scratch_name(task: int | None) -> str:
 
 
 def scratch_file(out: Path, task: int | None = None) -> Path:
-    """Return the path of a scratch file, which `sweep` removes. The task is in its name because
-    processes of two machines may have one number."""
+    """Return the path of a scratch file, which `sweep` removes.
+
+    The task is in its name because processes of two machines may have the same number.
+    """
     return out / f".{scratch_name(task)}.{os.getpid()}.tmp"
 
 
@@ -235,13 +240,8 @@ def read_record(out: Path, name: str, digest: str) -> ShardRecord | None:
     return saved.record if sizes == [saved.record.size, saved.record.sidecar_size] else None
 
 
-def _remove_shard(out: Path, name: str) -> None:
-    for path in (out / f".{name}.json", *shard_files(out, name)):
-        path.unlink(missing_ok=True)
-
-
 def _read(path: Path, kind: type[T]) -> T | None:
-    """Read a file of ours; None when it is missing or was cut by a crash."""
+    """Read a file that packing wrote; None when it is missing or was cut by a crash."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """One shard: the files of its patches read and checked, the tar and the sidecar written."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,7 @@ from shards.sources.source import Patch, ReadPatch
 _BATCH = 64  # sums of up to 257 bytes fit 16 bits
 _OF_PATCH = ("source", "slide", "patient", "site", "x", "y", "mpp", "path")  # sidecar columns
 _of_patch = attrgetter(*_OF_PATCH)
-_Row = tuple[
-    int, Patch, bytes, bytes
-]  # key, patch, source bytes where they are kept, filtered rows
+_Row = tuple[int, Patch, bytes, bytes]  # key, patch, bytes of its PNG, filtered rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,32 +136,28 @@ def build(job: Job, plan: ShardPlan) -> ShardRecord:
             if batch:
                 tar.write(shard.members(batch))
         tar.write(ending(tar.size))
+    record = ShardRecord(name=plan.name, split=plan.split, bad=shard.bad_count, bad_first=shard.bad)
     if shard.keys:
         table = shard.table()
         with atomic_file(sidecar_path) as sidecar:
             sidecar.write(encode_sidecar(table))
-        labels = table["label"].to_numpy()
-        record = ShardRecord(
-            name=plan.name,
-            split=plan.split,
+        class_counts: list[int] = []
+        if job.classes:
+            labels = table["label"].to_numpy()
+            class_counts = np.bincount(labels, minlength=len(job.classes)).tolist()
+        record = replace(
+            record,
             count=len(shard.keys),
             size=tar.size,
             xxh3=tar.xxh3,
             sidecar_size=sidecar.size,
             sidecar_xxh3=sidecar.xxh3,
-            class_counts=np.bincount(labels, minlength=len(job.classes)).tolist()
-            if job.classes
-            else [],
+            class_counts=class_counts,
             channel_sums=shard.sums.tolist(),
-            bad=shard.bad_count,
-            bad_first=shard.bad,
             fingerprints=np.array(shard.fingerprints, np.uint64).tobytes().hex(),
         )
     else:
         tar_path.unlink()
-        record = ShardRecord(
-            name=plan.name, split=plan.split, bad=shard.bad_count, bad_first=shard.bad
-        )
     sync_folder(job.out)
     write_record(job.out, job.digest, record)
     return record

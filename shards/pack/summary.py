@@ -1,7 +1,7 @@
 """What packing logs: what was collected from the source, and what was packed."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.console import log, printable, table
@@ -9,7 +9,7 @@ from shards.pack.plan import Plan
 from shards.pack.resume import ShardRecord
 from shards.pack.tasks import PackTask
 from shards.schema import DatasetMetadata
-from shards.sources.source import Collection, Group
+from shards.sources.source import Collection, Membership
 from shards.sources.splits import GROUPS, leak_warning, leaks
 
 _SHOWN = 5
@@ -18,7 +18,7 @@ _EXAMPLES = 3  # paths per reason
 
 def log_collection(collection: Collection) -> None:
     """Log what was collected and left out, and warn of what makes the data set less useful."""
-    groups, count = collection.groups, len(collection.patches)
+    memberships, count = collection.memberships, len(collection.patches)
     log.info(f"{collection.root}: {count:,} patches")
     for note in collection.notes:
         log.info(note)
@@ -27,11 +27,11 @@ def log_collection(collection: Collection) -> None:
             f"not looked at: {collection.hidden} hidden, {collection.ignored} notes or system files"
         )
     warnings = list(collection.warnings)
-    for i, name in enumerate(GROUPS, 2):
-        members = ((group[0], value) for group in groups if (value := group[i]))
-        if crossing := leaks(members):
-            warnings.append(leak_warning(name, crossing))
-    if len({group[-1] for group in groups}) == count > 1:
+    for kind in GROUPS:
+        names = ((member.split, getattr(member, kind)) for member in memberships)
+        if crossing := leaks((split, name) for split, name in names if name):
+            warnings.append(leak_warning(kind, crossing))
+    if len({member.source for member in memberships}) == count > 1:
         warnings.append(
             "every patch is its own source image: no leakage between splits can be seen and no "
             "interval by source image computed; name the source with --group-regex"
@@ -41,18 +41,18 @@ def log_collection(collection: Collection) -> None:
 
 
 def log_summary(
-    metadata: DatasetMetadata, groups: set[Group], seconds: float | None = None
+    metadata: DatasetMetadata, memberships: set[Membership], seconds: float | None = None
 ) -> None:
     """Log patches and groups by split and class; shards, bytes, and what was skipped.
 
     Args:
-        groups: of the packed patches.
+        memberships: those of the packed patches.
         seconds: in which all of them were packed, for the rate.
     """
-    shards = [shard for split in metadata.splits.values() for shard in split.shards]
+    shards = metadata.shards
     total = sum(split.count for split in metadata.splits.values())
     size = sum(shard.size + shard.sidecar_size for shard in shards)
-    log.info(table(_rows(metadata, groups)))
+    log.info(table(_rows(metadata, memberships)))
     skipped, repeated = metadata.provenance["skipped"], metadata.provenance["repeated"]
     log.info(
         f"{total:,} patches in {len(shards)} shards, {size / 1e6:,.1f} MB"
@@ -69,11 +69,14 @@ def log_summary(
         log.info(f"repeated, packed with the same bytes as another: {', '.join(pairs)}{more}")
 
 
-def _rows(metadata: DatasetMetadata, groups: set[Group]) -> list[Sequence[str]]:
-    """The table of patches, with a column per kind of group that occurs."""
-    counts = {name: _count(groups, i) for i, name in enumerate(GROUPS, 2)}
-    kinds = [name for name, members in counts.items() if members]
-    if all(slide == source for _, _, _, slide, source in groups):
+def _rows(metadata: DatasetMetadata, memberships: set[Membership]) -> list[Sequence[str]]:
+    """Return the table of patches, with a column per kind of group that occurs."""
+    counts: dict[str, Counter[tuple[str, str | None]]] = {}  # of groups, by split and class
+    for kind in GROUPS:
+        names = {(member.split, member.label, getattr(member, kind)) for member in memberships}
+        counts[kind] = Counter((split, label) for split, label, name in names if name is not None)
+    kinds = [kind for kind in GROUPS if counts[kind]]
+    if all(member.slide == member.source for member in memberships):
         kinds.remove("source")
     rows: list[Sequence[str]] = [
         ("split", "class", "patches", "share", *(f"{kind}s" for kind in kinds))
@@ -89,16 +92,10 @@ def _rows(metadata: DatasetMetadata, groups: set[Group]) -> list[Sequence[str]]:
     return rows
 
 
-def _count(groups: Iterable[Group], index: int) -> Counter[tuple[str, str | None]]:
-    """Count the names at `index` of the groups, by split and class."""
-    names = {(group[0], group[1], group[index]) for group in groups}
-    return Counter((split, label) for split, label, name in names if name is not None)
-
-
 def log_task(
     task: PackTask, plan: Plan, records: Sequence[ShardRecord], out: Path, seconds: float
 ) -> None:
-    """Log what one task packed, and what is to be done when all have."""
+    """Log what one task packed, and what to do when all have ended."""
     packed, bad = sum(r.count for r in records), sum(r.bad for r in records)
     log.info(
         f"{task}: {len(records)} of {len(plan.shards)} shards are finished; {packed + bad:,} read, "
@@ -109,7 +106,11 @@ def log_task(
 
 
 def _log_skipped(listed: Sequence[Sequence[str]], total: int) -> None:
-    """Log each reason with how often and where it was met; a shard lists its first 100."""
+    """Log each reason with its count and examples.
+
+    Args:
+        listed: path and reason of the first files, up to 100 per shard.
+    """
     by_reason: dict[str, list[str]] = {}
     for path, reason in listed:
         by_reason.setdefault(reason, []).append(printable(path))

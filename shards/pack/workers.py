@@ -15,7 +15,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Self
 
@@ -81,8 +81,10 @@ class WorkerPool:
             worker.close()
 
     def start(self, patches: int, shards: int) -> int:
-        """Start as many workers as are of use, if that has not been done; they get ready while
-        this process goes on. Returns how many were asked for."""
+        """Start as many workers as are of use, and return how many were asked for.
+
+        They get ready while this process goes on; those that run already are counted in.
+        """
         asked = self._asked or (1 if patches <= _FEW else usable_cores())
         useful = min(asked, shards)
         while useful > 1 and len(self._workers) < useful:
@@ -92,55 +94,51 @@ class WorkerPool:
         return asked
 
     def look_up(self, batches: Sequence[FileBatch]) -> list[BatchPatches]:
-        """`files.look_up` for every batch, in their order. This process takes part."""
+        """Return `files.look_up` of every batch, in their order. This process takes part."""
         count = sum(len(batch.paths) for batch in batches)
         self.start(count, -(-count // self._shard_size))
         results: dict[int, BatchPatches] = {}
         with progress("listing", count, "files") as advance:
-            for i, reply in self._spread(batches, here=lambda i: Reply(files=look_up(batches[i]))):
+            for i, reply in self._spread(batches, here=True):
                 assert reply.files is not None
                 results[i] = reply.files
                 advance(len(batches[i].paths))
         return [results[i] for i in range(len(batches))]
 
     def build(self, job: Job, plans: Sequence[ShardPlan]) -> Iterator[ShardRecord]:
-        """Build every shard; records as they are finished.
+        """Build every shard, here if there are no workers; yield records as they are finished.
 
         Raises:
             DataError: the first one of a shard, or a worker that died.
         """
-        if not self._workers:
-            yield from (build(job, plan) for plan in plans)
-            return
-        for _, reply in self._spread([ShardTask(job=job, plan=plan) for plan in plans]):
+        tasks = [ShardTask(job=job, plan=plan) for plan in plans]
+        for _, reply in self._spread(tasks, here=not self._workers):
             assert reply.shard is not None
             yield reply.shard
 
-    def _spread(
-        self, tasks: Sequence[Task], here: Callable[[int], Reply] | None = None
-    ) -> Iterator[tuple[int, Reply]]:
-        """Yield the number of each task and its reply, as they come; `here` does one in this
-        process.
+    def _spread(self, tasks: Sequence[Task], here: bool) -> Iterator[tuple[int, Reply]]:
+        """Yield the number of each task and its reply, as they come.
+
+        Args:
+            here: this process does tasks too.
 
         Raises:
             DataError: one that a worker met, or a worker that died.
         """
         left = deque(range(len(tasks)))
-        while left or any(worker.asked for worker in self._workers):
+        while left or any(worker.pending for worker in self._workers):
             for worker in self._workers:
-                while left and worker.ready and self._takes_more(worker, len(left)):
+                while left and worker.ready:
+                    # a second task waits in a worker if no other would begin it
+                    if len(worker.pending) >= (2 if len(left) > len(self._workers) else 1):
+                        break
                     i = left.popleft()
                     worker.ask(i, tasks[i])
-            busy_here = here is not None and bool(left)
-            for key, _ in self._selector.select(0 if busy_here else None):
+            for key, _ in self._selector.select(0 if here and left else None):
                 yield from key.data.replies()
-            if here is not None and left:
+            if here and left:
                 i = left.popleft()
-                yield i, here(i)
-
-    def _takes_more(self, worker: "_Worker", left: int) -> bool:
-        """Whether the worker is idle, or a second task can wait in it that no other would begin."""
-        return len(worker.asked) < (2 if left > len(self._workers) else 1)
+                yield i, _do(tasks[i])
 
 
 class _Worker:
@@ -161,11 +159,11 @@ class _Worker:
         assert self._process.stdout is not None
         self.stdout = self._process.stdout
         self.ready = False
-        self.asked: deque[tuple[int, Task]] = deque()  # numbered, not yet answered
+        self.pending: deque[tuple[int, Task]] = deque()  # numbered, without a reply yet
 
     def ask(self, number: int, task: Task) -> None:
         assert self._process.stdin is not None
-        self.asked.append((number, task))
+        self.pending.append((number, task))
         try:
             self._process.stdin.write(_ENCODER.encode(task) + b"\n")
             self._process.stdin.flush()
@@ -191,14 +189,20 @@ class _Worker:
         for reply in replies:
             if reply.error is not None:
                 raise DataError(reply.error)
-        return [(self.asked.popleft()[0], reply) for reply in replies]
+        return [(self.pending.popleft()[0], reply) for reply in replies]
 
     def _died(self) -> DataError:
         code = self._process.wait()
-        doing = f" while it {_activity(self.asked[0][1])}" if self.asked else ""
+        activity = ""
+        if self.pending:
+            task = self.pending[0][1]
+            if isinstance(task, ShardTask):
+                activity = f" while it built {task.plan.name}"
+            else:
+                activity = f" while it looked at {task.paths[0]}"
         return DataError(
-            f"a packing process ended with code {code}{doing}; if it did not say why, the memory "
-            f"may have run out: use fewer --workers. Finished shards are kept"
+            f"a packing process ended with code {code}{activity}; if it did not say why, the "
+            f"memory may have run out: use fewer --workers. Finished shards are kept"
         )
 
     def kill(self) -> None:
@@ -211,14 +215,14 @@ class _Worker:
             pass
 
 
-def _activity(task: Task) -> str:
+def _do(task: Task) -> Reply:
     if isinstance(task, ShardTask):
-        return f"built {task.plan.name}"
-    return f"looked at {task.paths[0]}"
+        return Reply(shard=build(task.job, task.plan))
+    return Reply(files=look_up(task))
 
 
 def _work() -> None:
-    """The loop of a worker process."""
+    """Do tasks from standard input until it closes, as a worker process."""
     gc.disable()  # nothing here makes cycles, and a search takes a fifth of the time of `look_up`
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(lines,), daemon=True).start()
@@ -230,16 +234,13 @@ def _work() -> None:
         stdout.flush()
         task = _TASKS.decode(lines.get())
         try:
-            if isinstance(task, ShardTask):
-                reply = Reply(shard=build(task.job, task.plan))
-            else:
-                reply = Reply(files=look_up(task))
+            reply = _do(task)
         except DataError as error:
             reply = Reply(error=str(error))
 
 
 def _listen(lines: queue.SimpleQueue[bytes]) -> None:
-    """Pass on what the parent writes; without a parent there is nothing to finish."""
+    """Pass on what the parent writes; end the process when the parent has ended."""
     for line in sys.stdin.buffer:
         lines.put(line)
     os._exit(0)

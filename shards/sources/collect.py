@@ -10,8 +10,8 @@ from shards.sources.convert import ConvertedSource, TileSource
 from shards.sources.files import look_up_here
 from shards.sources.folder import FolderSource
 from shards.sources.manifest import ManifestSource
-from shards.sources.source import Collection, LookUp, Patch, Source, SplitDraw
-from shards.sources.splits import class_warnings, draw_splits
+from shards.sources.source import Collection, LookUp, Source, SplitDraw
+from shards.sources.splits import draw_splits, split_warnings
 
 AnySource = FolderSource | ManifestSource | ConvertedSource | TileSource  # what workers can be sent
 
@@ -19,7 +19,7 @@ AnySource = FolderSource | ManifestSource | ConvertedSource | TileSource  # what
 def collect(
     source: Source, val: float = 0, test: float = 0, seed: int = 0, look_up: LookUp = look_up_here
 ) -> Collection:
-    """List the patches of a source, with their splits and all that is to be said of them.
+    """List the patches of a source with their splits, and the notes and warnings on them.
 
     Args:
         val, test: fractions of the patches to draw for these splits, by group.
@@ -32,20 +32,9 @@ def collect(
     collection = source.collect(look_up)
     if (val or test) and collection.patches:
         collection = _with_drawn_splits(collection, val, test, seed)
-    collection.warnings.extend(split_warnings(Path(collection.root), collection.patches))
+    members = ((patch.split, patch.label) for patch in collection.patches)
+    collection.warnings.extend(split_warnings(Path(collection.root), members))
     return collection
-
-
-def split_warnings(root: Path, patches: list[Patch]) -> list[str]:
-    """Say what an evaluation on these splits will lack.
-
-    Raises:
-        DataError: a class that train lacks, or patches with and without a class.
-    """
-    labels: dict[str, set[str | None]] = {}
-    for split, label in {(patch.split, patch.label) for patch in patches}:
-        labels.setdefault(split, set()).add(label)
-    return class_warnings(root, labels)
 
 
 def _with_drawn_splits(collection: Collection, val: float, test: float, seed: int) -> Collection:

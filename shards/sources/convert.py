@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import BinaryIO, Literal, Self
 
@@ -99,21 +100,25 @@ class TileSource(Struct, frozen=True, kw_only=True, tag=True):
         images = cut = pixels = left = 0
         for image in collection.patches:
             try:
-                height, width = _tiled_size(self.files.root, image)
+                height, width = image_size(self.files.root / image.path)
+                if min(height, width) < PATCH:
+                    raise PngError(
+                        f"{width}x{height} pixels: too small for a tile of {PATCH}x{PATCH}"
+                    )
             except PngError as error:
                 refused.append((image.path, str(error)))
                 continue
-            before = len(tiles)
-            tiles += _tiles(image, height, width)
-            remainder = height * width - (len(tiles) - before) * PATCH * PATCH
+            rows, columns = height // PATCH, width // PATCH
+            for row, column in product(range(rows), range(columns)):
+                y, x = row * PATCH, column * PATCH
+                tiles.append(
+                    image._replace(y=(image.y or 0) + y, x=(image.x or 0) + x, tile=(y, x))
+                )
+            remainder = height * width - rows * columns * PATCH * PATCH
             images, pixels = images + 1, pixels + height * width
             cut, left = cut + bool(remainder), left + remainder
         conversion = Conversion(
-            rule="tile",
-            images=images,
-            images_with_remainder=cut,
-            pixels=pixels,
-            pixels_left=left,
+            rule="tile", images=images, images_with_remainder=cut, pixels=pixels, pixels_left=left
         )
         note = (
             f"tile: {images:,} images cut into {len(tiles):,} tiles; {cut:,} images "
@@ -175,24 +180,6 @@ def _with_conversion(collection: Collection, conversion: Conversion) -> Collecti
     return replace(collection, origin=origin)
 
 
-def _tiled_size(root: Path, image: Patch) -> tuple[int, int]:
-    """Height and width of an image that holds a tile."""
-    try:
-        with open(root / image.path, "rb") as file:
-            height, width = image_size(file)
-    except OSError as error:
-        raise DataError(f"{root / image.path} cannot be read: {error.strerror}") from None
-    if min(height, width) < PATCH:
-        raise PngError(f"{width}x{height} pixels: too small for a tile of {PATCH}x{PATCH}")
-    return height, width
-
-
-def _tiles(image: Patch, height: int, width: int) -> Iterable[Patch]:
-    for y in range(0, height - PATCH + 1, PATCH):
-        for x in range(0, width - PATCH + 1, PATCH):
-            yield image._replace(y=(image.y or 0) + y, x=(image.x or 0) + x, tile=(y, x))
-
-
 def _stage(handle: int, root: str, tiles: list[tuple[int, Patch]]) -> None:
     """Decode one image and write its tiles, or the reason why it has none."""
     data = read_file(root, tiles[0][1])
@@ -240,14 +227,18 @@ def convert(data: bytes, rule: Literal["crop", "resize"]) -> Converted:
     return Converted(raw=raw_rows(np.asarray(image)), y=y, x=x, scale=side / PATCH)
 
 
-def image_size(file: BinaryIO) -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
     """Read the height and width of an image from its header alone.
 
     Raises:
         PngError: as `read_rgb`, as far as the header tells.
+        DataError: the file cannot be read.
     """
-    with _open(file) as image:
-        return image.height, image.width
+    try:
+        with open(path, "rb") as file, _open(file) as image:
+            return image.height, image.width
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def read_rgb(data: bytes) -> Image.Image:
@@ -299,16 +290,11 @@ def _open(file: BinaryIO) -> Image.Image:
         raise PngError(f"{frames} frames or pages, expected a single image")
     if image.mode not in _MODES:
         raise PngError(f"pixels of mode {image.mode}, expected 8-bit RGB, RGBA, grey or palette")
-    if _bits(image, head) > 8:
-        raise PngError(f"{_bits(image, head)}-bit, expected 8-bit: PIL would cut it silently")
-    return image
-
-
-def _bits(image: Image.Image, head: bytes) -> int:
-    """Bits per sample: PIL opens 16-bit RGB without saying so."""
+    bits = 8  # per sample, of a JPEG
     if image.format == "PNG":
-        return head[24]
-    if image.format == "TIFF":
-        tags = getattr(image, "tag_v2", {})
-        return max(tags.get(_BITS_PER_SAMPLE, (1,)))
-    return 8
+        bits = head[24]
+    elif image.format == "TIFF":
+        bits = max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (1,)))
+    if bits > 8:
+        raise PngError(f"{bits}-bit, expected 8-bit: PIL would cut it silently")
+    return image

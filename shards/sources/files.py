@@ -16,7 +16,6 @@ from shards.sources.source import Accepted, BatchPatches, FileBatch, Patch, Read
 
 CHUNK = 1024  # files per batch
 
-
 PLAIN = Accepted(("png",), MAX_SOURCE_BYTES)
 
 
@@ -33,7 +32,7 @@ class FileSource(Struct, frozen=True, kw_only=True):
         return self.root.resolve().name
 
     def batches(self, paths: list[str], columns: dict[str, list[Any]]) -> list[FileBatch]:
-        """The files to look up, CHUNK per batch."""
+        """Cut paths, and the values of columns for them, into batches of CHUNK files."""
         return [
             FileBatch(
                 root=str(self.root),

@@ -10,7 +10,7 @@ searched, because its name would silently become a class.
 """
 
 import os
-from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,9 +44,16 @@ class FolderSource(FileSource, frozen=True, kw_only=True, tag=True):
         """
         walk = Walk(self.root, self.accepted)
         layout, note = choose_layout(walk, self.layout)
+        field = "slide" if layout == "slides" else "label"
+        paths: list[str] = []
+        columns: dict[str, list[Any]] = {"split": [], field: []}
+        for folder in walk.folders:
+            paths += [folder.prefix + name for name in folder.files]
+            columns["split"] += [folder.split] * len(folder.files)
+            columns[field] += [folder.name] * len(folder.files)
         patches: list[Patch] = []
         refused = list(walk.refused)
-        batches = self.batches(*_files(walk, layout))
+        batches = self.batches(paths, columns)
         for batch, result in zip(batches, look_up(batches), strict=True):
             if result.error:
                 raise DataError(result.error[1])
@@ -55,6 +62,9 @@ class FolderSource(FileSource, frozen=True, kw_only=True, tag=True):
             refused += [
                 (batch.paths[i], f"cannot be looked at: {why}") for i, why in result.missing
             ]
+        filled = {patch.path.rpartition("/")[0] for patch in patches}
+        named = [folder.prefix[:-1] for folder in walk.folders if folder.name is not None]
+        empty = [path for path in named if path not in filled]
         return Collection(
             root=str(self.root),
             name=self.name,
@@ -65,27 +75,8 @@ class FolderSource(FileSource, frozen=True, kw_only=True, tag=True):
             splits_from="folders" if walk.splits else "",
             origin=Origin(layout=layout),
             notes=[note, *barcode_notes(patches)],
-            warnings=_empty_folders(walk, patches),
+            warnings=[f"the folder {path!r} holds no patches" for path in empty],
         )
-
-
-def _files(walk: "Walk", layout: Layout) -> tuple[list[str], dict[str, list[Any]]]:
-    """The paths of all files, and what their folders say of each."""
-    field = "slide" if layout == "slides" else "label"
-    paths: list[str] = []
-    columns: dict[str, list[Any]] = {"split": [], field: []}
-    for folder in walk.folders:
-        paths += [folder.prefix + name for name in folder.files]
-        columns["split"] += [folder.split] * len(folder.files)
-        columns[field] += [folder.name] * len(folder.files)
-    return paths, columns
-
-
-def _empty_folders(walk: "Walk", patches: Iterable[Patch]) -> list[str]:
-    """A warning for each class or slide without a patch."""
-    filled = {patch.path.rpartition("/")[0] for patch in patches}
-    named = [folder.prefix[:-1] for folder in walk.folders if folder.name is not None]
-    return [f"the folder {path!r} holds no patches" for path in named if path not in filled]
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,50 +108,42 @@ class Walk:
         self.hidden = 0  # names that start with a dot: not looked at
         self.ignored = 0  # notes and system files beside the images
         self.splits: dict[str, str] = {}  # split folders
-        self._root_folder()
+        folders, files = self._list("")
+        if not (folders or files or self.ignored):
+            raise DataError(f"{root} is empty; {_EXPECTED}")
+        self.splits = split_folders(root, folders)
+        if self.splits:
+            self.refused += [(file, _OUTSIDE) for file in files]
+        else:
+            self._add_split(folders, files, "", "train")
+        for name, split in self.splits.items():
+            self._add_split(*self._list(name), f"{name}/", split)
+        if not any(folder.files for folder in self.folders) and not self.refused:
+            kinds = ", ".join(suffix.upper() for suffix in accepted.suffixes)
+            raise DataError(f"{root} holds no {kinds} file; {_EXPECTED}")
         self.folders.sort(key=lambda folder: folder.prefix)  # no prefix is the start of another
 
-    def _root_folder(self) -> None:
-        folders, files = self._list("")
-        if not folders and not files:
-            raise DataError(f"{self.root} is empty; {_EXPECTED}")
-        self.splits = split_folders(self.root, folders)
-        if folders:
-            self._stray(files, "")
-        else:
-            self._take(files, "", None, "train")
-        for name in folders:
-            if self.splits:
-                self._split_folder(name, self.splits[name])
-            else:
-                self._inner_folder(name, name, "train")
-        if not any(folder.files for folder in self.folders) and not self.refused:
-            kinds = ", ".join(suffix.upper() for suffix in self.accepted.suffixes)
-            raise DataError(f"{self.root} holds no {kinds} file; {_EXPECTED}")
-
-    def _split_folder(self, folder: str, split: str) -> None:
-        folders, files = self._list(folder)
+    def _add_split(self, folders: list[str], files: list[str], prefix: str, split: str) -> None:
+        """Add the class or slide folders of a split or, if it has none, its files."""
         if not folders:
-            self._take(files, f"{folder}/", None, split)
+            self.folders.append(Folder(prefix, None, split, files))
             return
-        self._stray(files, f"{folder}/")
+        self.refused += [(prefix + file, _OUTSIDE) for file in files]
         for name in folders:
-            self._inner_folder(f"{folder}/{name}", name, split)
-
-    def _inner_folder(self, folder: str, name: str, split: str) -> None:
-        folders, files = self._list(folder)
-        if folders:
-            inner = folders[:_SHOWN]
-            raise DataError(
-                f"{self.root / folder} holds folders {inner}; {_EXPECTED}. If these are classes or "
-                f"splits, name the folder they are in as SOURCE; any other layout can be given "
-                f"by --manifest"
-            )
-        self._take(files, f"{folder}/", name, split)
+            inner, files = self._list(prefix + name)
+            if inner:
+                raise DataError(
+                    f"{self.root / prefix / name} holds folders {inner[:_SHOWN]}; {_EXPECTED}. If "
+                    f"these are classes or splits, name the folder they are in as SOURCE; any "
+                    f"other layout can be given by --manifest"
+                )
+            self.folders.append(Folder(f"{prefix}{name}/", name, split, files))
 
     def _list(self, folder: str) -> tuple[list[str], list[str]]:
-        """Names of folders and of files, sorted; hidden ones are counted, links may not leave the
-        root."""
+        """Return the names of folders and of files, sorted.
+
+        Hidden and junk files are counted instead; links may not leave the root.
+        """
         folders: list[str] = []
         files: list[str] = []
         links: list[str] = []
@@ -175,29 +158,25 @@ class Walk:
                         require_utf8(entry.path)
                     if entry.is_symlink():
                         links.append(entry.path)
-                    (folders if _is_folder(entry) else files).append(name)
+                    is_folder = False
+                    with suppress(OSError):  # raised by a link to itself, which `look_up` refuses
+                        is_folder = entry.is_dir()
+                    lower = name.lower()
+                    if is_folder:
+                        folders.append(name)
+                    elif lower.endswith(_JUNK_SUFFIXES) or lower in _JUNK_NAMES:
+                        self.ignored += 1
+                    else:
+                        files.append(name)
         except OSError as error:
             raise DataError(f"{self.root / folder} cannot be read: {error.strerror}") from None
         for link in sorted(links):
             check_link(link, self.root, self.real_root)
         return sorted(folders), sorted(files)
 
-    def _stray(self, files: list[str], prefix: str) -> None:
-        for name in files:
-            if _is_junk(name):
-                self.ignored += 1
-            else:
-                self.refused.append((prefix + name, _OUTSIDE))
-
-    def _take(self, files: list[str], prefix: str, folder: str | None, split: str) -> None:
-        endings = tuple(f".{suffix}" for suffix in self.accepted.suffixes)
-        candidates = [name for name in files if name.endswith(endings) or not _is_junk(name)]
-        self.ignored += len(files) - len(candidates)
-        self.folders.append(Folder(prefix, folder, split, candidates))
-
 
 def choose_layout(walk: Walk, asked: Layout) -> tuple[Layout, str]:
-    """Decide what the folders are, and say so in a sentence.
+    """Decide what the folders are; also return a sentence that says it.
 
     `auto` takes folders for slides when the name of every image in them is a position and nothing
     else, and for classes when no name is.
@@ -206,7 +185,11 @@ def choose_layout(walk: Walk, asked: Layout) -> tuple[Layout, str]:
         DataError: `auto` cannot tell, or the files do not lie as `asked` says.
     """
     root, accepted = walk.root, walk.accepted
-    images = {folder: _images(folder, accepted) for folder in walk.folders}
+    endings = tuple(f".{suffix}" for suffix in accepted.suffixes)
+    images: dict[Folder, list[str]] = {}  # paths of the files with the suffix of an image
+    for folder in walk.folders:
+        names = [name for name in folder.files if name.lower().endswith(endings)]
+        images[folder] = [folder.prefix + name for name in names]
     filled = [folder for folder in walk.folders if images[folder]]
     inside = [folder for folder in filled if folder.name is not None]
     if asked == "flat" and inside:
@@ -224,12 +207,15 @@ def choose_layout(walk: Walk, asked: Layout) -> tuple[Layout, str]:
     positions = [path for path in paths if only_position(path.rpartition("/")[2])]
     if not positions:
         return "classes", "layout: classes, one per folder"
-    others = [path for path in set(paths).difference(positions) if _usable(root / path, accepted)]
-    # A slide lies in one split: a folder name that recurs is rather a class.
+    others = 0
+    for path in set(paths).difference(positions):
+        with suppress(OSError):
+            others += not refused_status((root / path).stat(), accepted)
+    # a slide lies in one split: a folder name that recurs is rather a class
     recurring = len({folder.name for folder in inside}) < len(inside)
     if others or recurring:
         raise DataError(
-            f"{root}: {len(positions)} of {len(positions) + len(others)} files are named by their "
+            f"{root}: {len(positions)} of {len(positions) + others} files are named by their "
             f"position only ({positions[0]!r}), as in folders of one slide each: say what the "
             f"folders are, --layout classes or --layout slides"
         )
@@ -237,31 +223,3 @@ def choose_layout(walk: Walk, asked: Layout) -> tuple[Layout, str]:
         "layout: slides, one per folder, unlabelled (file names are positions x..._y...; if the "
         "folders are classes: --layout classes)"
     )
-
-
-def _images(folder: Folder, accepted: Accepted) -> list[str]:
-    """Paths of the files whose suffix is that of an image."""
-    endings = tuple(f".{suffix}" for suffix in accepted.suffixes)
-    return [
-        folder.prefix + name
-        for name in folder.files
-        if name.endswith(endings) or name.lower().endswith(endings)
-    ]
-
-
-def _usable(path: Path, accepted: Accepted) -> bool:
-    try:
-        return not refused_status(path.stat(), accepted)
-    except OSError:
-        return False
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself: looking at it will say so
-        return False
-
-
-def _is_junk(name: str) -> bool:
-    return name.lower().endswith(_JUNK_SUFFIXES) or name.lower() in _JUNK_NAMES

@@ -102,13 +102,20 @@ class ManifestSource(FileSource, frozen=True, kw_only=True, tag=True):
         batches = self.batches(paths, columns)
         for start, result in zip(range(0, len(rows), CHUNK), look_up(batches), strict=True):
             if result.error:
-                raise DataError(f"{rows.place(start + result.error[0])}: {result.error[1]}")
+                index, reason = result.error
+                raise DataError(f"{rows.place(start + index)}: {reason}")
             patches += result.patches
             refused += result.refused
             for i, reason in result.missing:
                 missing.append(f"  {rows.place(start + i)}: {paths[start + i]!r}: {reason}")
         if missing:
-            raise self._missing(rows, missing)
+            more = f"\n  ... and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+            raise DataError(
+                f"{len(missing)} of {len(rows)} files that {rows.file} lists cannot be found in "
+                f"{self.root} (paths are relative to it, with / between folders):\n"
+                + "\n".join(missing[:_SHOWN])
+                + more
+            )
         patches.sort(key=lambda patch: patch.path)
         from_names = [field for field in ("patient", "site") if field not in rows.used]
         origin = ManifestOrigin(
@@ -121,23 +128,8 @@ class ManifestSource(FileSource, frozen=True, kw_only=True, tag=True):
             refused=sorted(refused),
             splits_from=f"column in {self.manifest}" if "split" in rows.used else "",
             origin=Origin(manifest=origin),
-            notes=[_note(rows), *barcode_notes(patches, from_names)],
+            notes=[describe(rows), *barcode_notes(patches, from_names)],
         )
-
-    def _missing(self, rows: ManifestRows, missing: list[str]) -> DataError:
-        shown = "\n".join(missing[:_SHOWN])
-        more = f"\n  ... and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        return DataError(
-            f"{len(missing)} of {len(rows)} files that {rows.file} lists cannot be found in "
-            f"{self.root} (paths are relative to it, with / between folders):\n{shown}{more}"
-        )
-
-
-def _note(rows: ManifestRows) -> str:
-    used = [f if f == column else f"{f} from {column}" for f, column in rows.used.items()]
-    note = f"manifest {rows.file}: {len(rows):,} rows; {', '.join(used)}"
-    unused = unused_columns(rows)
-    return f"{note}; not used: {', '.join(unused)}" if unused else note
 
 
 def read_manifest(file: Path, columns: Columns | None = None) -> ManifestRows:
@@ -145,11 +137,22 @@ def read_manifest(file: Path, columns: Columns | None = None) -> ManifestRows:
 
     Raises:
         DataError: unreadable, a missing column, a path that is empty, absolute, above the root
-            or there twice, a split or number that is none, labels in some rows only.
+            or there twice, a cell that is no split or number, labels in some rows only.
     """
-    blob = _read(file)
+    if file.suffix.lower() not in (".csv", ".parquet"):
+        raise DataError(f"{file} is not a manifest: expected a .csv or a .parquet file")
+    try:
+        blob = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}") from None
     is_csv = file.suffix.lower() == ".csv"
-    names = _csv_names(file, blob) if is_csv else _parquet_names(file, blob)
+    if is_csv:
+        names = _csv_names(file, blob)
+    else:
+        try:
+            names = list(pq.read_schema(pa.BufferReader(blob)).names)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(f"{file} is not readable as Parquet: {error}") from None
     used = _choose(file, names, columns or Columns())
     try:
         table = (_csv_table if is_csv else _parquet_table)(blob, list(used.values()))
@@ -157,15 +160,24 @@ def read_manifest(file: Path, columns: Columns | None = None) -> ManifestRows:
         raise DataError(f"{file} cannot be read: {error}") from None
     if not table.num_rows:
         raise DataError(f"{file} has no rows")
-    unused = [name for name in names if name not in used.values()]
-    digest = xxhash.xxh3_64_hexdigest(blob)
-    rows = ManifestRows(
-        file=file, values={}, used=used, unused=unused, xxh3=digest, first=2 if is_csv else 1
+    first = 2 if is_csv else 1
+    cells = {field: Column(file, name, first, table[name]) for field, name in used.items()}
+    return ManifestRows(
+        file=file,
+        values={field: READERS[field](column) for field, column in cells.items()},
+        used=used,
+        unused=[name for name in names if name not in used.values()],
+        xxh3=xxhash.xxh3_64_hexdigest(blob),
+        first=first,
     )
-    for field, name in used.items():
-        column = Column(file, name, rows.first, table[name])
-        rows.values[field] = READERS[field](column)
-    return rows
+
+
+def describe(rows: ManifestRows) -> str:
+    """Describe a manifest in a line: its file, its rows, and the columns used and not used."""
+    used = [f if f == column else f"{f} from {column}" for f, column in rows.used.items()]
+    line = f"manifest {rows.file}: {len(rows):,} rows; {', '.join(used)}"
+    unused = unused_columns(rows)
+    return f"{line}; not used: {', '.join(unused)}" if unused else line
 
 
 def unused_columns(rows: ManifestRows) -> list[str]:
@@ -179,15 +191,6 @@ def unused_columns(rows: ManifestRows) -> list[str]:
     return lines
 
 
-def _read(file: Path) -> bytes:
-    if file.suffix.lower() not in (".csv", ".parquet"):
-        raise DataError(f"{file} is not a manifest: expected a .csv or a .parquet file")
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}") from None
-
-
 def _csv_names(file: Path, blob: bytes) -> list[str]:
     try:
         text = io.TextIOWrapper(io.BytesIO(blob), "utf-8-sig", newline="")
@@ -198,15 +201,12 @@ def _csv_names(file: Path, blob: bytes) -> list[str]:
         ) from None
 
 
-def _parquet_names(file: Path, blob: bytes) -> list[str]:
-    try:
-        return list(pq.read_schema(pa.BufferReader(blob)).names)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{file} is not readable as Parquet: {error}") from None
-
-
 def _choose(file: Path, names: list[str], columns: Columns) -> dict[str, str]:
-    """Field to column."""
+    """Choose the column of each field.
+
+    Raises:
+        DataError: a column that is missing, there twice, or used for two fields.
+    """
     used: dict[str, str] = {}
     for field in FIELDS:
         asked: str | None = getattr(columns, field)

@@ -31,7 +31,7 @@ def require_utf8(path: str) -> None:
 def position(stem: str) -> tuple[int | None, int | None]:
     """Pixel row and column from `..._y0032_x0064` or `..._x0064_y0032`, if the name has them."""
     if "_x" not in stem and "_y" not in stem:
-        return None, None  # as the patterns would, but faster
+        return None, None  # without a search: most names have no position
     for pattern in _POSITIONS:
         match = pattern.search(stem)
         if match is not None:
@@ -56,10 +56,10 @@ def barcode(name: str) -> tuple[str, str] | None:
 def barcode_notes(
     patches: Sequence[Patch], fields: Sequence[str] = ("patient", "site")
 ) -> list[str]:
-    """One line on the fields that come from TCGA barcodes, if there are barcodes."""
-    if not fields or not any(map(barcode, {patch.slide or patch.source for patch in patches})):
+    """Return a line on the `fields` that come from TCGA barcodes, if any patch has a barcode."""
+    coded = [patch for patch in patches if fields and barcode(patch.slide or patch.source)]
+    if not coded:
         return []
-    coded = [patch for patch in patches if barcode(patch.slide or patch.source)]
     counts = [f"{field}s: {len({getattr(p, field) for p in coded}):,}" for field in fields]
     return [f"TCGA barcodes in the names of {len(coded):,} patches ({', '.join(counts)})"]
 

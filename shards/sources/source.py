@@ -14,8 +14,6 @@ from msgspec import UNSET, Struct, UnsetType
 
 from common.errors import DataError
 
-_SHOWN = 10
-
 
 class Patch(NamedTuple):
     """One patch and the image file it is in. A tuple: packing makes and sends millions of them."""
@@ -42,8 +40,17 @@ class Patch(NamedTuple):
         return ("source", self.source) if self.slide is None else ("slide", self.slide)
 
 
-Group = tuple[str, str | None, str | None, str | None, str]
-_group = attrgetter("split", "label", "patient", "slide", "source")
+class Membership(NamedTuple):
+    """The split, class and groups of a patch."""
+
+    split: str
+    label: str | None
+    patient: str | None
+    slide: str | None
+    source: str
+
+
+_membership = attrgetter(*Membership._fields)
 
 
 class ManifestOrigin(Struct, frozen=True, kw_only=True):
@@ -106,9 +113,9 @@ class Collection:
     warnings: list[str] = field(default_factory=list)
 
     @cached_property
-    def groups(self) -> set[Group]:
-        """Split, class, patient, slide and source: every combination that occurs."""
-        return set(map(_group, self.patches))
+    def memberships(self) -> set[Membership]:
+        """Every combination of split, class and groups that occurs."""
+        return set(map(Membership._make, set(map(_membership, self.patches))))
 
 
 class Accepted(Struct, frozen=True):
@@ -125,7 +132,7 @@ class FileBatch(Struct, frozen=True, kw_only=True, tag=True):
     accepted: Accepted
     group_regex: str | None  # see `names.source_image`
     paths: list[str]  # relative to the root, with /
-    columns: dict[str, list[Any]]  # by field of a patch, a value per path: names are not asked
+    columns: dict[str, list[Any]]  # by field of a patch, a value per path, in place of its name's
 
 
 class BatchPatches(Struct, frozen=True, kw_only=True):
@@ -137,7 +144,7 @@ class BatchPatches(Struct, frozen=True, kw_only=True):
     error: tuple[int, str] | None = None  # index of the first path that no list may hold, and why
 
 
-LookUp = Callable[[Sequence[FileBatch]], Iterable[BatchPatches]]  # one for each, in their order
+LookUp = Callable[[Sequence[FileBatch]], Iterable[BatchPatches]]  # a result per batch, in order
 ReadPatch = Callable[[int, Patch], tuple[Patch, bytes, bytes]]
 
 
@@ -190,15 +197,6 @@ def read_file(root: str, patch: Patch) -> bytes:
     if (len(data), status.st_size, status.st_mtime_ns) != (patch.size, patch.size, patch.mtime_ns):
         raise DataError(f"{path} changed while it was packed: pack again when nothing writes to it")
     return data
-
-
-def list_refused(refused: Sequence[tuple[str, str]], total: int, shown: int = _SHOWN) -> str:
-    """Format `N files cannot be used as patches`, with the first paths and reasons."""
-    lines = [f"{total} file{'s' if total > 1 else ''} cannot be used as patches"]
-    lines += [f"  {path!r}: {reason}" for path, reason in refused[:shown]]
-    if total > shown:
-        lines.append(f"  ... and {total - shown} more")
-    return "\n".join(lines)
 
 
 @contextmanager

@@ -49,8 +49,20 @@ def split_folders(root: Path, names: list[str]) -> dict[str, str]:
     return splits
 
 
+def split_warnings(root: Path, members: Iterable[tuple[str, str | None]]) -> list[str]:
+    """Warn of what an evaluation will lack, from the split and class of every patch.
+
+    Raises:
+        DataError: as `class_warnings`.
+    """
+    labels: dict[str, set[str | None]] = defaultdict(set)
+    for split, label in dict.fromkeys(members):
+        labels[split].add(label)
+    return class_warnings(root, labels)
+
+
 def class_warnings(root: Path, labels: Mapping[str, set[str | None]]) -> list[str]:
-    """Say what an evaluation will lack, from the classes in each split (None = unlabelled).
+    """Warn of what an evaluation will lack, from the classes in each split (None = unlabelled).
 
     Raises:
         DataError: a class that train lacks, or patches with and without a class.
@@ -68,13 +80,14 @@ def class_warnings(root: Path, labels: Mapping[str, set[str | None]]) -> list[st
         )
     if None in every or "train" not in labels:
         return warnings
-    for split in labels:
-        if unknown := _sorted(labels[split] - labels["train"]):
+    classes = {split: set(map(str, names)) for split, names in labels.items()}
+    for split, names in classes.items():
+        if unknown := sorted(names - classes["train"]):
             raise DataError(
                 f"{root}: {split} has the classes {unknown} that train lacks; rename or move "
                 f"them: a probe that never saw a class cannot be tested on it"
             )
-        if missing := _sorted(labels["train"] - labels[split]):
+        if missing := sorted(classes["train"] - names):
             warnings.append(f"{split} lacks the classes {missing} of train")
     return warnings
 
@@ -93,10 +106,6 @@ def leak_warning(what: str, crossing: list[str]) -> str:
         f"({shown}{', ...' if len(crossing) > _SHOWN_GROUPS else ''}): "
         f"scores on val and test will be too good"
     )
-
-
-def _sorted(labels: set[str | None]) -> list[str]:
-    return sorted(str(label) for label in labels)
 
 
 @dataclass
@@ -162,7 +171,12 @@ def draw_splits(
             f"{len(content)} groups ({kinds}) cannot fill {', '.join(fractions)}: no group is cut. "
             f"Name finer groups, or ask for fewer splits"
         )
-    order = sorted(content, key=lambda g: (-content[g].total().bit_length(), _hash(seed, g), g))
+
+    def place(group: Group) -> tuple[int, int, Group]:
+        random = xxhash.xxh3_64_intdigest("\0".join((str(seed), *group)).encode())
+        return -content[group].total().bit_length(), random, group
+
+    order = sorted(content, key=place)
     draw = _Draw(dict(content), totals, fractions, {group: i for i, group in enumerate(order)})
     for group in order:
         draw.put(group, min(fractions, key=lambda split: draw.excess(group, split)))
@@ -190,7 +204,3 @@ def _mend(draw: _Draw) -> list[str]:
             why += ", shared with others" if count >= len(draw.fractions) else ""
             warnings.append(f"class {label!r} {why}: none is left for {split}")
     return warnings
-
-
-def _hash(seed: int, group: Group) -> int:
-    return xxhash.xxh3_64_intdigest("\0".join((str(seed), *group)).encode())

@@ -6,11 +6,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from common.errors import DataError
+from shards.pack.metadata import too_many_bad
 from shards.sources.collect import collect
 from shards.sources.files import look_up_here
 from shards.sources.folder import FolderSource, Layout
-from shards.sources.source import Collection, Patch, list_refused
+from shards.sources.source import Collection, Patch
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
@@ -35,5 +35,5 @@ def list_patches(root: Path, group_regex: str | None = None) -> list[Patch]:
     """The patches under a folder, every file of which must be one."""
     collection = collect(FolderSource(root=root, group_regex=group_regex))
     if collection.refused:
-        raise DataError(f"{root}: {list_refused(collection.refused, len(collection.refused))}")
+        raise too_many_bad(str(root), collection.refused, len(collection.refused))
     return collection.patches

@@ -96,7 +96,7 @@ def test_stored_samples_have_a_constant_stride(source: Path, tmp_path: Path) -> 
     assert png.stored_rows(samples).tobytes() == b"".join(expected)
 
 
-def test_the_card_counts_what_is_there(source: Path, tmp_path: Path) -> None:
+def test_the_metadata_counts_what_is_packed(source: Path, tmp_path: Path) -> None:
     metadata = pack(source, tmp_path / "out", PackOptions(shard_size=10, workers=1, seed=4))
     train = [np.asarray(Image.open(p)) for p in (source / "train").rglob("*.png")]
     assert np.allclose(metadata.channel_mean, np.mean(train, (0, 1, 2)) / 255, rtol=0, atol=1e-12)

@@ -28,12 +28,12 @@ from tests.helpers.packing import file_hashes
 from tests.helpers.patches import write_patches
 
 OPTIONS = PackOptions(shard_size=5, workers=1)
-COUNTS = {"train": 12, "val": 4, "test": 4}  # a class: 5 + 2 + 2 shards
+COUNTS = {"train": 12, "val": 4, "test": 4}  # per class: 5 + 2 + 2 shards
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("slices") / "raw"
+    root = tmp_path_factory.mktemp("tasks") / "raw"
     write_patches(root, COUNTS, ("a", "b"), seed=1)
     return root
 
@@ -255,9 +255,9 @@ def test_which_task_this_is(
 
 def start(source: Path, out: Path, index: int, count: int) -> subprocess.Popen[str]:
     options = ["--shard-size", "5", "--workers", "1"]
-    slicing = ["--task-index", str(index), "--num-tasks", str(count)]
+    task = ["--task-index", str(index), "--num-tasks", str(count)]
     return subprocess.Popen(
-        [sys.executable, "-m", "shards.pack", str(source), str(out), *options, *slicing],
+        [sys.executable, "-m", "shards.pack", str(source), str(out), *options, *task],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -9,11 +9,10 @@ import pytest
 
 from common.errors import DataError
 from shards.codec.png import MAX_SOURCE_BYTES
-from shards.sources.collect import split_warnings
 from shards.sources.folder import Layout
 from shards.sources.names import barcode, position
 from shards.sources.source import Origin, Patch
-from shards.sources.splits import leaks
+from shards.sources.splits import leaks, split_warnings
 from tests.helpers.packing import collect_folder, list_patches
 
 
@@ -178,7 +177,8 @@ def test_links_may_not_leave_the_root(
 )
 def test_warnings(names: list[str], warning: str, tmp_path: Path) -> None:
     collection = collect_folder(touch(tmp_path, *names))
-    (text,) = collection.warnings + split_warnings(tmp_path, collection.patches)
+    members = [(patch.split, patch.label) for patch in collection.patches]
+    (text,) = collection.warnings + split_warnings(tmp_path, members)
     assert re.search(warning, text)
 
 

@@ -15,10 +15,10 @@ from shards.pack.__main__ import main
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.schema import load_metadata
-from shards.sources.collect import split_warnings
 from shards.sources.files import look_up_here
 from shards.sources.manifest import Columns, ManifestSource, read_manifest, unused_columns
 from shards.sources.source import Collection, Patch
+from shards.sources.splits import split_warnings
 from tests.helpers.packing import file_hashes, sidecar_rows
 from tests.helpers.patches import write_patches
 
@@ -365,4 +365,4 @@ def test_a_class_that_train_lacks_is_an_error_here_too(tmp_path: Path) -> None:
         for i, (label, split) in enumerate([("a", "train"), ("b", "val")])
     ]
     with pytest.raises(DataError, match=r"val has the classes \['b'\]"):
-        split_warnings(tmp_path, patches)
+        split_warnings(tmp_path, [(patch.split, patch.label) for patch in patches])
