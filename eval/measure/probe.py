@@ -102,9 +102,9 @@ class Probe:
         return np.asarray(self.model.predict_proba(features.astype(np.float64)))
 
     def auroc(self, test: Labelled) -> tuple[float, NDArray[np.float64]]:
-        """Compute the macro AUROC on test, and the class probabilities (n, K) behind it."""
-        scores = self.scores(test.features)
-        return macro_auroc(scores, self.classes, test.labels), scores
+        """Compute the macro AUROC on the labelled rows of test; also the scores (n, K) of all."""
+        scores, labelled = self.scores(test.features), test.labels != NO_LABEL
+        return macro_auroc(scores[labelled], self.classes, test.labels[labelled]), scores
 
     def test(self, test: Labelled) -> ProbeResult:
         """Score the test split.

@@ -95,6 +95,10 @@ def test_rows_without_a_label_are_left_out() -> None:
         )
 
     assert probed(*map(with_unlabelled, (train, val, test))) == probed(train, val, test)
+    probe = fit(train, val)
+    auroc, scores = probe.auroc(with_unlabelled(test))  # of label budgets and of robustness
+    assert auroc == probe.auroc(test)[0] == probe.test(test).auroc
+    assert len(scores) == 20 + len(test.labels)  # scores.parquet has a row per patch
 
 
 def test_the_macro_average_runs_over_the_classes_of_test() -> None:
