@@ -60,7 +60,8 @@ class Config:
     # synthetic set), 20,000,000 on a GPU
     images: int | None = None
     batch_size: int | None = None  # images per step, of all processes. Default: 64, on a GPU 2048
-    precision: Literal["bf16", "fp32"] | None = None  # default: bf16 where the hardware has it
+    # number format of convolutions. Default: bf16 where the hardware has it
+    precision: Literal["bf16", "fp32"] | None = None
     compile: bool | None = None  # compile the step, from uint8 to loss. Default: on a GPU only
     deterministic: bool = False  # use deterministic kernels on a GPU (those on CPU always are)
     storage: Storage = "auto"  # where the train split is kept: stream, host or device memory
