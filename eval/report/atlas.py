@@ -103,12 +103,12 @@ def _sheet(run: EvaluatedRun, rows: pa.Table) -> str | None:
     if len(indices) < len(rows):
         return None
     sheet = io.BytesIO()
-    image = Image.fromarray(_tiled(read_split(split, np.array(indices))))
+    image = Image.fromarray(tiled(read_split(split, np.array(indices))))
     image.save(sheet, "JPEG", quality=QUALITY, subsampling=0)
     return f"data:image/jpeg;base64,{base64.b64encode(sheet.getvalue()).decode()}"
 
 
-def _tiled(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def tiled(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Patches (n, 32, 32, 3) side by side, COLUMNS in a row, as one image (H, W, 3)."""
     lines = -(-len(pixels) // COLUMNS)
     sheet = np.zeros((lines * COLUMNS, PATCH, PATCH, 3), np.uint8)

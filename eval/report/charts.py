@@ -1,6 +1,7 @@
 """Which numbers of the runs are charted against which; `eval.report.svg` draws."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from eval.figures import CURVES
 from eval.measure.metrics import ELEMENTS
@@ -26,7 +27,7 @@ def _chart(name: str, title: str, remark: str, svg: str) -> Part:
     return Chart(name, svg, title + remark) if svg else Text(f"{title}: {NOT_MEASURED}.")
 
 
-def differences(contrasts: Sequence[tuple[str, Contrast]], name: str) -> Part:
+def differences(contrasts: Sequence[tuple[str, Contrast]], slug: str) -> Part:
     """Every contrast with its interval; dashed: no difference, and the margin of H1."""
     rows = [(title, _point(contrast.difference)) for title, contrast in contrasts]
     axis = Axis("difference of AUROC", marks=(0.0, -MARGIN))
@@ -35,19 +36,19 @@ def differences(contrasts: Sequence[tuple[str, Contrast]], name: str) -> Part:
         f". Dashed: no difference, and {MARGIN} below it, the margin of non-inferiority. "
         f"{_resampled(contrast.difference for _, contrast in contrasts)}"
     )
-    return _chart(name, title, remark, forest(rows, axis, title))
+    return _chart(f"{slug}-differences.svg", title, remark, forest(rows, axis, title))
 
 
-def headlines(intervals: Headlines, name: str) -> Part:
+def headlines(intervals: Headlines, slug: str) -> Part:
     """AUROC with all labels of every arm and baseline."""
     measured = {
         arm: cells[ALL_LABELS.name] for arm, cells in intervals.items() if ALL_LABELS.name in cells
     }
     rows = [(arm, _point(cell)) for arm, cell in measured.items()]
     title = "Linear probe with all labels: arms and baselines with 95 % intervals"
-    axis = Axis("macro AUROC on test", marks=(0.5,))
+    axis = replace(TEST_AUROC, marks=(0.5,))
     remark = f". Dashed: chance. {_resampled(measured.values())}"
-    return _chart(name, title, remark, forest(rows, axis, title))
+    return _chart(f"{slug}-auroc.svg", title, remark, forest(rows, axis, title))
 
 
 def _resampled(intervals: Iterable[Interval]) -> str:
@@ -59,7 +60,7 @@ def _point(interval: Interval, x: float = 0.0) -> Point:
     return Point(x, interval.estimate, interval.low, interval.high)
 
 
-def labels(compared: ComparedArms, name: str) -> Part:
+def labels(compared: ComparedArms, slug: str) -> Part:
     """AUROC against the number of labelled groups per class."""
     series = []
     intervals: list[Interval] = []
@@ -79,7 +80,8 @@ def labels(compared: ComparedArms, name: str) -> Part:
         f"({CURVE.replicates:,} replicates). The last point has all labels; "
         f"arms are drawn side by side. {_resampled(intervals)}"
     )
-    return _chart(name, title, remark, plot(series, x, TEST_AUROC, title))
+    svg = plot(series, x, TEST_AUROC, title)
+    return _chart(f"{slug}-labels.svg", title, remark, svg)
 
 
 def _label_counts(arm: Arm) -> list[tuple[float, Measure]]:
@@ -121,35 +123,31 @@ def _severities(arm: Arm, kind: str) -> list[Point]:
     return [Point(severity, sum(values) / len(values)) for severity, values in aurocs.items()]
 
 
-def rate_distortion(arms: Iterable[Arm], name: str) -> Part:
-    """A point per run: its KL and its PSNR."""
-    series = [
-        _scatter(arm, i, [(run.latent.kl, run.reconstruction.psnr) for run in arm.runs.values()])
-        for i, arm in enumerate(arms)
-    ]
+def rates(arms: Iterable[Arm], slug: str) -> list[Part]:
+    """A point per run: its KL and its PSNR, then its KL and the AUROC of a probe of its code."""
+    distortion, probe = [], []
+    for i, arm in enumerate(arms):
+        runs = arm.runs.values()
+        distortion.append(_scatter(arm, i, [(r.latent.kl, r.reconstruction.psnr) for r in runs]))
+        probe.append(_scatter(arm, i, [(r.latent.kl, r.probe().auroc) for r in runs]))
+    psnr = Axis("PSNR of clean patches (dB)")
     title = "Rate and distortion"
     remark = (
         ": a point per run. Up and to the left is better; arms at different rates are not at "
         "equal conditions."
     )
-    return _chart(name, title, remark, plot(series, KL, Axis("PSNR of clean patches (dB)"), title))
-
-
-def rate_and_probe(arms: Iterable[Arm], name: str) -> Part:
-    """A point per run: its KL and the AUROC of a probe of its code."""
-    series = [
-        _scatter(arm, i, [(run.latent.kl, run.probe().auroc) for run in arm.runs.values()])
-        for i, arm in enumerate(arms)
-    ]
+    svg = plot(distortion, KL, psnr, title)
+    rate_distortion = _chart(f"{slug}-rate-distortion.svg", title, remark, svg)
     title = "Rate and probe"
     remark = (
         ": a point per run. A term that lowers the rate is compared fairly where arms of other "
         "beta or lambda reach the same rate: look along the vertical."
     )
-    return _chart(name, title, remark, plot(series, KL, TEST_AUROC, title))
+    svg = plot(probe, KL, TEST_AUROC, title)
+    return [rate_distortion, _chart(f"{slug}-rate-probe.svg", title, remark, svg)]
 
 
-def equivariance(arms: Sequence[Arm], name: str) -> Part:
+def equivariance(arms: Sequence[Arm], slug: str) -> Part:
     """The relative error of every element of D4, a point per run."""
     series = []
     for i, arm in enumerate(arms):
@@ -163,7 +161,8 @@ def equivariance(arms: Sequence[Arm], name: str) -> Part:
     title = "Equivariance error of the code by group element"
     error = Axis("relative error", marks=(0.0, 1.0))
     svg = plot(series, Axis("", names=SHORT), error, title)
-    return _chart(name, title, ": 0 exact, about 1 (dashed) unrelated.", svg)
+    remark = ": 0 exact, about 1 (dashed) unrelated."
+    return _chart(f"{slug}-equivariance.svg", title, remark, svg)
 
 
 def _scatter(arm: Arm, colour: int, values: Iterable[tuple[float | None, float | None]]) -> Series:

@@ -10,7 +10,7 @@ import msgspec
 from common.errors import DataError
 from common.files import read_json
 from eval.report.document import NOT_MEASURED, Table, number, shown
-from eval.report.runs import Arm, EvaluatedRun
+from eval.report.runs import Arm
 from eval.results import Parameters
 
 REMEDY = "make it with: python bench/throughput.py model --json FILE"
@@ -20,6 +20,13 @@ COLUMNS = (
     "MFLOPs forward",
     "encode (images/s)",
     "training step (images/s)",
+)
+UNMEASURED = "Costs and speeds come from bench/throughput.py model --json FILE, by --efficiency."
+CAPTION = (
+    "Cost of one image, convolutions only: millions of multiply-adds (MMACs) and of floating-point "
+    "operations (two per multiply-add, counted separately). Speed: median of the fastest variant "
+    "measured, in brackets the lowest and the highest; the training step is that of dvae, or of "
+    "eq-dvae where the objective has an equivariance term, without optimizer and data."
 )
 
 
@@ -82,46 +89,28 @@ def table(arms: Iterable[Arm], efficiency: Efficiency | None) -> Table:
     rows = []
     for arm in arms:
         run = next(iter(arm.runs.values()))
+        facts = run.results.run
         parameters = run.results.model.parameters or Parameters()
+        records = efficiency.records if efficiency else []
+        alike = [record for record in records if record.model == run.architecture]
+        size = next((record for record in alike if record.kind == "size"), None)
+        costs = [NOT_MEASURED] * len(COLUMNS)
+        if size is not None:
+            speeds = [record for record in alike if record.kind == "speed"]
+            preset = "eq-dvae" if facts.equivariance else "dvae"
+            step = f"{preset} forward+backward" if facts.decodes else ""
+            costs = [
+                _millions(size.macs, "encoder"),
+                _millions(size.macs, "total"),
+                _millions(size.flops, "forward"),
+                _fastest(speeds, "encode"),
+                _fastest(speeds, step),
+            ]
         counts = [number(parameters.total, 0), number(parameters.encoder, 0)]
-        rows.append([arm.name, *counts, *_cost(run, efficiency)])
+        rows.append([arm.name, *counts, *costs])
     header = ["arm", "parameters", "of the encoder", *COLUMNS]
-    return Table("Size and speed", header, rows, _caption(efficiency))
-
-
-def _caption(efficiency: Efficiency | None) -> str:
-    if efficiency is None:
-        return "Costs and speeds come from bench/throughput.py model --json FILE, by --efficiency."
-    return (
-        "Cost of one image, convolutions only: millions of multiply-adds (MMACs) and of "
-        "floating-point operations (two per multiply-add, counted separately). Speed: median of "
-        "the fastest variant measured, in brackets the lowest and the highest; the training step "
-        "is that of dvae, or of eq-dvae where the objective has an equivariance term, without "
-        f"optimizer and data. On {efficiency.machine}."
-    )
-
-
-def _cost(run: EvaluatedRun, efficiency: Efficiency | None) -> list[str]:
-    records = efficiency.records if efficiency else []
-    alike = [record for record in records if record.model == run.architecture]
-    size = next((record for record in alike if record.kind == "size"), None)
-    if size is None:
-        return [NOT_MEASURED] * len(COLUMNS)
-    speeds = [record for record in alike if record.kind == "speed"]
-    return [
-        _millions(size.macs, "encoder"),
-        _millions(size.macs, "total"),
-        _millions(size.flops, "forward"),
-        _fastest(speeds, "encode"),
-        _fastest(speeds, _step(run)),
-    ]
-
-
-def _step(run: EvaluatedRun) -> str:
-    """The measured step that does the work of this run's; "" for a run without a decoder."""
-    facts = run.results.run
-    preset = "eq-dvae" if facts.equivariance else "dvae"
-    return f"{preset} forward+backward" if facts.decodes else ""
+    caption = UNMEASURED if efficiency is None else f"{CAPTION} On {efficiency.machine}."
+    return Table("Size and speed", header, rows, caption)
 
 
 def _millions(counts: Mapping[str, float | str], name: str) -> str:

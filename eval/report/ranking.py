@@ -1,5 +1,7 @@
 """Whether a data set can rank models at all: against the untrained encoder and the baselines."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from eval.measure.scores import Scores
@@ -12,37 +14,34 @@ UNTRAINED = "random_init"
 CEILING = "supervised"
 
 
-def sentences(compared: ComparedArms, best: Baseline | None) -> list[str]:
+def sentences(compared: ComparedArms, baselines: Iterable[Baseline]) -> list[str]:
     """A line per arm against the untrained encoder, then the gap to labels that each closes.
 
     Args:
-        best: the baseline with the highest AUROC; None where none was measured.
+        baselines: the gap is counted from the one with the highest AUROC.
     """
     lines: list[str] = []
     resampled: set[str] = set()
     for arm in compared.arms.values():
-        if difference := _minus_untrained(compared, arm):
-            lines.append(_sentence(arm, difference))
-            if difference.low is not None:
-                resampled.add(difference.resampled)
+        trained = arm.scores(ALL_LABELS, list(arm.books))
+        untrained = _untrained_scores(compared, arm)
+        if trained is None or untrained is None or compared.test is None:
+            continue
+        repeated = [np.stack([scores] * len(arm.books)) for scores in untrained]
+        scores = {arm.name: trained, "untrained": repeated}
+        difference = compare(scores, compared.test.labels, compared.test.groups).difference
+        lines.append(_sentence(arm, difference))
+        if difference.low is not None:
+            resampled.add(difference.resampled)
     if resampled:
         lines.append(f"Resampled in these intervals: {'; or '.join(sorted(resampled))}.")
-    if best is None or best.scores.auroc is None:
+    aurocs = {baseline.label: baseline.scores.auroc for baseline in baselines}
+    measured = {label: auroc for label, auroc in aurocs.items() if auroc is not None}
+    if not measured:
         return lines
-    auroc = best.scores.auroc
-    first = f"The best baseline without training is {best.label}, AUROC {auroc:.3f}."
+    best, auroc = max(measured.items(), key=lambda item: item[1])
+    first = f"The best baseline without training is {best}, AUROC {auroc:.3f}."
     return [first, *lines, *_gaps(compared, auroc)]
-
-
-def _minus_untrained(compared: ComparedArms, arm: Arm) -> Interval | None:
-    """An arm minus the untrained encoder, where both were scored."""
-    seeds = list(arm.books)
-    trained = arm.scores(ALL_LABELS, seeds)
-    untrained = _untrained_scores(compared, arm)
-    if trained is None or untrained is None or compared.test is None:
-        return None
-    scores = {arm.name: trained, "untrained": [np.stack([s] * len(seeds)) for s in untrained]}
-    return compare(scores, compared.test.labels, compared.test.groups).difference
 
 
 def _untrained_scores(compared: ComparedArms, arm: Arm) -> list[Scores] | None:
@@ -79,9 +78,14 @@ def _sentence(arm: Arm, difference: Interval) -> str:
 
 def _gaps(compared: ComparedArms, best: float) -> list[str]:
     """G = (model - best baseline) / (supervised - best baseline), where the latter is above 0."""
-    means = {arm.name: mean_auroc(arm) for arm in compared.arms.values()}
+    means: dict[str, float] = {}
+    for arm in compared.arms.values():
+        aurocs = [run.probe().auroc for run in arm.runs.values()]
+        measured = [auroc for auroc in aurocs if auroc is not None]
+        if measured:
+            means[arm.name] = sum(measured) / len(measured)
     supervised = {arm.name for arm in compared.arms.values() if arm.preset == CEILING}
-    ceiling = max(filter(None, (means[name] for name in supervised)), default=None)
+    ceiling = max((means[name] for name in means if name in supervised), default=None)
     if ceiling is None:
         return ["Gap closure: not measured, no run of the preset supervised."]
     if ceiling <= best:
@@ -90,12 +94,5 @@ def _gaps(compared: ComparedArms, best: float) -> list[str]:
         f"{name} closes {(mean - best) / (ceiling - best):+.2f} of the gap from the best baseline "
         f"{best:.3f} to supervised {ceiling:.3f} (a ratio of means, without interval)."
         for name, mean in means.items()
-        if name not in supervised and mean is not None
+        if name not in supervised
     ]
-
-
-def mean_auroc(arm: Arm) -> float | None:
-    """Mean AUROC in results.json over the runs of an arm."""
-    aurocs = [run.probe().auroc for run in arm.runs.values()]
-    measured = [auroc for auroc in aurocs if auroc is not None]
-    return sum(measured) / len(measured) if measured else None

@@ -5,13 +5,12 @@ For every data set the verdicts come first, then what they rest on.
 
 import json
 import shlex
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.files import atomic_path, read_json, write_atomically
+from common.files import read_json, write_atomically
 from eval.measure.metrics import PSNR_CAP
 from eval.report import charts, efficiency, ranking, svg, tables, verdicts, writers
 from eval.report.atlas import atlas
@@ -91,33 +90,31 @@ def write_report(
     Raises:
         DataError: there is no run, one was not evaluated, or a file cannot be read.
     """
-    out = Path(out)
     runs = load_runs(run_folders)
-    sections = [part for folder in transfers for part in transfer_tables.load(Path(folder))]
-    sizes = None if measured is None else efficiency.load(Path(measured))
-    options = [word for folder in transfers for word in ("--transfer", near(Path(folder)))]
+    sections = [section for folder in transfers for section in transfer_tables.load(folder)]
+    sizes = None if measured is None else efficiency.load(measured)
+    options = [word for folder in transfers for word in ("--transfer", near(folder))]
     if measured is not None:
-        options += ["--efficiency", near(Path(measured))]
+        options += ["--efficiency", near(measured)]
     document = compose(runs, sections, sizes, options)
     for part in document.parts:
         if isinstance(part, Chart):
-            _write(out / "figures" / part.name, svg.standalone(part.svg))
+            write_atomically(out / "figures" / part.name, svg.standalone(part.svg).encode())
         elif isinstance(part, Picture):
-            with atomic_path(out / "figures" / part.name) as temporary:
-                shutil.copyfile(part.file, temporary)
-    _write(out / PAGE, writers.to_html(document))
-    _write(out / TABLES, writers.to_latex(document))
-    _write(out / NUMBERS, _numbers(runs, document))
-    _write(out / REPORT, writers.to_markdown(document))
+            write_atomically(out / "figures" / part.name, part.file.read_bytes())
+    texts = {
+        PAGE: writers.to_html(document),
+        TABLES: writers.to_latex(document),
+        NUMBERS: _numbers(runs, document),
+        REPORT: writers.to_markdown(document),
+    }
+    for name, text in texts.items():
+        write_atomically(out / name, text.encode())
     return out / REPORT
 
 
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, text.encode())
-
-
 def _numbers(runs: Iterable[EvaluatedRun], document: Document) -> str:
-    """The verdicts, and what results.json of every run holds, without the longest list."""
+    """The verdicts, and results.json of every run without its longest list, as JSON."""
     numbers: dict[str, Any] = {
         "version": VERSION,
         "verdicts": [asdict(part) for part in document.parts if isinstance(part, Verdict)],
@@ -168,16 +165,27 @@ def _data_set(
     compared = compare_runs(runs)
     arms = list(compared.arms.values())
     root = shown("/".join(runs[0].root.parts[-2:]))  # many folders are called shards
+    untrained = baselines(runs)
+    intervals = verdicts.intervals(compared, untrained)
+    scores = [
+        tables.headlines(intervals),
+        charts.headlines(intervals, slug),
+        *tables.over_seeds(arms),
+        tables.summary(runs),
+        tables.readouts(arms),
+        tables.other_probes(arms),
+    ]
+    if sentences := ranking.sentences(compared, untrained):
+        scores.insert(0, Bullets(sentences))
     labels_and_corruption = [
-        charts.labels(compared, f"{slug}-labels.svg"),
+        charts.labels(compared, slug),
         *tables.budgets(arms),
         *charts.robustness(arms, slug),
         *tables.robustness(arms),
     ]
     metrics = [
-        charts.rate_distortion(arms, f"{slug}-rate-distortion.svg"),
-        charts.rate_and_probe(arms, f"{slug}-rate-probe.svg"),
-        charts.equivariance(arms, f"{slug}-equivariance.svg"),
+        *charts.rates(arms, slug),
+        charts.equivariance(arms, slug),
         tables.denoising(arms),
         tables.by_element(arms),
         *tables.by_readout(arms),
@@ -185,7 +193,7 @@ def _data_set(
     sections = [
         Section(2, f"Data set {root}, {shown(runs[0].results.data.hash)}", []),
         Section(3, "Verdicts", _verdicts(compared, slug)),
-        Section(3, "Scores", _scores(runs, compared, slug)),
+        Section(3, "Scores", scores),
         Section(3, "Efficiency", [efficiency.table(arms, measured)]),
         Section(3, "Labels and corruption", labels_and_corruption),
         Section(3, "Reconstruction, rate and equivariance", metrics),
@@ -206,30 +214,12 @@ def _verdicts(compared: ComparedArms, slug: str) -> list[Part]:
     rows = [(verdict.question, contrast) for verdict, contrast in planned if contrast is not None]
     rows += [(f"exploratory: {name}", contrast) for name, contrast in exploratory]
     if rows:
-        parts.append(charts.differences(rows, f"{slug}-differences.svg"))
+        parts.append(charts.differences(rows, slug))
     if table is not None:
         parts.append(table)
     if compared.dropped:
         parts += [Text("Left out of the verdicts:"), Bullets(compared.dropped)]
     return parts
-
-
-def _scores(runs: Sequence[EvaluatedRun], compared: ComparedArms, slug: str) -> list[Part]:
-    arms = list(compared.arms.values())
-    untrained = baselines(runs)
-    scored = [baseline for baseline in untrained if baseline.scores.auroc is not None]
-    best = max(scored, key=lambda baseline: baseline.scores.auroc or 0.0, default=None)
-    lines = ranking.sentences(compared, best)
-    intervals = verdicts.intervals(compared, untrained)
-    return [
-        *([Bullets(lines)] if lines else []),
-        tables.headlines(intervals),
-        charts.headlines(intervals, f"{slug}-auroc.svg"),
-        *tables.over_seeds(arms),
-        tables.summary(runs),
-        tables.readouts(arms),
-        tables.other_probes(arms),
-    ]
 
 
 def _notices(runs: Sequence[EvaluatedRun]) -> Part:
@@ -262,22 +252,23 @@ def _pictures(run: EvaluatedRun) -> list[Part]:
 
 
 def _commands(runs: Iterable[EvaluatedRun], options: Sequence[str]) -> str:
-    commands = [command for run in runs for command in _run_again(run)]
+    """The commands that repeat every run beside it, or its scores of embeddings, and the report."""
+    commands: list[list[str]] = []
+    for run in runs:
+        data, again = near(run.root), f"{near(run.folder)}-again"
+        external = run.results.external
+        if external is not None:
+            name = ["--name", run.preset, "--seed", str(run.seed)]
+            features = near(Path(external.features))
+            commands.append(
+                ["python", "-m", "eval.external", features, "--data", data, *name, "--out", again]
+            )
+            continue
+        config = f"{near(run.folder)}/config.json"
+        commands += [
+            ["accelerate", "launch", "train/main.py", config, "--out", again],
+            ["python", "-m", "eval.main", again, "--data", data],
+        ]
     folders = [near(run.folder) for run in runs]
     commands.append(["python", "-m", "eval.report", *folders, *options, "--out", "report"])
     return "\n".join(map(shlex.join, commands))
-
-
-def _run_again(run: EvaluatedRun) -> list[list[str]]:
-    """The commands that repeat a run beside this one, or the scores of external embeddings."""
-    folder, data = near(run.folder), near(run.root)
-    again = f"{folder}-again"
-    external = run.results.external
-    if external is not None:
-        features = near(Path(external.features))
-        options = ["--data", data, "--name", run.preset, "--seed", str(run.seed), "--out", again]
-        return [["python", "-m", "eval.external", features, *options]]
-    return [
-        ["accelerate", "launch", "train/main.py", f"{folder}/config.json", "--out", again],
-        ["python", "-m", "eval.main", again, "--data", data],
-    ]

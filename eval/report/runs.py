@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +286,9 @@ def compare_runs(runs: Sequence[EvaluatedRun]) -> ComparedArms:
                 continue
             if compared.test is None:
                 keys = book.rows["key"].to_pylist()
-                compared.test = _test_set(book)
+                labels = book.rows["label"].to_numpy().astype(np.int64)
+                groups = np.array(book.rows["group"].to_pylist(), dtype=object)
+                compared.test = TestSet(labels, groups.astype(str).astype(object))
             if book.rows["key"].to_pylist() != keys:
                 compared.dropped.append(f"{run.label}: its scores are of other test patches")
                 continue
@@ -307,22 +310,18 @@ def _arms(runs: Iterable[EvaluatedRun]) -> dict[str, Arm]:
             settings.append(run.settings)
     arms: dict[str, Arm] = {}
     for run in runs:
-        name = run.preset + _difference(run.settings, variants[run.preset])
+        alternatives = variants[run.preset]
+        differing = [
+            f"{shown(name)} {shown(run.settings.get(name))}"
+            for name in dict.fromkeys(chain.from_iterable(alternatives))
+            if len({repr(settings.get(name)) for settings in alternatives}) > 1
+        ]
+        name = f"{run.preset} ({', '.join(differing)})" if differing else run.preset
         arm = arms.setdefault(name, Arm(name, run.preset, run.results.run.images_seen))
         arm.runs.setdefault(run.seed, run)
     for arm in arms.values():
         arm.runs = dict(sorted(arm.runs.items()))
     return arms
-
-
-def _difference(settings: dict[str, Any], variants: list[dict[str, Any]]) -> str:
-    names = dict.fromkeys(name for variant in variants for name in variant)
-    words = [
-        f"{shown(name)} {shown(settings.get(name))}"
-        for name in names
-        if len({repr(variant.get(name)) for variant in variants}) > 1
-    ]
-    return f" ({', '.join(words)})" if words else ""
 
 
 def _book(run: EvaluatedRun) -> ScoreBook:
@@ -343,17 +342,3 @@ def _book(run: EvaluatedRun) -> ScoreBook:
         and (key.features == PRIMARY or replace(key, features=PRIMARY, draw=0) in headlines)
     }
     return ScoreBook(book.rows, book.classes, scores)
-
-
-def _test_set(book: ScoreBook) -> TestSet:
-    return TestSet(
-        book.rows["label"].to_numpy().astype(np.int64),
-        np.array(book.rows["group"].to_pylist(), dtype=object).astype(str).astype(object),
-    )
-
-
-def paired_seeds(arms: Sequence[Arm]) -> tuple[list[int], list[str]]:
-    """The seeds that every arm has, and a line per arm on the seeds that were dropped."""
-    common = sorted(set.intersection(*(set(arm.books) for arm in arms)))
-    unpaired = {arm.name: sorted(set(arm.books) - set(common)) for arm in arms}
-    return common, [f"seeds {s} of {name} have no partner" for name, s in unpaired.items() if s]

@@ -110,17 +110,13 @@ class _Scale:
             powers = range(math.floor(self.low), math.ceil(self.high) + 1)
             values = [m * 10.0**p for p in powers for m in (1, 2, 5)]
             return [(v, f"{v:g}") for v in values if self.low <= math.log10(v) <= self.high]
-        step = _step((self.high - self.low) / 5)
+        rough = (self.high - self.low) / 5
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next((m * power for m in (1, 2, 5) if m * power >= rough), 10 * power)
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         digits = max(0, -math.floor(math.log10(step)))
         return [(i * step, f"{i * step:.{digits}f}") for i in range(first, last + 1)]
-
-
-def _step(rough: float) -> float:
-    """The least of 1, 2, 5, 10, ... times a power of ten that is at least `rough`."""
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next((m * power for m in (1, 2, 5) if m * power >= rough), 10 * power)
 
 
 def _scale(axis: Axis, values: Sequence[float], start: float, end: float) -> _Scale:

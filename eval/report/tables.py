@@ -242,13 +242,13 @@ def by_element(arms: Sequence[Arm]) -> Part:
     """The relative equivariance error by group element."""
     if all(run.results.equivariance is None for run in _runs(arms)):
         return Text(f"Equivariance: {NOT_MEASURED}.")
-    rows = [[name] for name in (*ELEMENTS[1:], "over D4", "over C4")]
+    columns = [[*ELEMENTS[1:], "over D4", "over C4"]]
     for arm in arms:
         errors = [run.equivariance for run in arm.runs.values()]
         cells = [_mean(e.by_element.get(name) for e in errors) for name in ELEMENTS[1:]]
         cells += [_mean(e.by_group.get(name) for e in errors) for name in ("D4", "C4")]
-        for row, cell in zip(rows, cells, strict=True):
-            row.append(cell)
+        columns.append(cells)
+    rows = list(zip(*columns, strict=True))
     caption = "Relative error of the code: 0 exact, about 1 unrelated."
     header = ["element", *(arm.label for arm in arms)]
     return Table("Equivariance by group element", header, rows, caption)

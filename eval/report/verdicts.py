@@ -18,7 +18,6 @@ from eval.report.runs import (
     Baseline,
     ComparedArms,
     Measure,
-    paired_seeds,
 )
 from eval.stats.bootstrap import DEFAULT, Interval, Resampling, interval
 from eval.stats.contrasts import Contrast, Judgement, Question, compare, describe, judge
@@ -38,6 +37,10 @@ class PlannedContrast:
     second: str
     measure: Measure
     question: Question
+
+    @property
+    def title(self) -> str:
+        return f"{self.hypothesis}, {self.first} - {self.second}, {self.measure.name}"
 
 
 PRIMARY = (
@@ -76,8 +79,6 @@ MEANING = {
 class Comparison:
     """Two arms on one measure: a contrast, or the reasons why there is none."""
 
-    first: str
-    second: str
     contrast: Contrast | None
     reasons: Sequence[str]  # why nothing can be decided
     notes: Sequence[str]  # what was left out
@@ -92,18 +93,23 @@ def compare_arms(compared: ComparedArms, first: str, second: str, measure: Measu
     lacking = [name for name in (first, second) if name not in compared.arms]
     if lacking or compared.test is None:
         reason = f"no run of {' and of '.join(lacking)}" if lacking else "no run has usable scores"
-        return Comparison(first, second, None, [reason], [])
+        return Comparison(None, [reason], [])
     arms = [compared.arms[name] for name in (first, second)]
-    seeds, notes = paired_seeds(arms)
+    seeds = sorted(arms[0].books.keys() & arms[1].books.keys())
+    notes = [
+        f"seeds {unpaired} of {arm.name} have no partner"
+        for arm in arms
+        if (unpaired := sorted(arm.books.keys() - set(seeds)))
+    ]
     if arms[0].images != arms[1].images:
         notes.append(f"unequal budgets: {arms[0].images} and {arms[1].images} images")
     measured = {arm.name: arm.scores(measure, seeds) for arm in arms}
     scores = {name: stacked for name, stacked in measured.items() if stacked is not None}
     if len(scores) < 2:
         reason = f"no scores of the {measure.name}" if seeds else "no seed is in both"
-        return Comparison(first, second, None, [reason], notes)
+        return Comparison(None, [reason], notes)
     contrast = compare(scores, compared.test.labels, compared.test.groups)
-    return Comparison(first, second, contrast, shortcomings(contrast.difference), notes)
+    return Comparison(contrast, shortcomings(contrast.difference), notes)
 
 
 def shortcomings(difference: Interval) -> list[str]:
@@ -120,27 +126,28 @@ def shortcomings(difference: Interval) -> list[str]:
 
 def primary(compared: ComparedArms) -> list[tuple[Verdict, Contrast | None]]:
     """Verdicts on the planned contrasts, with Holm's correction over those that were measured."""
-    comparisons = [compare_arms(compared, p.first, p.second, p.measure) for p in PRIMARY]
+    comparisons = {p.title: compare_arms(compared, p.first, p.second, p.measure) for p in PRIMARY}
     family: dict[str, Contrast] = {}
-    for i, comparison in enumerate(comparisons):
+    for title, comparison in comparisons.items():
         if comparison.contrast is not None:
             # an undecidable contrast stays in the family, with p = 1
             p = None if comparison.reasons else comparison.contrast.p
-            family[str(i)] = replace(comparison.contrast, p=p)
-    judgements = judge(family, {str(i): planned.question for i, planned in enumerate(PRIMARY)})
-    return [
-        (_verdict(planned, comparison, judgements.get(str(i))), comparison.contrast)
-        for i, (planned, comparison) in enumerate(zip(PRIMARY, comparisons, strict=True))
-    ]
+            family[title] = replace(comparison.contrast, p=p)
+    judgements = judge(family, {planned.title: planned.question for planned in PRIMARY})
+    verdicts = []
+    for planned in PRIMARY:
+        comparison = comparisons[planned.title]
+        verdict = _verdict(planned, comparison, judgements.get(planned.title))
+        verdicts.append((verdict, comparison.contrast))
+    return verdicts
 
 
 def _verdict(
     planned: PlannedContrast, comparison: Comparison, judgement: Judgement | None
 ) -> Verdict:
-    question = f"{planned.hypothesis}, {planned.first} - {planned.second}, {planned.measure.name}"
     contrast = comparison.contrast
     if contrast is None or judgement is None:
-        return Verdict(question, "", NOT_MEASURED, f"Reason: {comparison.remarks}.", "")
+        return Verdict(planned.title, "", NOT_MEASURED, f"Reason: {comparison.remarks}.", "")
     detectable = ""
     if contrast.detectable is not None:
         detectable = f"Minimal detectable difference: {contrast.detectable:.4f}."
@@ -150,10 +157,10 @@ def _verdict(
         numbers = describe(contrast.difference)
     else:
         word = judgement.word
-        meaning = MEANING[word].format(first=comparison.first, second=comparison.second)
+        meaning = MEANING[word].format(first=planned.first, second=planned.second)
         numbers = describe(contrast.difference, judgement.p_holm)
     numbers = "; ".join([numbers, *comparison.notes]) + "."
-    return Verdict(question, detectable, word, meaning, numbers)
+    return Verdict(planned.title, detectable, word, meaning, numbers)
 
 
 def exploratory(compared: ComparedArms) -> tuple[Table | None, list[tuple[str, Contrast]]]:
@@ -185,28 +192,26 @@ def exploratory(compared: ComparedArms) -> tuple[Table | None, list[tuple[str, C
 def pairs(presets: Mapping[str, str]) -> list[tuple[str, str]]:
     """Pairs of arms to contrast: the predefined ones, and every variant with its base arm.
 
+    The base of an arm is the longest name that its own extends (`dvae` of `dvae-blur`), else the
+    first arm of its preset. An arm that has neither and is in no predefined pair meets REFERENCE.
+
     Args:
         presets: the preset of every arm, by the name of the arm.
     """
     contrasts = [pair for pair in EXPLORATORY if all(name in presets for name in pair)]
     paired = {name for pair in contrasts for name in pair}
-    for name in presets:
-        partner = _base(name, presets)
-        if partner is None and name not in paired:
+    for name, preset in presets.items():
+        extended = [base for base in presets if name.startswith((f"{base}-", f"{base} "))]
+        first = next(arm for arm in presets if presets[arm] == preset)
+        if extended:
+            partner = max(extended, key=len)
+        elif first != name or name in paired:
+            partner = first
+        else:
             partner = REFERENCE if REFERENCE in presets else next(iter(presets))
-        if partner not in (None, name) and (name, partner) not in contrasts:
-            contrasts.append((name, str(partner)))
+        if partner != name and (name, partner) not in contrasts:
+            contrasts.append((name, partner))
     return contrasts
-
-
-def _base(name: str, presets: Mapping[str, str]) -> str | None:
-    """The longest arm name that `name` extends (`dvae` of `dvae-blur`), else the first arm of the
-    same preset; None for that arm itself."""
-    extended = [base for base in presets if name.startswith((f"{base}-", f"{base} "))]
-    if extended:
-        return max(extended, key=len)
-    first = next(arm for arm, preset in presets.items() if preset == presets[name])
-    return None if first == name else first
 
 
 def contrast_cells(contrast: Contrast) -> list[str]:
@@ -220,33 +225,30 @@ def contrast_cells(contrast: Contrast) -> list[str]:
 
 
 def intervals(compared: ComparedArms, baselines: Iterable[Baseline]) -> Headlines:
-    """The interval of every headline AUROC that was measured, by arm or baseline."""
-    headlines: dict[str, dict[str, Interval | None]] = {}
+    """The interval of every headline AUROC that was measured, by arm or baseline.
+
+    Those of a baseline have no effect of seeds, on which it does not depend: they are from the
+    first run that measured it.
+    """
+    cells: list[tuple[str, str, Interval | None]] = []
     for arm in compared.arms.values():
-        headlines[arm.name] = {m.name: arm_interval(compared, arm, m) for m in MEASURES}
+        cells += [(arm.name, m.name, arm_interval(compared, arm, m)) for m in MEASURES]
     for baseline in baselines:
-        headlines[f"baseline {baseline.label}"] = {
-            measure.name: _baseline_interval(compared, baseline, measure) for measure in MEASURES
-        }
-    measured: Headlines = {}
-    for name, cells in headlines.items():
-        present = {measure: cell for measure, cell in cells.items() if cell is not None}
-        if present:
-            measured[name] = present
-    return measured
-
-
-def _baseline_interval(
-    compared: ComparedArms, baseline: Baseline, measure: Measure
-) -> Interval | None:
-    """Without an effect of seeds, on which no baseline depends: from the first run that has it."""
-    arm = compared.arm_of(baseline.run)
-    if arm is None:
-        return None
-    for seed, book in arm.books.items():
-        if measure.scores(book, baseline.features) is not None:
-            return arm_interval(compared, arm, measure, seeds=[seed], features=baseline.features)
-    return None
+        owner = compared.arm_of(baseline.run)
+        if owner is None:
+            continue
+        features = baseline.features
+        for measure in MEASURES:
+            for seed, book in owner.books.items():
+                if measure.scores(book, features) is not None:
+                    cell = arm_interval(compared, owner, measure, seeds=[seed], features=features)
+                    cells.append((f"baseline {baseline.label}", measure.name, cell))
+                    break
+    headlines: Headlines = {}
+    for name, column, cell in cells:
+        if cell is not None:
+            headlines.setdefault(name, {})[column] = cell
+    return headlines
 
 
 def arm_interval(

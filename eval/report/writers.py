@@ -9,7 +9,7 @@ import base64
 import html
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -65,9 +65,13 @@ def _markdown_part(part: Part) -> str:
         case Bullets(items):
             return "\n".join(f"- {_markdown(item)}" for item in items)
         case Code(text):
-            return _code_block(text)
+            longest_run = max(map(len, re.findall("`+", text)), default=0)
+            fence = "`" * max(3, longest_run + 1)
+            return f"{fence}\n{text}\n{fence}"
         case Table(title, header, rows, caption):
-            blocks = [f"**{_markdown(title)}**", _markdown_table(header, rows), _markdown(caption)]
+            lines = [_markdown_row(header), f"| --- |{' ---: |' * (len(header) - 1)}"]
+            lines += map(_markdown_row, rows)
+            blocks = [f"**{_markdown(title)}**", "\n".join(lines), _markdown(caption)]
             return "\n\n".join(block for block in blocks if block)
         case Verdict(question, before, word, meaning, numbers):
             start, end = _markdown(f"{question}. {before}"), _markdown(f"{meaning} {numbers}")
@@ -88,52 +92,37 @@ def _markdown(text: str) -> str:
     return safe.replace("://", ":&#47;&#47;").replace("www.", "www&#46;").replace("@", "&#64;")
 
 
-def _markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The first column is aligned left, the others right."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    escaped = [[_markdown(cell) for cell in row] for row in (header, *rows)]
-    escaped.insert(1, rule)
-    return "\n".join("| " + " | ".join(row) + " |" for row in escaped)
-
-
-def _code_block(text: str) -> str:
-    """A fence longer than any run of backticks inside."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text}\n{fence}"
+def _markdown_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(map(_markdown, cells))} |"
 
 
 def to_latex(document: Document) -> str:
     """Every table of the document with booktabs, ready to be pasted into a paper."""
-    tables = [
-        _latex_table(section.title, part)
-        for section in document.sections
-        for part in section.parts
-        if isinstance(part, Table)
-    ]
-    return "\n\n".join([_LATEX_HEADER, *tables]) + "\n"
+    blocks = [_LATEX_HEADER]
+    for section in document.sections:
+        for table in section.parts:
+            if not isinstance(table, Table):
+                continue
+            # no \label: a name in it could not be escaped
+            caption = f"{table.title}. {section.title}. {table.caption}".strip()
+            lines = [
+                r"\begin{table}",
+                rf"\caption{{{escape_latex(caption)}}}",
+                r"\centering\small",
+                rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
+                r"\toprule",
+                _latex_row(table.header),
+                r"\midrule",
+                *map(_latex_row, table.rows),
+                r"\bottomrule",
+                r"\end{tabular}",
+                r"\end{table}",
+            ]
+            blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
 
 
-def _latex_table(section: str, table: Table) -> str:
-    # no \label: a name in it could not be escaped
-    caption = f"{table.title}. {section}. {table.caption}".strip()
-    lines = [
-        r"\begin{table}",
-        rf"\caption{{{escape_latex(caption)}}}",
-        r"\centering\small",
-        rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
-        r"\toprule",
-        _latex_row(table.header),
-        r"\midrule",
-        *map(_latex_row, table.rows),
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines)
-
-
-def _latex_row(cells: Sequence[str]) -> str:
+def _latex_row(cells: Iterable[str]) -> str:
     return " & ".join(map(escape_latex, cells)) + r" \\"
 
 

@@ -92,7 +92,7 @@ def test_few_seeds_or_few_groups_decide_nothing(tmp_path: Path, data: Dataset) -
         (verdict, contrast), *_ = verdicts.primary(compared)
         assert verdict.word == "cannot be decided" and counted in verdict.meaning
         assert contrast is not None and contrast.difference.low is not None  # the numbers are shown
-        assert counted in next(line for line in ranking.sentences(compared, None))
+        assert counted in next(line for line in ranking.sentences(compared, []))
     few = pack_noise(tmp_path / "few", groups=4)
     three_seeds = _runs_of(tmp_path / "three", few, skills, seeds=3)
     (verdict, _), *_ = verdicts.primary(compared_arms(three_seeds))
@@ -120,11 +120,11 @@ def test_a_data_set_that_ranks_nothing_is_named_and_gaps_are_closed(
     results = Results(data=DataFacts(hash=""), probe={"mean_rgb": FeatureScores(auroc=0.45)})
     best = Baseline("mean_rgb", "mean_rgb", EvaluatedRun(tmp_path, "any", "any", results))
     compared = compared_arms(runs)
-    lines = ranking.sentences(compared, best)
+    lines = ranking.sentences(compared, [best])
     evaluated_again = [("dvae", 1), ("supervised", 0), ("supervised", 1), ("supervised", 2)]
     for arm, seed in evaluated_again:  # once is enough
         del compared.arms[arm].books[seed].scores[Condition("random_init", "logistic")]
-    assert ranking.sentences(compared, best) == lines
+    assert ranking.sentences(compared, [best]) == lines
     assert "cannot rank models" in next(line for line in lines if line.startswith("dvae - untr"))
     assert "training shows" in next(line for line in lines if line.startswith("supervised - "))
     dvae, ceiling = (np.mean([0.5 + k / 10 + s / 1000 for s in range(3)]) for k in (0.1, 3.0))
@@ -333,7 +333,7 @@ def test_the_map_is_the_principal_components(data: Dataset) -> None:
     rows = subset(10_000, atlas.POINTS)
     assert len(set(rows.tolist())) == atlas.POINTS and (np.diff(rows) > 0).all()
     pixels = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), np.uint8)
-    sheet = atlas._tiled(pixels)
+    sheet = atlas.tiled(pixels)
     np.testing.assert_array_equal(sheet[32:64, 32 * 9 : 32 * 10], pixels[69])
 
 
