@@ -50,7 +50,25 @@ def atlas(runs: Sequence[EvaluatedRun], name: str) -> Atlas | None:
         maps.append(RunMap(name=run.label, shares=shares, xy=xy.ravel().tolist()))
     if rows is None or len(rows) < 3:
         return None
-    points = _points(runs[0], maps, rows)
+    classes = [shown(name) for name in runs[0].results.protocol.classes or []]
+    labels = rows["label"].to_pylist()
+    if any(label == NO_LABEL or label >= len(classes) for label in labels):
+        labels = [label if 0 <= label < len(classes) else len(classes) for label in labels]
+        classes.append("no label")
+    sites = ["unknown site" if site is None else shown(site) for site in rows["site"].to_pylist()]
+    site_names = sorted(set(sites))
+    points = AtlasPoints(
+        runs=maps,
+        grid=GRID,
+        key=rows["key"].to_pylist(),
+        source=[shown(source) for source in rows["source"].to_pylist()],
+        labels=labels,
+        classes=classes,
+        site_indices=[site_names.index(site) for site in sites],
+        sites=site_names,
+        sheet=_sheet(runs[0], rows),
+        columns=COLUMNS,
+    )
     caption = (
         f"The first two principal components of the code (raw mu) of {len(rows):,} patches of "
         f"{shown(split)}, the same for every run. Distances in two of many dimensions are a "
@@ -65,28 +83,6 @@ def components(features: NDArray[np.floating]) -> tuple[NDArray[np.int64], list[
     low, high = xy.min(0), xy.max(0)
     scaled = (xy - low) / np.maximum(high - low, np.finfo(float).tiny) * GRID
     return scaled.round().astype(np.int64), shares.round(4).tolist()
-
-
-def _points(run: EvaluatedRun, maps: list[RunMap], rows: pa.Table) -> AtlasPoints:
-    classes = [shown(name) for name in run.results.protocol.classes or []]
-    labels = rows["label"].to_pylist()
-    if any(label == NO_LABEL or label >= len(classes) for label in labels):
-        labels = [label if 0 <= label < len(classes) else len(classes) for label in labels]
-        classes.append("no label")
-    sites = ["unknown site" if site is None else shown(site) for site in rows["site"].to_pylist()]
-    site_names = sorted(set(sites))
-    return AtlasPoints(
-        runs=maps,
-        grid=GRID,
-        key=rows["key"].to_pylist(),
-        source=[shown(source) for source in rows["source"].to_pylist()],
-        labels=labels,
-        classes=classes,
-        site_indices=[site_names.index(site) for site in sites],
-        sites=site_names,
-        sheet=_sheet(run, rows),
-        columns=COLUMNS,
-    )
 
 
 def _sheet(run: EvaluatedRun, rows: pa.Table) -> str | None:

@@ -11,6 +11,7 @@ from eval.report.document import NOT_MEASURED, Chart, Part, Text
 from eval.report.runs import ALL_LABELS, Arm, ComparedArms, Measure
 from eval.report.svg import Axis, Point, Series, forest, plot
 from eval.report.verdicts import CURVE, Headlines, arm_interval
+from eval.results import RobustnessCurve
 from eval.run import load_metrics
 from eval.stats.bootstrap import Interval
 from eval.stats.contrasts import MARGIN, Contrast
@@ -65,13 +66,21 @@ def labels(compared: ComparedArms, slug: str) -> Part:
     series = []
     intervals: list[Interval] = []
     for i, arm in enumerate(compared.arms.values()):
+        run = next(iter(arm.runs.values()))
+        counts = [
+            (budget.groups_per_class, Measure(n, (Condition(PRIMARY, budget=n),)))
+            for n, budget in run.budgets.items()
+        ]
+        if "train" in run.results.protocol.splits:
+            classes = run.results.protocol.splits["train"].classes.values()
+            counts.append(([c.groups for c in classes if c.groups], ALL_LABELS))
         spacing = SPACING ** (i - (len(compared.arms) - 1) / 2)
         points = []
-        for groups, measure in _label_counts(arm):
-            cell = arm_interval(compared, arm, measure, resampling=CURVE)
+        for groups, measure in counts:
+            cell = arm_interval(compared, arm, measure, resampling=CURVE) if groups else None
             if cell is not None:
                 intervals.append(cell)
-                points.append(_point(cell, groups * spacing))
+                points.append(_point(cell, sum(groups) / len(groups) * spacing))
         series.append(Series(arm.name, sorted(points, key=lambda point: point.x), i))
     x = Axis("labelled groups per class (mean)", log=True)
     title = "Linear probe against labels"
@@ -82,19 +91,6 @@ def labels(compared: ComparedArms, slug: str) -> Part:
     )
     svg = plot(series, x, TEST_AUROC, title)
     return _chart(f"{slug}-labels.svg", title, remark, svg)
-
-
-def _label_counts(arm: Arm) -> list[tuple[float, Measure]]:
-    """Mean labelled groups per class of every budget of an arm, and of all labels."""
-    run = next(iter(arm.runs.values()))
-    counts = [
-        (budget.groups_per_class, Measure(n, (Condition(PRIMARY, budget=n),)))
-        for n, budget in run.budgets.items()
-    ]
-    if "train" in run.results.protocol.splits:
-        classes = run.results.protocol.splits["train"].classes.values()
-        counts.append(([c.groups for c in classes if c.groups], ALL_LABELS))
-    return [(sum(groups) / len(groups), measure) for groups, measure in counts if groups]
 
 
 def robustness(arms: Sequence[Arm], slug: str) -> list[Part]:
@@ -113,10 +109,11 @@ def robustness(arms: Sequence[Arm], slug: str) -> list[Part]:
 
 
 def _severities(arm: Arm, kind: str) -> list[Point]:
+    """The mean AUROC over the runs of an arm, by severity."""
     aurocs: dict[int, list[float]] = {}
     for run in arm.runs.values():
-        curve = run.robustness.kinds.get(kind)
-        by_severity = {level.severity: level.auroc for level in curve.levels} if curve else {}
+        levels = run.robustness.kinds.get(kind, RobustnessCurve()).levels
+        by_severity = {level.severity: level.auroc for level in levels}
         for severity, auroc in {0: run.robustness.clean, **by_severity}.items():
             if auroc is not None:
                 aurocs.setdefault(severity, []).append(auroc)

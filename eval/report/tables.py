@@ -101,10 +101,18 @@ def headlines(intervals: Mapping[str, Mapping[str, Interval]]) -> Part:
     measures = list(dict.fromkeys(name for cells in intervals.values() for name in cells))
     if not measures:
         return Text(f"AUROC with intervals: {NOT_MEASURED}.")
-    rows = [
-        [name, *(_interval(cells.get(measure)) for measure in measures)]
-        for name, cells in intervals.items()
-    ]
+    rows = []
+    for name, cells in intervals.items():
+        row = [name]
+        for measure in measures:
+            cell = cells.get(measure)
+            if cell is None:
+                row.append(NOT_MEASURED)
+            elif cell.low is None or cell.high is None:
+                row.append(f"{cell.estimate:.3f} (no interval)")
+            else:
+                row.append(f"{cell.estimate:.3f} [{cell.low:.3f}, {cell.high:.3f}]")
+        rows.append(row)
     resampled = {cell.resampled for cells in intervals.values() for cell in cells.values()}
     caption = (
         "Macro AUROC of the linear probe on test, mean over seeds, and in brackets the 95 % "
@@ -112,14 +120,6 @@ def headlines(intervals: Mapping[str, Mapping[str, Interval]]) -> Part:
         "overlap where their paired difference is clear: the verdicts are of differences."
     )
     return Table("AUROC with intervals", ["features", *measures], rows, caption)
-
-
-def _interval(interval: Interval | None) -> str:
-    if interval is None:
-        return NOT_MEASURED
-    if interval.low is None or interval.high is None:
-        return f"{interval.estimate:.3f} (no interval)"
-    return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def readouts(arms: Sequence[Arm]) -> Part:
@@ -196,11 +196,11 @@ def robustness(arms: Iterable[Arm]) -> list[Part]:
         header += [f"{arm.label} AUROC", f"{arm.label} PSNR"]
         area += [_mean(run.robustness.area for run in arm.runs.values()), ""]
     rows = []
-    for kind, about in GRADED.items():
-        for severity, level in enumerate(about.levels, 1):
-            row = [f"{kind} {severity}", f"{level:g}"]
+    for name, kind in GRADED.items():
+        for severity, level in enumerate(kind.levels, 1):
+            row = [f"{name} {severity}", f"{level:g}"]
             for arm in tested:
-                scores = [run.severity(kind, severity) for run in arm.runs.values()]
+                scores = [run.severity(name, severity) for run in arm.runs.values()]
                 row.append(mean_sd(score.auroc for score in scores))
                 row.append(mean_sd((score.psnr for score in scores), 2))
             rows.append(row)

@@ -14,12 +14,12 @@ from pipeline.corruptions import GRADED
 from pipeline.index import Dataset, groups, open_dataset
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
+from shards.schema import PATCH
 
 HOSTILE = "<script>alert(1)<-script>"
 FORMULA = "=cmd()|x"
 CLASSES = (HOSTILE, FORMULA)  # in the order of packing
 DRAWS = 3
-PIXELS = 32
 
 
 def pack_noise(folder: Path, groups: int = 12) -> Dataset:
@@ -29,8 +29,8 @@ def pack_noise(folder: Path, groups: int = 12) -> Dataset:
         for label, name in enumerate(CLASSES):
             (folder / "raw" / split / name).mkdir(parents=True)
             for i in range(2 * groups):
-                pixels = rng.integers(0, 256, (PIXELS, PIXELS, 3), np.uint8)
-                file = f"{split}{label}{i // 2}__x{32 * (i % 2):04d}.png"
+                pixels = rng.integers(0, 256, (PATCH, PATCH, 3), np.uint8)
+                file = f"{split}{label}{i // 2}__x{PATCH * (i % 2):04d}.png"
                 Image.fromarray(pixels).save(folder / "raw" / split / name / file)
     pack(folder / "raw", folder / "shards", PackOptions(workers=1))
     return open_dataset(folder / "shards")
