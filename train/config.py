@@ -173,3 +173,14 @@ def from_json(raw: dict[str, Any]) -> Config:
         ValueError: a setting is unknown or has a value of the wrong type or range.
     """
     return convert(raw, Config)
+
+
+def with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
+    """Add settings that are younger than `raw` at their defaults, under which it was made.
+
+    A config of settings that do not exist here stays as it is, so that a comparison names them.
+    """
+    try:
+        return as_json(from_json(raw))
+    except ValueError:
+        return raw

@@ -20,7 +20,7 @@ from pipeline.index import Dataset, open_dataset
 from pipeline.loader import Storage
 from train import launch
 from train.arguments import Arguments
-from train.config import Config, as_json
+from train.config import Config, as_json, with_defaults
 from train.data import SYNTHETIC_IMAGES, find_data, is_synthetic
 from train.task import require_labels
 
@@ -97,7 +97,7 @@ def _recorded_storage(path: Path, default: Storage) -> Storage:
 
 def identity(config: dict[str, Any], data_hash: str) -> dict[str, Any]:
     """Return what two runs must have in common to be one."""
-    return {"config": config, "data": {"hash": data_hash}}
+    return {"config": with_defaults(config), "data": {"hash": data_hash}}
 
 
 def _require_same(run: Run) -> None:

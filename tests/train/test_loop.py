@@ -26,6 +26,7 @@ from tests.helpers.training import (
 from train import checkpoint as state
 from train.config import PRESETS, as_json, from_json
 from train.loop import NonFiniteError
+from train.prepare import identity
 from train.schedule import ema_decay, learning_rate, make_schedule
 
 
@@ -69,6 +70,17 @@ def test_timing_steps_ahead_changes_nothing(dataset: Dataset, tmp_path: Path) ->
         train_until(trainer, tmp_path / name)
     a, b = (newest_tensors(tmp_path / name) for name in ("timed", "plain"))
     assert same_tensors(a, b)
+
+
+def test_a_config_from_before_an_option_existed_is_the_same_run() -> None:
+    """Options that are added later stand at the defaults under which the run was made."""
+    settings = as_json(short_config())
+    older = {name: value for name, value in settings.items() if name != "deterministic"}
+    older["objective"] = {k: v for k, v in settings["objective"].items() if k != "form"}
+    assert older != settings and identity(older, "0") == identity(settings, "0")
+    assert identity({**older, "seed": 1}, "0") != identity(settings, "0")
+    unknown = {**older, "later": 1}
+    assert differences(identity(unknown, "0"), identity(settings, "0"))
 
 
 @pytest.mark.parametrize("steps", [(1,), (5,), (6,), (11,), (3, 7)])
