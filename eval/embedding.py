@@ -46,7 +46,7 @@ LISTING = ".files.csv"  # the manifest of a single image
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """What to write."""
+    """Choose the readout and the files to write."""
 
     out: Path | None = None
     """Folder of the embeddings; default: RUN/embeddings/ and the name of SOURCE."""
@@ -101,7 +101,9 @@ def embed(run: Path, source: Path | str, options: EmbedOptions = DEFAULTS) -> Pa
     root = ranks.main_process_first(lambda: local(source))
     out = options.out or run / "embeddings" / features.file_name(root.resolve().name)
     ranks.require_shared(out)
-    encoder = ranks.together(lambda: load(run, _device()))
+    cuda = torch.cuda.is_available()
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu"
+    encoder = ranks.together(lambda: load(run, device))
     packed = ranks.together(lambda: _packed(root, out, options.pack))
     samples = ranks.together(lambda: _by_path(open_dataset(packed)))
     facts = {
@@ -121,19 +123,12 @@ def embed(run: Path, source: Path | str, options: EmbedOptions = DEFAULTS) -> Pa
 
 def plan_files(out: Path, samples: int, part_rows: int | None) -> list[EmbeddingFile]:
     """Divide samples among files, independently of ranks: another number of them can continue."""
-    fair = (
-        -(-samples // PARTS // READ_SIZE) * READ_SIZE
-    )  # whole reads: files do not change the numbers
-    size = part_rows or min(max(fair, READ_SIZE), MOST_ROWS)
+    reads = max(-(-samples // PARTS // READ_SIZE), 1)  # whole: files do not change the numbers
+    size = part_rows or min(reads * READ_SIZE, MOST_ROWS)
     return [
         EmbeddingFile(out / f"part-{i:05d}.parquet", np.arange(first, min(first + size, samples)))
         for i, first in enumerate(range(0, samples, size))
     ]
-
-
-def _device() -> str:
-    cuda = torch.cuda.is_available()
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu"
 
 
 def _packed(source: Path, out: Path, options: PackOptions) -> Path:

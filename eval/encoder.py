@@ -57,7 +57,9 @@ class PatchEncoder:
             with evaluating(self.model):
                 on_device = images_BCHW.to(self.device)
                 x = to_float(on_device) if on_device.dtype == torch.uint8 else on_device.float()
-                features = readouts.readouts_of(self._mean, x, [readout], self.symmetry)
+                features = readouts.readouts_of(
+                    lambda x: self.model.encoder(x).mean, x, [readout], self.symmetry
+                )
             batches.append(features[readout].cpu().numpy())
         return np.concatenate(batches)
 
@@ -65,10 +67,6 @@ class PatchEncoder:
         """Count the numbers d that a readout gives per image."""
         shape = self.model.config.latent_shape
         return 2 * shape[0] if readout == "channel_stats" else math.prod(shape)
-
-    def _mean(self, x_BCHW: Tensor) -> Tensor:
-        mean: Tensor = self.model.encoder(x_BCHW).mean
-        return mean
 
 
 def load(run: Path | str, device: str | torch.device | None = None) -> PatchEncoder:

@@ -57,7 +57,7 @@ BESIDE = tuple(name for name in BASELINES if name != "random_init")
 
 @dataclass(frozen=True)
 class ExternalConfig:
-    """What to evaluate, and on how much; as in eval.main."""
+    """Choose the probes, as in eval.main, and limit their images."""
 
     baselines: tuple[str, ...] = BESIDE
     """Features without training, probed beside the embeddings."""
@@ -112,7 +112,10 @@ def evaluate_embeddings(
     if unused and external.by != "order":
         session.notice(f"{unused:,} embeddings of {features} are of no patch of train, val or test")
     session.notice("no encoder: reconstruction, equivariance and robustness are not measured")
-    snapshot = _hash(embedded)
+    state = xxhash.xxh3_64()  # in the order of the data set, whatever file they came in
+    for split in SPLITS:
+        state.update(np.ascontiguousarray(embedded[split]).data)
+    snapshot = state.hexdigest()
     rows = read_rows(session)
     probed = probe_sets(session, rows, _feature_sets(session, rows, embedded))
     results = Results(
@@ -153,8 +156,13 @@ def equivariance(
         group: "D4" or "C4".
         fibres: "trivial", or "regular" for channels that are permuted.
     """
-    images = to_tensor(pixels)
-    errors = metrics.equivariance_errors(lambda x: _grid(embed, x), images, group, fibres)
+
+    def grid(x_BCHW: Tensor) -> Tensor:
+        codes = torch.from_numpy(np.array(embed(to_pixels(x_BCHW)), np.float32))
+        # a vector is a grid of one cell, which nothing moves
+        return codes[:, :, None, None] if codes.ndim == 2 else codes
+
+    errors = metrics.equivariance_errors(grid, to_tensor(pixels), group, fibres)
     return metrics.summary_of_errors(errors, group)
 
 
@@ -199,20 +207,6 @@ def _feature_sets(
             transform = BASELINES[name](rows.pixels["train"], no_model)
             features = {split: transform(rows.pixels[split]) for split in SPLITS}
         yield FeatureSet(name, "baseline", features)
-
-
-def _hash(embedded: dict[str, Features]) -> str:
-    """Hash the embeddings (xxh3-64) in the order of the data set, whatever file they came in."""
-    state = xxhash.xxh3_64()
-    for split in SPLITS:
-        state.update(np.ascontiguousarray(embedded[split]).data)
-    return state.hexdigest()
-
-
-def _grid(embed: Embed, x_BCHW: Tensor) -> Tensor:
-    """Embed as grids (B, C, N, N); a vector is a grid of one cell, which nothing moves."""
-    codes = torch.from_numpy(np.array(embed(to_pixels(x_BCHW)), np.float32))
-    return codes[:, :, None, None] if codes.ndim == 2 else codes
 
 
 def _vectors(embed: Embed, pixels: Pixels) -> Features:

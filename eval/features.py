@@ -84,6 +84,7 @@ def write_embeddings(
 
 
 def _row_groups(batches: Iterable[Features]) -> Iterator[Features]:
+    """Join batches into groups of at least ROW_GROUP rows."""
     pending: list[Features] = []
     for batch in batches:
         pending.append(batch)
@@ -302,24 +303,23 @@ def _npy(path: Path) -> External:
 
 def _h5(path: Path) -> External:
     h5py = _h5py()
+    names: list[Name]
     try:
         with h5py.File(path, "r") as file:
             vectors = _h5_array(h5py, file, "features")
             vectors = vectors[0] if vectors.ndim == 3 and len(vectors) == 1 else vectors
-            by, names = _h5_names(h5py, file, path)
+            if "keys" in file:
+                names = [_text(key) for key in _h5_array(h5py, file, "keys").tolist()]
+            else:
+                slide = _text(file.attrs.get("slide", path.stem))
+                places = _h5_array(h5py, file, "coords").reshape(-1, 2).tolist()
+                names = [(slide, int(x), int(y)) for x, y in places]
+            by = "key" if "keys" in file else PLACE
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"{path} cannot be read as HDF5 embeddings: {error}") from None
     if vectors.ndim != 2 or len(vectors) != len(names):
         raise DataError(f"{path}: features of shape {vectors.shape} for {len(names)} names")
     return External(_floats(path, vectors), names, by)
-
-
-def _h5_names(h5py: Any, file: Any, path: Path) -> tuple[str, list[Name]]:
-    if "keys" in file:
-        return "key", [_text(key) for key in _h5_array(h5py, file, "keys").tolist()]
-    slide = _text(file.attrs.get("slide", path.stem))
-    places = _h5_array(h5py, file, "coords").reshape(-1, 2).tolist()
-    return PLACE, [(slide, int(x), int(y)) for x, y in places]
 
 
 def _h5_array(h5py: Any, file: Any, name: str) -> Any:

@@ -19,14 +19,7 @@ from torch import Tensor
 
 from common.files import atomic_path
 from eval.features import Features
-from eval.measure.metrics import (
-    ELEMENTS,
-    elements_of,
-    evaluating,
-    kl_per_dimension,
-    psnr,
-    rho,
-)
+from eval.measure.metrics import ELEMENTS, elements_of, evaluating, kl_per_dimension, psnr, rho
 from eval.run import LogLine, load_metrics
 from eval.session import RunSession
 from models.vae import VAE
@@ -335,7 +328,9 @@ def neighbours(
                 ax.set_title(plain(labels[at])[:14], fontsize=8)
                 continue
             same = labels[at] == labels[i * width]
-            _frame(ax, LIGHT[0] if same else LIGHT[1], "-" if same else "--")
+            for spine in ax.spines.values():
+                spine.set(visible=True, color=LIGHT[0 if same else 1], linewidth=2.5)
+                spine.set_linestyle("-" if same else "--")
             place = "\nsame source" if groups[at] == groups[i * width] else ""
             ax.set_xlabel(f"{cosines[i, j - 1]:.2f}{place}", fontsize=7)
     figure.suptitle(
@@ -343,8 +338,3 @@ def neighbours(
         fontsize=10,
     )
     return save(figure, path)
-
-
-def _frame(ax: Axes, colour: str, line: str) -> None:
-    for spine in ax.spines.values():
-        spine.set(visible=True, color=colour, linewidth=2.5, linestyle=line)

@@ -25,7 +25,7 @@ from pipeline.index import Dataset, Split, open_dataset
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What to evaluate, and on how much."""
+    """Choose the measurements, and limit the images of each."""
 
     baselines: tuple[str, ...] = tuple(BASELINES)
     """Features without training, probed beside those of the model."""

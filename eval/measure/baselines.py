@@ -24,12 +24,12 @@ GRID = 4  # cells per side of the colour grid, those of the latent
 RANDOM_INIT_SEED = 0
 
 
-def _mean_rgb(train: Pixels, model: VAE) -> Transform:
+def mean_rgb(train: Pixels, model: VAE) -> Transform:
     """Mean colour: 3 numbers."""
     return lambda pixels: _unit(pixels).mean((1, 2), dtype=np.float32)
 
 
-def _histogram(train: Pixels, model: VAE) -> Transform:
+def rgb_histogram(train: Pixels, model: VAE) -> Transform:
     """Histogram: shares of the pixels in 16 equal bins per channel, 48 numbers."""
 
     def transform(pixels: Pixels) -> Features:
@@ -43,14 +43,14 @@ def _histogram(train: Pixels, model: VAE) -> Transform:
     return transform
 
 
-def _colour_grid(train: Pixels, model: VAE) -> Transform:
+def colour_grid(train: Pixels, model: VAE) -> Transform:
     """Mean colours of 4x4 cells: 48 numbers."""
     side = PATCH // GRID
     shape = (-1, GRID, side, GRID, side, CHANNELS)
     return lambda pixels: _unit(pixels).reshape(shape).mean((2, 4)).reshape(len(pixels), -1)
 
 
-def _pca(train: Pixels, model: VAE) -> Transform:
+def principal_components(train: Pixels, model: VAE) -> Transform:
     """Principal components of the raw pixels: 384, or as many as there are train images."""
     components = min(PCA_COMPONENTS, len(train))
     pca = PCA(components, svd_solver="randomized", random_state=0)
@@ -58,12 +58,12 @@ def _pca(train: Pixels, model: VAE) -> Transform:
     return lambda pixels: pca.transform(_unit(pixels).reshape(-1, PATCH_BYTES))
 
 
-def _raw(train: Pixels, model: VAE) -> Transform:
+def raw_pixels(train: Pixels, model: VAE) -> Transform:
     """Pixels themselves: 3072 numbers."""
     return lambda pixels: _unit(pixels).reshape(-1, PATCH_BYTES)
 
 
-def _random_init(train: Pixels, model: VAE) -> Transform:
+def random_init(train: Pixels, model: VAE) -> Transform:
     """Posterior mean of an untrained encoder of the model's architecture: 384 numbers."""
     device = next(model.parameters()).device
     untrained = build(model.config, RANDOM_INIT_SEED).to(device)
@@ -71,12 +71,12 @@ def _random_init(train: Pixels, model: VAE) -> Transform:
 
 
 BASELINES: dict[str, Callable[[Pixels, VAE], Transform]] = {
-    "mean_rgb": _mean_rgb,
-    "rgb_histogram": _histogram,
-    "colour_grid": _colour_grid,
-    "pca384": _pca,
-    "raw_pixels": _raw,
-    "random_init": _random_init,
+    "mean_rgb": mean_rgb,
+    "rgb_histogram": rgb_histogram,
+    "colour_grid": colour_grid,
+    "pca384": principal_components,
+    "raw_pixels": raw_pixels,
+    "random_init": random_init,
 }
 
 

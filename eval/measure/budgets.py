@@ -50,7 +50,9 @@ def draw(
     """Draw the rows of train that are labelled: all patches of a class in the drawn groups."""
     drawn: set[tuple[int, str]] = set()
     for label, names in _groups_by_class(labels, groups).items():
-        ranked = sorted(names, key=lambda name: _hash(budget.name, number, label, name))
+        prefix = f"{budget.name}\0{number}\0{label}\0"
+        hashes = {name: xxhash.xxh3_64_intdigest((prefix + name).encode()) for name in names}
+        ranked = sorted(names, key=lambda name: hashes[name])
         drawn |= {(label, name) for name in ranked[: budget.groups[label]]}
     pairs = zip(labels.tolist(), groups, strict=True)
     return np.flatnonzero([pair in drawn for pair in pairs])
@@ -82,7 +84,3 @@ def _groups_by_class(labels: NDArray[np.int64], groups: Sequence[str]) -> dict[i
         if label != NO_LABEL:
             names[label].add(name)
     return dict(names)
-
-
-def _hash(*values: object) -> int:
-    return xxhash.xxh3_64_intdigest("\0".join(map(str, values)).encode())

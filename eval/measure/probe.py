@@ -43,10 +43,6 @@ class Family:
     iterates: bool  # whether an end before convergence is worth a notice
 
 
-def _mlp(alpha: float) -> MLPClassifier:
-    return MLPClassifier((HIDDEN,), alpha=alpha, max_iter=EPOCHS, random_state=0)
-
-
 PROBES: dict[str, Family] = {
     "logistic": Family(  # the primary one; C is the inverse strength of the L2 penalty
         "C",
@@ -54,7 +50,12 @@ PROBES: dict[str, Family] = {
         lambda c: LogisticRegression(C=c, max_iter=MAX_ITERATIONS),
         iterates=True,
     ),
-    "mlp": Family("alpha", (100.0, 10.0, 1.0, 0.1), _mlp, iterates=False),
+    "mlp": Family(
+        "alpha",
+        (100.0, 10.0, 1.0, 0.1),
+        lambda a: MLPClassifier((HIDDEN,), alpha=a, max_iter=EPOCHS, random_state=0),
+        iterates=False,
+    ),
     "knn": Family(
         "k",
         (200, 50, 20, 5),
@@ -140,7 +141,11 @@ def fit(train: Labelled, val: Labelled, family: str = PRIMARY_PROBE) -> Probe:
     """
     train, val = _usable("train", train), _usable("val", val)
     kind, best, best_val, converged = PROBES[family], None, (-1.0, -1.0), True
-    for setting in _possible(kind, len(train.labels)):
+    grid = kind.grid
+    if kind.setting == "k":  # there cannot be more neighbours than samples
+        count = len(train.labels)
+        grid = tuple(k for k in grid if k <= count) or (float(count),)
+    for setting in grid:
         model = make_pipeline(StandardScaler(), kind.make(setting))
         converged &= _fit(model, train) or not kind.iterates
         scores = model.predict_proba(val.features.astype(np.float64))
@@ -150,13 +155,6 @@ def fit(train: Labelled, val: Labelled, family: str = PRIMARY_PROBE) -> Probe:
             best, best_val = (model, setting), (auroc, accuracy)
     assert best is not None
     return Probe(*best, best_val[0], converged, len(train.labels), len(val.labels))
-
-
-def _possible(kind: Family, count: int) -> tuple[float, ...]:
-    """List the grid of a family; there cannot be more neighbours than samples."""
-    if kind.setting != "k":
-        return kind.grid
-    return tuple(k for k in kind.grid if k <= count) or (float(count),)
 
 
 def macro_auroc(

@@ -38,7 +38,7 @@ class Readout:
     act: Callable[[Tensor, int, Symmetry], Tensor]  # what a group element should do to it
 
 
-def _orbit_aligned(mu_GBCNN: Tensor, symmetry: Symmetry) -> Tensor:
+def orbit_aligned(mu_GBCNN: Tensor, symmetry: Symmetry) -> Tensor:
     """Average rho(g)^-1 mu(g x) over the group: the mean itself for an equivariant encoder."""
     moved_back = [
         rho(mu, d4.inverse(g), symmetry.group, symmetry.fibres) for g, mu in enumerate(mu_GBCNN)
@@ -46,32 +46,28 @@ def _orbit_aligned(mu_GBCNN: Tensor, symmetry: Symmetry) -> Tensor:
     return torch.stack(moved_back).mean(0).flatten(1)
 
 
-def _channel_stats(mu_GBCNN: Tensor, symmetry: Symmetry) -> Tensor:
+def channel_stats(mu_GBCNN: Tensor, symmetry: Symmetry) -> Tensor:
     """Compute the spatial mean and (biased) standard deviation of every channel."""
     cells = mu_GBCNN[0].flatten(2)
     return torch.cat([cells.mean(2), cells.std(2, correction=0)], 1)
 
 
-def _as_code(features: Tensor, element: int, symmetry: Symmetry) -> Tensor:
+def as_code(features: Tensor, element: int, symmetry: Symmetry) -> Tensor:
     mu_BCNN = features.view(len(features), -1, LATENT_SIDE, LATENT_SIDE)
     return rho(mu_BCNN, element, symmetry.group, symmetry.fibres).flatten(1)
 
 
-def _as_channels(features: Tensor, element: int, symmetry: Symmetry) -> Tensor:
+def as_channels(features: Tensor, element: int, symmetry: Symmetry) -> Tensor:
     """Permute channel statistics: channels of regular fibres change places, trivial ones stay."""
     stats_BC11 = features.view(2 * len(features), -1, 1, 1)
     return rho(stats_BC11, element, symmetry.group, symmetry.fibres).view(len(features), -1)
 
 
-def _unmoved(features: Tensor, element: int, symmetry: Symmetry) -> Tensor:
-    return features
-
-
 READOUTS: dict[str, Readout] = {
-    "mean": Readout(False, lambda mu, _: mu[0].flatten(1), _as_code),  # the primary one
-    "orbit_aligned": Readout(True, _orbit_aligned, _as_code),
-    "orbit_invariant": Readout(True, lambda mu, _: mu.mean(0).flatten(1), _unmoved),
-    "channel_stats": Readout(False, _channel_stats, _as_channels),
+    "mean": Readout(False, lambda mu, _: mu[0].flatten(1), as_code),  # the primary one
+    "orbit_aligned": Readout(True, orbit_aligned, as_code),
+    "orbit_invariant": Readout(True, lambda mu, _: mu.mean(0).flatten(1), lambda x, *_: x),
+    "channel_stats": Readout(False, channel_stats, as_channels),
 }
 
 

@@ -30,7 +30,8 @@ class Contrast:
     first: str
     second: str
     difference: Interval  # of the metric, first minus second
-    detectable: float | None  # the difference that would be found with a power of 80 %
+    # the difference found with a power of 80 %: (t_0.975 + t_0.80) standard errors
+    detectable: float | None
     p: float | None  # two-sided, of no difference
 
 
@@ -91,7 +92,10 @@ def compare_over(
     difference, replicates = resample(tests, {first: 1.0, second: -1.0}, metric, resampling)
     if replicates is None:
         return Contrast(first, second, difference, None, None)
-    return Contrast(first, second, difference, _detectable(difference), p_value(replicates))
+    assert difference.standard_error is not None
+    quantiles = stats.t.ppf([1 - ALPHA / 2, POWER], difference.degrees_of_freedom)
+    detectable = float(quantiles.sum() * difference.standard_error)
+    return Contrast(first, second, difference, detectable, p_value(replicates))
 
 
 def p_value(replicates: Array, null: float = 0.0) -> float:
@@ -151,10 +155,3 @@ def non_inferiority(difference: Interval, p_holm: float = 0.0, margin: float = M
     if difference.low > -margin:
         return "non-inferior"
     return "inferior" if difference.high < -margin else "undecided"
-
-
-def _detectable(difference: Interval) -> float:
-    """Minimal detectable difference: (t_0.975 + t_0.80) standard errors."""
-    assert difference.standard_error is not None
-    quantiles = stats.t.ppf([1 - ALPHA / 2, POWER], difference.degrees_of_freedom)
-    return float(quantiles.sum() * difference.standard_error)

@@ -32,9 +32,8 @@ class ScoredSet:
     labels: NDArray[np.integer]  # (n,); patches of label -1 (none) are left out
     groups: NDArray[np.generic]  # (n,) patient, slide or source image, as strings or codes
     scores: Mapping[str, Conditions]
-    strata: NDArray[np.generic] | None = (
-        None  # (n,) equal within a group; default: its majority class
-    )
+    # (n,) equal within a group; by default the majority class of the group
+    strata: NDArray[np.generic] | None = None
     name: str = "test"
 
 
@@ -94,9 +93,7 @@ def grouped(test: ScoredSet, coefficients: Mapping[str, float], metric: str) -> 
     return Grouped(
         name=test.name,
         sample=Sample(labels, groups_N, summands),
-        strata_G=_strata(test, labelled, groups_N)
-        if test.strata is not None
-        else counts_GK.argmax(1),
+        strata_G=counts_GK.argmax(1) if test.strata is None else _strata(test, labelled, groups_N),
         stratified_by="class" if test.strata is None else "stratum",
         groups={c: int((counts_GK[:, c] > 0).sum()) for c in present_K},
         mixed=int(((counts_GK > 0).sum(1) > 1).sum()),

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +18,6 @@ from shards.remote.cache import local
 from shards.schema import NO_LABEL
 from shards.sources.splits import SPLITS
 
-T = TypeVar("T")
 Names = NDArray[np.object_]  # (n,)
 
 
@@ -116,13 +113,13 @@ def site_labels(datasets: Sequence[ProbedData]) -> SiteLabels:
 
     A site that is not in train, val and test is left out.
     """
-    groups = {
-        split: _joined([[f"{d.name} {group}" for group in d.rows.groups(split)] for d in datasets])
-        for split in SPLITS
-    }
-    sites = {
-        split: _joined([_sites_of(d, split, len(datasets)) for d in datasets]) for split in SPLITS
-    }
+    groups: dict[str, list[str]] = {split: [] for split in SPLITS}
+    sites: dict[str, list[str | None]] = {split: [] for split in SPLITS}
+    for data in datasets:
+        for split in SPLITS:
+            groups[split] += [f"{data.name} {group}" for group in data.rows.groups(split)]
+            column = data.column("site", split).tolist()
+            sites[split] += [data.name] * len(column) if len(datasets) > 1 else column
     everywhere = set.intersection(*(set(sites[split]) for split in SPLITS))
     names = sorted(name for name in everywhere if name is not None)
     labels, earlier, crossing = {}, set[str](), 0
@@ -133,15 +130,6 @@ def site_labels(datasets: Sequence[ProbedData]) -> SiteLabels:
         crossing += int(again.sum())
         earlier |= set(groups[split])
     return SiteLabels(names, labels, crossing)
-
-
-def _sites_of(dataset: ProbedData, split: str, datasets: int) -> list[str | None]:
-    column = dataset.column("site", split).tolist()
-    return [dataset.name] * len(column) if datasets > 1 else column
-
-
-def _joined(lists: list[list[T]]) -> list[T]:
-    return list(chain.from_iterable(lists))
 
 
 def with_labels(rows: pa.Table, labels: NDArray[np.int64]) -> pa.Table:

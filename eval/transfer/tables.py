@@ -6,6 +6,7 @@ beforehand: they are numbers and intervals without a word of judgement.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from eval.report.verdicts import contrast_cells, pairs, shortcomings
 from eval.stats.contrasts import Contrast, compare
 from eval.transfer.results import (
     TRANSFER,
-    LeftOutRow,
     MatrixRow,
     SiteProbeRow,
     Transfer,
@@ -34,16 +34,9 @@ LEAD = (
     "Macro AUROC on test of a logistic probe. A number is one fit on one split, or mean ± standard "
     "deviation over runs that differ in their seed; `scores` has what intervals need."
 )
-HEADER = [
-    "contrast",
-    "probe",
-    "tested on",
-    "difference",
-    "95 % interval",
-    "detectable",
-    "seeds",
-    "beware",
-]
+HEADER = ["contrast", "probe", "tested on", "difference", "95 % interval", "detectable"]
+HEADER += ["seeds", "beware"]
+LEFT_OUT = ["features", "data set", "site", "fitted on the others", "fitted on all"]
 
 Name = Callable[[Transferred], str]  # features, and whose they are
 Cell = float | None
@@ -87,7 +80,8 @@ def sections(transfer: Transfer) -> list[Section]:
         if matrix:
             tables.append(_matrix(matrix, name))
         if left_out:
-            tables.append(_left_out(left_out, name))
+            rows = [((name(r), r.data, r.site), (r.auroc, r.auroc_all_sites)) for r in left_out]
+            tables.append(Table("One site left out in turn", LEFT_OUT, _grouped(rows)))
         if site_probe:
             tables.append(_site_probe(site_probe, name))
         by_stain.append(Section(3, f"Stain normalisation: {shown(stain)}", tables))
@@ -141,28 +135,11 @@ def _matrix(rows: Sequence[MatrixRow], name: Name) -> Table:
     return Table("From site to site", header, body)
 
 
-def _left_out(rows: Sequence[LeftOutRow], name: Name) -> Table:
-    header = ["features", "data set", "site", "fitted on the others", "fitted on all"]
-    keyed = [((name(r), r.data, r.site), (r.auroc, r.auroc_all_sites)) for r in rows]
-    return Table("One site left out in turn", header, _grouped(keyed))
-
-
 def _site_probe(rows: Sequence[SiteProbeRow], name: Name) -> Table:
-    header = [
-        "features",
-        "sites of",
-        "auroc",
-        "chance auroc",
-        "balanced accuracy",
-        "chance balanced accuracy",
-    ]
-    keyed = [
-        (
-            (name(r), r.data),
-            (r.auroc, r.chance_auroc, r.balanced_accuracy, r.chance_balanced_accuracy),
-        )
-        for r in rows
-    ]
+    scores = ("auroc", "chance_auroc", "balanced_accuracy", "chance_balanced_accuracy")
+    header = ["features", "sites of", *(score.replace("_", " ") for score in scores)]
+    numbers = attrgetter(*scores)
+    keyed = [((name(row), row.data), numbers(row)) for row in rows]
     caption = "How well the site can be read off the features: lower is better."
     return Table("Site probe", header, _grouped(keyed), caption)
 

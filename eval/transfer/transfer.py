@@ -54,7 +54,7 @@ FITTED = ("pca384",)  # baselines that are fitted on the images of train
 
 @dataclass(frozen=True)
 class TransferConfig:
-    """What is transferred, and on how much."""
+    """Choose the stain normalisations and baselines, and limit the images of probes."""
 
     stain: tuple[Stain, ...] = ("none", "site")
     """Stain normalisation (Reinhard, CIELAB) to the train site: none, by site, by source image."""
@@ -172,6 +172,7 @@ def _composition(data: ProbedData) -> TransferData:
 def _experiments(
     trial: Trial, config: TransferConfig
 ) -> tuple[list[MatrixRow], list[LeftOutRow], list[SiteProbeRow]]:
+    """Run every experiment in every stain normalisation."""
     datasets = list(trial.datasets.values())
     with_sites = [data for data in datasets if len(data.sites) > 1]
     probed = {data.name: [data] for data in with_sites}
