@@ -6,8 +6,9 @@ eval.main, so that eval.report and eval.stats.contrasts put them beside runs. `e
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -24,7 +25,14 @@ from eval.features import Features, matched, read_external
 from eval.measure import metrics, robustness
 from eval.measure.baselines import BASELINES
 from eval.measure.probe import Labelled, fit
-from eval.measure.probing import FeatureSet, Rows, obstacle, probe_protocol, probe_sets, read_rows
+from eval.measure.probing import (
+    FeatureSet,
+    baseline_sets,
+    obstacle,
+    probe_protocol,
+    probe_sets,
+    read_rows,
+)
 from eval.measure.readouts import PRIMARY
 from eval.measure.scores import SCORES
 from eval.results import (
@@ -117,7 +125,14 @@ def evaluate_embeddings(
         state.update(np.ascontiguousarray(embedded[split]).data)
     snapshot = state.hexdigest()
     rows = read_rows(session)
-    probed = probe_sets(session, rows, _feature_sets(session, rows, embedded))
+    probed_rows = {split: session.probe_rows(session.splits[split]) for split in SPLITS}
+    primary = {split: embedded[split][probed_rows[split]] for split in SPLITS}
+    no_model = build(ModelConfig(), 0)  # no baseline of BESIDE looks at it
+    # the embeddings stand in the place of a run's primary readout
+    sets = chain(
+        [FeatureSet(PRIMARY, "readout", primary)], baseline_sets(session, rows.pixels, no_model)
+    )
+    probed = probe_sets(session, rows, sets)
     results = Results(
         version=VERSION,
         run=ExternalRunFacts(preset=name, seed=config.seed),
@@ -192,21 +207,6 @@ def _open(data: Path | str, config: ExternalConfig) -> Session:
     if reason := obstacle(session):
         raise DataError(f"{session.data.root}: {reason}")
     return session
-
-
-def _feature_sets(
-    session: Session, rows: Rows, embedded: dict[str, Features]
-) -> Iterator[FeatureSet]:
-    """Make the embeddings, in the place of a run's primary readout, and then the baselines."""
-    probed = {split: session.probe_rows(session.splits[split]) for split in SPLITS}
-    primary = {split: embedded[split][probed[split]] for split in SPLITS}
-    yield FeatureSet(PRIMARY, "readout", primary)
-    no_model = build(ModelConfig(), 0)  # no baseline of BESIDE looks at it
-    for name in session.config.baselines:
-        with timed(f"baseline {name}"):
-            transform = BASELINES[name](rows.pixels["train"], no_model)
-            features = {split: transform(rows.pixels[split]) for split in SPLITS}
-        yield FeatureSet(name, "baseline", features)
 
 
 def _vectors(embed: Embed, pixels: Pixels) -> Features:

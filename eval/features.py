@@ -174,13 +174,13 @@ def read_external(path: Path) -> External:
     Raises:
         DataError: no known format, or not of the form that this module states.
     """
+    readers = {".parquet": _parquet, ".npy": _npy, ".h5": _h5}
     if path.is_dir():
-        for suffix, reader in ((".parquet", _parquet), (".h5", _h5)):
+        for suffix in (".parquet", ".h5"):
             if files := sorted(path.glob(f"*{suffix}")):
-                return _joined(path, [reader(file) for file in files])
+                return _joined(path, [readers[suffix](file) for file in files])
     if not path.exists():
         raise DataError(f"{path} does not exist; name a file of embeddings or a folder of such")
-    readers = {".parquet": _parquet, ".npy": _npy, ".h5": _h5}
     if path.suffix not in readers:
         raise DataError(f"{path} is no .parquet, .npy or .h5 file, nor a folder of such")
     return readers[path.suffix](path)

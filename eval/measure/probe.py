@@ -147,7 +147,11 @@ def fit(train: Labelled, val: Labelled, family: str = PRIMARY_PROBE) -> Probe:
         grid = tuple(k for k in grid if k <= count) or (float(count),)
     for setting in grid:
         model = make_pipeline(StandardScaler(), kind.make(setting))
-        converged &= _fit(model, train) or not kind.iterates
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            model.fit(train.features.astype(np.float64), train.labels)
+        stopped = any(issubclass(w.category, ConvergenceWarning) for w in caught)
+        converged &= not (stopped and kind.iterates)
         scores = model.predict_proba(val.features.astype(np.float64))
         auroc = macro_auroc(scores, model.classes_, val.labels)
         accuracy = _balanced_accuracy(val.labels, model.classes_[scores.argmax(1)])
@@ -171,14 +175,6 @@ def macro_auroc(
         for c in np.unique(labels_N).tolist()
     ]
     return float(np.mean(areas))
-
-
-def _fit(model: Pipeline, train: Labelled) -> bool:
-    """Fit in float64 and say whether the solver converged."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ConvergenceWarning)
-        model.fit(train.features.astype(np.float64), train.labels)
-    return not any(issubclass(w.category, ConvergenceWarning) for w in caught)
 
 
 def _usable(name: str, split: Labelled) -> Labelled:

@@ -29,6 +29,7 @@ from eval.results import (
     SplitCounts,
 )
 from eval.session import RunSession, Session, timed
+from models.vae import VAE
 from pipeline.index import Dataset, Split, groups
 from pipeline.reader import read_split
 from shards.codec.png import Pixels
@@ -223,10 +224,15 @@ def _feature_sets(
             codes = {s: readouts.embed_pixels(model, pixels[s], others, symmetry) for s in SPLITS}
         for name in others:
             yield FeatureSet(name, "readout", {s: codes[s][name] for s in SPLITS})
+    yield from baseline_sets(session, pixels, model)
+
+
+def baseline_sets(session: Session, pixels: dict[str, Pixels], model: VAE) -> Iterator[FeatureSet]:
+    """Make the baselines of a configuration one by one."""
     for name in session.config.baselines:
         with timed(f"baseline {name}"):
             transform = BASELINES[name](pixels["train"], model)
-            features = {s: transform(pixels[s]) for s in SPLITS}
+            features = {split: transform(pixels[split]) for split in SPLITS}
         yield FeatureSet(name, "baseline", features)
 
 

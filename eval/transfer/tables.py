@@ -66,7 +66,13 @@ def sections(transfer: Transfer) -> list[Section]:
     arms = arms_of(transfer.runs)
 
     def name(row: Transferred) -> str:
-        return _name(transfer, arms, row)
+        """Name features, with their arm or runs where they are not the same for all."""
+        if row.features == PRIMARY:
+            return shown(f"{PRIMARY} of {arms[row.runs[0]]}")
+        if len(row.runs) == len(transfer.runs):
+            return shown(row.features)
+        owners = dict.fromkeys(arms[run] for run in row.runs)
+        return shown(f"{row.features} of {', '.join(owners)}")
 
     lead: list[Part] = [Text(LEAD), _data(transfer)]
     if transfer.notices:
@@ -111,16 +117,6 @@ def _data(transfer: Transfer) -> Table:
         rows.append([shown(name), *counts, f"{len(data.sites)}"])
     header = ["data set", *SPLITS, "sites named"]
     return Table("Sites", header, rows, "Patches and, in brackets, groups of each split.")
-
-
-def _name(transfer: Transfer, arms: dict[str, str], row: Transferred) -> str:
-    """Name features, with their arm or runs where they are not the same for all."""
-    if row.features == PRIMARY:
-        return shown(f"{PRIMARY} of {arms[row.runs[0]]}")
-    if len(row.runs) == len(transfer.runs):
-        return shown(row.features)
-    owners = dict.fromkeys(arms[name] for name in row.runs)
-    return shown(f"{row.features} of {', '.join(owners)}")
 
 
 def _matrix(rows: Sequence[MatrixRow], name: Name) -> Table:
