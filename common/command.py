@@ -22,17 +22,17 @@ def run_command(
 ) -> int:
     """Parse the command line into an action, run it, and return the exit status.
 
-    0 done, 1 unusable data, 2 unusable arguments, 130 interrupted. Any other error is a fault of
-    the program and keeps its traceback.
+    0 done, 1 unusable data, 2 unusable arguments, 130 interrupted, or what the action returns. Any
+    other error is a fault of the program and keeps its traceback.
 
     Args:
         prog: module of the command, as in `python -m PROG`.
         arguments: called by tyro with the parsed arguments; returns the action, which may return
             an exit status.
         interrupted: message after Ctrl-C.
-        config: options of tyro.
+        config: `tyro.conf` markers for the whole command line.
     """
-    import tyro  # slow, and not what everybody needs who asks for an exit status
+    import tyro  # slow, and not needed by modules that only import an exit status
 
     try:
         action = tyro.cli(arguments, prog=f"python -m {prog}", config=config)

@@ -48,7 +48,7 @@ def printable(name: str) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Align rows of text, the first one the header, into columns; numbers to the right."""
+    """Align rows of text, the first of which is the header, into columns; numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(_align, row, widths)).rstrip() for row in rows)
 
@@ -85,7 +85,7 @@ class Rate:
         return (self.total - self.done) / max(self.per_second, 1e-9)
 
     def due(self) -> bool:
-        """Whether INTERVAL_S have passed since this last was true, or since the start."""
+        """Whether INTERVAL_S have passed since the last call that returned True, or the start."""
         if self._now - self._shown < INTERVAL_S:
             return False
         self._shown = self._now

@@ -107,7 +107,7 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
         missing: advice to the user if the file does not exist.
 
     Raises:
-        DataError: missing, too large, not JSON, or not an object.
+        DataError: the file is missing, too large, not JSON, or not an object.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist" + (f": {missing}" if missing else ""))

@@ -14,7 +14,7 @@ from common.errors import DataError
 def locked(
     path: Path, busy: str, *, shared: bool = False, wait: bool = False, remove: bool = False
 ) -> Iterator[None]:
-    """Hold the lock file `path`; it is made with its folder if need be.
+    """Hold the lock file `path`, which is created, with its folder, if it does not exist.
 
     Args:
         busy: message if another process holds the lock.

@@ -14,7 +14,7 @@ PACKAGES = ("torch", "torchvision", "accelerate", "kornia", "numpy", "scikit-lea
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 _KEPT_BYTES = 256 << 20  # most freed memory that stays with the process
-_LARGEST_BYTES = 32 << 20  # largest block taken from it: the most that glibc allows
+_LARGEST_BYTES = 32 << 20  # blocks above this are never kept: the most that glibc allows
 
 
 def usable_cores() -> int:
@@ -30,11 +30,12 @@ def usable_core_numbers() -> set[int]:
 
 
 def environment() -> dict[str, Any]:
-    """Record of the environment, as plain JSON, for results and benchmarks.
+    """Describe the environment, as plain JSON, for results and benchmarks.
 
-    Python, package versions, device, CPU threads, git commit and whether the tree is dirty.
+    The record holds Python, package versions, device, CPU threads, git commit and whether the tree
+    is dirty.
     """
-    import torch  # not at the top: packing counts cores and does without torch
+    import torch  # not at the top: packing uses this module, and does not need torch
 
     cuda = torch.cuda.is_available()
     return {

@@ -20,8 +20,8 @@ from common.errors import DataError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=12)  # of ranks that wait for another, which may be packing
-APPEARS_S = 30.0  # until a network file system shows a new file on every machine
+PATIENCE = timedelta(hours=12)  # how long ranks wait for another one, which may be packing
+APPEARS_S = 30.0  # a network file system shows a new file on every machine within this
 
 
 class SharedError(DataError):
@@ -68,7 +68,7 @@ def gather_object(value: T) -> list[T]:
     """Gather the values of all ranks, by rank, on every rank; waits until all have called it.
 
     Raises:
-        DataError: another rank has ended, or did not call within PATIENCE.
+        DataError: another rank has ended, or did not call this within PATIENCE.
     """
     if world() == 1:
         return [value]
@@ -133,6 +133,10 @@ def format_places(places: list[Place]) -> str:
 
 def require_same(facts: dict[str, str], what: str) -> None:
     """Check that every rank has the facts of the main rank.
+
+    Args:
+        facts: name and value of each.
+        what: what the facts describe, for the message.
 
     Raises:
         SharedError: a rank differs; the message names all that do.

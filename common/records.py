@@ -1,4 +1,4 @@
-"""Records, which are dataclasses or msgspec structs, and the plain JSON values they are kept as."""
+"""Convert plain JSON values to records (dataclasses or msgspec structs), and compare them."""
 
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ def convert(raw: object, kind: type[T]) -> T:
     """Build a record from plain values; its types are checked and unknown names refused.
 
     Raises:
-        msgspec.ValidationError: a value of another type or range, or a name too few or too many.
+        msgspec.ValidationError: a value of another type or range, or a missing or unknown name.
     """
     record = msgspec.convert(raw, kind)
     if isinstance(raw, dict):
@@ -22,7 +22,7 @@ def convert(raw: object, kind: type[T]) -> T:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by their dotted names: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
+    """Map dotted names to values: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
     leaves: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
@@ -33,7 +33,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """Lines `name: a -> b` for every dotted name with another value; None stands for absent."""
+    """List `name: a -> b` for every dotted name whose values differ; None stands for absent."""
     left, right = flatten(a), flatten(b)
     return [
         f"{name}: {left.get(name)} -> {right.get(name)}"

@@ -1,6 +1,7 @@
 """Copy a remote data set into the cache: `python -m shards.fetch URL`.
 
-It prints the folder. Every command that takes a data set takes a URL too and does the same.
+The command prints the folder. Every other command that takes a data set also takes a URL, and
+fetches it in the same way.
 """
 
 import sys
@@ -15,7 +16,10 @@ from shards.remote.cache import fetch
 from shards.remote.download import SCHEMES
 
 _Url = Annotated[
-    str, tyro.conf.arg(metavar="URL", help=", ".join(f"{scheme}://..." for scheme in SCHEMES))
+    str,
+    tyro.conf.arg(
+        metavar="URL", help="folder: " + ", ".join(f"{scheme}://..." for scheme in SCHEMES)
+    ),
 ]
 _Cache = Annotated[
     Path | None,

@@ -1,8 +1,8 @@
 """Complete a data set that several tasks packed: `python -m shards.merge OUT`.
 
-Reads no patch: it checks that every shard of the recorded plan is finished and has the size that
-its task recorded, and writes `dataset.json`. The folder is then byte for byte what one packer
-writes.
+The command reads no patch: it checks that every shard of the recorded plan is finished and has the
+size that its task recorded, and writes `dataset.json`. The folder is then byte for byte what one
+packer writes.
 """
 
 import sys
@@ -26,12 +26,12 @@ def merge(out: Path, skip_bad: int | None = None) -> DatasetMetadata:
     """Write the metadata of `out` and return it; a complete data set is left as it is.
 
     Args:
-        skip_bad: skip up to this many bad patches in all tasks together; default: as the task
-            that made the plan was asked.
+        skip_bad: skip up to this many bad patches in all tasks together; default: the --skip-bad
+            of the task that made the plan.
 
     Raises:
-        DataError: no plan in `out`, a task or a packer that still runs, an incomplete task (each
-            is named with its command), more bad patches than `skip_bad`.
+        DataError: no plan in `out`, a task or a packer that still runs, incomplete tasks (each is
+            named with the command that completes it), more bad patches than `skip_bad`.
     """
     out = Path(out)
     if not out.is_dir():
@@ -85,7 +85,8 @@ class _Command:
 
     out: tyro.conf.Positional[_Out]
     skip_bad: int | None = None
-    """Skip up to this many bad patches in all tasks together. Default: as the tasks."""
+    """Skip up to this many bad patches in all tasks together. Default: the --skip-bad
+    of the task that made the plan."""
 
     def __call__(self) -> None:
         merge(self.out, self.skip_bad)

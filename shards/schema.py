@@ -10,10 +10,10 @@ Tars of another tool stay where they are: `png` is then "foreign" and each shard
 
 The files are not trusted: `load_metadata` checks every field before it is used.
 
-PATCH is the one place of the patch size; the sizes of rows, PNGs and samples are computed from it
-(`codec.png`, `codec.tar_writer`). Images of another size are refused from their header. A second
-size would be a field of `DatasetMetadata` that is omitted at 32, so that data sets of today keep
-the bytes of `dataset.json` and their hash.
+PATCH is the only definition of the patch size; the sizes of rows, PNGs and samples are computed
+from it (`codec.png`, `codec.tar_writer`). Images of another size are refused from their header. A
+second size would be a field of `DatasetMetadata` that is omitted at 32, so that data sets of today
+keep the bytes of `dataset.json` and their hash.
 """
 
 import json
@@ -59,9 +59,8 @@ SIDECAR = pa.schema(
         pa.field("x", pa.int32()),  # pixel column of the patch in its source image
         pa.field("y", pa.int32()),  # pixel row
         pa.field("mpp", pa.float32()),  # microns per pixel
-        pa.field(
-            "path", pa.string(), nullable=False
-        ),  # in the source folder; TAR/MEMBER if foreign
+        # relative to the source folder; TAR/MEMBER if foreign
+        pa.field("path", pa.string(), nullable=False),
     ]
 )
 
@@ -157,15 +156,16 @@ def dumps_metadata(metadata: DatasetMetadata) -> bytes:
 
 
 def dataset_hash(metadata: DatasetMetadata) -> str:
-    """Hash that names a data set in run folders; it covers every shard through the shard's hash.
+    """Return the hash that names a data set in run folders and in the cache.
 
-    The place of foreign tars does not count: a copy elsewhere is the same data set.
+    It covers every shard through the shard's hash, but not where foreign tars are: a copy elsewhere
+    is the same data set.
     """
     return xxhash.xxh3_64_hexdigest(dumps_metadata(without_paths(metadata)))
 
 
 def without_paths(metadata: DatasetMetadata) -> DatasetMetadata:
-    """Metadata of a copy of the data set with every tar in its folder."""
+    """Return the metadata of a copy of the data set that has every tar in its folder."""
     splits = {
         name: replace(split, shards=[replace(shard, path=None) for shard in split.shards])
         for name, split in metadata.splits.items()
@@ -174,12 +174,12 @@ def without_paths(metadata: DatasetMetadata) -> DatasetMetadata:
 
 
 def _without_none(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Data sets from before `path` existed keep their bytes, and with them their hash."""
+    """Leave out None, so that data sets from before `path` existed keep their bytes and hash."""
     return {name: value for name, value in fields if value is not None}
 
 
 def refuse_unfinished(root: Path) -> None:
-    """Refuse a folder with an interrupted pack.
+    """Refuse a folder that holds an unfinished pack.
 
     Raises:
         DataError: `root` holds a pack that was begun and is not complete.

@@ -26,7 +26,7 @@ from shards.sources.manifest import FIELDS, Columns, read_manifest
 from shards.sources.names import source_image
 from shards.sources.splits import SPLITS, Group, draw_splits, split_warnings
 
-Values = dict[str, list[Any]]  # by field of a manifest, a value per row
+Values = dict[str, list[Any]]  # a value per row, by field of a manifest
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -174,7 +174,7 @@ class _Command:
 
 
 def main() -> int:
-    return run_command("shards.sites", _Command)
+    return run_command("shards.sites", _Command, "remove the lists in DIR before you run it again")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def decode_all(images: Sequence[bytes]) -> tuple[Pixels, dict[int, str]]:
 
 
 def decode_trusted(data: bytes) -> Pixels:
-    """Decode an image whose bytes have the CRC-32 of the indexing scan, to (32, 32, 3) pixels.
+    """Decode an image whose bytes match the CRC-32 of the indexing scan to (32, 32, 3) pixels.
 
     Raises:
         PngError: the image is not decodable.
@@ -44,7 +44,7 @@ def decode_trusted(data: bytes) -> Pixels:
 
 
 def decode_jpeg(data: bytes) -> Pixels:
-    """Decode a JPEG to (32, 32, 3) pixels. It has no checksum: damage may go unseen.
+    """Decode a JPEG to (32, 32, 3) pixels. A JPEG has no checksum: damage may go unseen.
 
     Raises:
         PngError: another size or kind of pixel, several frames, or not decodable.

@@ -112,7 +112,7 @@ def inflate(data: bytes) -> bytes:
 
 
 def _inflate_slowly(stream: bytes) -> bytes:
-    """Inflate by zlib a stream that libdeflate refuses without a reason; at most 6 MB result."""
+    """Inflate with zlib, which gives a reason, what libdeflate refuses; at most 6 MB of result."""
     try:
         return zlib.decompress(stream)
     except zlib.error as error:
@@ -150,7 +150,7 @@ def decode(data: bytes) -> Pixels:
 
 
 def decode_trusted(data: bytes) -> Pixels:
-    """Decode a PNG whose bytes have the CRC-32 that packing recorded to (32, 32, 3) pixels.
+    """Decode a PNG whose bytes match the CRC-32 that packing recorded to (32, 32, 3) pixels.
 
     Twice as fast as `decode`: the pixel checksum inside the PNG is not checked a second time.
 
@@ -178,7 +178,7 @@ def store(pixels: Pixels) -> Pixels:
 
 
 def _seal(pngs: Pixels, checksum: Callable[[memoryview], int], start: int, end: int) -> None:
-    """Write after the bytes from `start` to `end` of every row their checksum."""
+    """Write the checksum of the bytes from `start` to `end` of every PNG at its byte `end`."""
     data, starts = pngs.reshape(-1).data, range(0, pngs.size, STORED_PNG_BYTES)
     sums = np.array([checksum(data[at + start : at + end]) for at in starts], ">u4")
     pngs[:, end : end + 4] = sums.view(np.uint8).reshape(-1, 4)
@@ -196,7 +196,7 @@ def stored_rows(samples: Pixels) -> npt.NDArray[np.void]:
 
 
 def _idat(data: bytes) -> bytes:
-    """Return the zlib stream after every check that needs no decompression."""
+    """Make every check that needs no decompression, and return the zlib stream."""
     if data[:33] != _HEADER:
         _refuse_header(data)
     if _is_plain(data):
@@ -207,7 +207,7 @@ def _idat(data: bytes) -> bytes:
 def _is_plain(data: bytes) -> bool:
     """Whether one sound IDAT and the end follow the header, as most encoders write small images.
 
-    Then no chunk needs to be looked at by itself.
+    The chunks then need no checks of their own.
     """
     return (
         data[37:41] == b"IDAT"
@@ -238,7 +238,7 @@ def chunks(data: bytes, start: int) -> Iterator[tuple[int, bytes, bytes]]:
 
 
 def _join(data: bytes) -> bytes:
-    """Join the zlib stream of any number of chunks; every chunk is checked."""
+    """Join the zlib stream from any number of IDAT chunks; every chunk is checked."""
     stream: list[bytes] = []
     previous = b""
     for offset, kind, body in chunks(data, len(_HEADER)):

@@ -1,4 +1,4 @@
-"""The one reader and writer of sidecars, the Parquet table beside each tar."""
+"""Read and write sidecars, the Parquet tables beside the tars."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def decode_sidecar(data: bytes, count: int) -> pa.Table:
     """
     try:
         with pq.ParquetFile(pa.BufferReader(data)) as file:
-            # a small file can claim any number of rows: they are not read to be counted
+            # a small file can claim any number of rows: the claim is checked before they are read
             if file.metadata.num_rows != count:
                 raise ValueError(f"{file.metadata.num_rows} rows, expected {count}")
             if not file.schema_arrow.equals(SIDECAR):
@@ -46,12 +46,12 @@ def decode_sidecar(data: bytes, count: int) -> pa.Table:
 
 
 def read_columns(path: Path, names: list[str]) -> pa.Table:
-    """Read some columns of a sidecar of our own.
+    """Read some columns of a sidecar, without a check of its format.
 
     Raises:
         KeyError: a column is missing.
         pa.ArrowException, OSError, ValueError: not readable.
     """
-    # not read_table: its first call imports pyarrow.dataset, which costs what 2,000 patches do
+    # not read_table: its first call imports pyarrow.dataset, as slow as packing 2,000 patches
     with pq.ParquetFile(path) as file:
         return file.read(columns=names).select(names)

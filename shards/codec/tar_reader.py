@@ -1,6 +1,6 @@
 """Read a tar member by member, trusting nothing in it.
 
-Headers are parsed by Python's tarfile, so that a mistake of `tar_writer` is not repeated here.
+Headers are parsed by Python's tarfile, so that a mistake in `tar_writer` is not repeated here.
 `Rules` say what a tar may hold: OURS, or, in `shards.foreign.scan`, what other tools write.
 """
 
@@ -31,8 +31,8 @@ _COMPRESSED = {
 class Rules:
     """Members that a tar may hold."""
 
-    limits: Mapping[str, int]  # most bytes of a member by its suffix; others are refused
-    closing: int  # most bytes after the last member
+    limits: Mapping[str, int]  # largest body in bytes by suffix; other suffixes are refused
+    closing: int  # most bytes of zeros after the last member
     ignored: frozenset[str] = frozenset()  # suffixes of members to skip
     extended: bool = False  # allow pax and GNU headers, and folders
 
@@ -50,9 +50,9 @@ class TarError(Exception):
 
 @dataclass(frozen=True)
 class Member:
-    offset: int  # of its first header
+    offset: int  # of its first header, in bytes
     name: str
-    data_offset: int
+    data_offset: int  # of its body
     body: bytes
 
 
@@ -66,14 +66,14 @@ def key_suffix(name: str) -> tuple[str, str]:
 def read_members(
     path: Path, rules: Rules = OURS, digest: xxhash.xxh3_64 | None = None
 ) -> Iterator[Member]:
-    """Yield the members of a tar in their order; one member is held at a time.
+    """Yield the members of a tar in order; one member is held in memory at a time.
 
     Args:
         digest: updated with every byte of the file, complete at the end.
 
     Raises:
-        TarError: a damaged header, a member that is not a regular file within `rules`, a cut, or
-            anything but zeros after the end.
+        TarError: a damaged header, a member that is not a regular file within `rules`, a
+            truncated file, or anything but zeros after the end.
     """
     with open(path, "rb", buffering=_CHUNK) as file:
         tar = _Tar(file, path.stat().st_size, rules, digest)
@@ -200,7 +200,7 @@ class _Tar:
 
 
 def _pax_records(body: bytes) -> dict[str, str]:
-    """Parse the records `LENGTH KEY=VALUE` and newline of a pax header."""
+    """Parse the records of a pax header, each `LENGTH KEY=VALUE` and a newline."""
     records, at = {}, 0
     while at < len(body):
         length, space, _ = body[at : at + 8].partition(b" ")

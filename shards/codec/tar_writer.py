@@ -30,7 +30,7 @@ STORED_STRIDE_LABELLED = STORED_STRIDE_UNLABELLED + 2 * BLOCK
 
 
 def ending(size: int) -> bytes:
-    """Bytes that close a tar of `size` bytes: two zero blocks, and zeros up to a whole record."""
+    """Return the end of a tar of `size` bytes: two zero blocks, and zeros up to a whole record."""
     return bytes(-(-(size + 2 * BLOCK) // _RECORD) * _RECORD - size)
 
 
@@ -67,7 +67,11 @@ def stored_members(keys: Ints, pngs: Pixels, labels: Ints | None) -> Pixels:
 
 
 def kept_members(keys: Ints, pngs: Sequence[bytes], labels: Ints | None) -> bytes:
-    """Write whole samples of PNGs of any size, one after the other."""
+    """Write whole samples, one after the other, of PNGs of any size.
+
+    Args:
+        keys, labels: as `stored_members`.
+    """
     heads = headers(keys, b".png", np.array([len(png) for png in pngs])).tobytes()
     tails = b"" if labels is None else _class_members(keys, labels).tobytes()
     pieces: list[bytes] = []
@@ -85,14 +89,14 @@ def _class_members(keys: Ints, labels: Ints) -> Pixels:
 
 @lru_cache(maxsize=16)
 def _bodies(classes: int) -> tuple[Pixels, Ints]:
-    """Body of each class index, (classes, 512) uint8, and its length, (classes,)."""
+    """Make the body of each class index, (classes, 512) uint8, and its length, (classes,)."""
     texts = [str(label).encode("ascii") for label in range(classes)]
     blocks = np.frombuffer(b"".join(text.ljust(BLOCK, b"\0") for text in texts), np.uint8)
     return blocks.reshape(classes, BLOCK), np.array([len(text) for text in texts])
 
 
 def _template(suffix: bytes) -> bytes:
-    """Header with the first letter and suffix of the name, without key, size and checksum."""
+    """Make a header with the name's first letter and suffix, but no key, size or checksum."""
     out = bytearray(BLOCK)
     name = b"s" + bytes(_KEY_DIGITS) + suffix
     out[: len(name)] = name

@@ -1,6 +1,6 @@
 """Make a data set of WebDataset tars of another tool, without copying or changing them.
 
-One scan of every tar gives its sidecar; `dataset.json` gives its place.
+Every tar is scanned once, which gives its sidecar; `dataset.json` records where the tar is.
 
     fields.py    the text members of a sample: a class in `.cls`, fields in `.json`
     scan.py      one tar: every member checked, every image decoded

@@ -1,4 +1,4 @@
-"""Find the tars of a data set, and bring their scans together: splits and class numbers."""
+"""Find the tars of a data set, and combine their scans: splits and class numbers."""
 
 import glob
 import os
@@ -40,10 +40,10 @@ class Collection:
 
     splits: dict[str, Scanned]
     classes: list[str]  # by label; empty when unlabelled
-    numbers: bool  # the labels in the tars are class numbers, not names
+    numbers: bool  # whether the labels in the tars are class numbers, not names
 
     def labels(self, scan: Scan) -> npt.NDArray[np.int32]:
-        """(n,) class indices of the rows of a tar."""
+        """Return (n,) class indices, one per row of the scan."""
         texts = scan.table["label"]
         if not self.classes:
             return np.full(len(texts), NO_LABEL, np.int32)
@@ -124,8 +124,8 @@ def collect(
 ) -> Collection:
     """Sort scanned tars into splits, and number the classes.
 
-    Labels that are all numbers stay these numbers; others are names, numbered in the order of
-    `names`, or sorted.
+    If all labels are numbers, they are the class numbers; otherwise they are names, numbered in the
+    order of `names`, or sorted.
 
     Raises:
         DataError: no samples, one tar twice, tars whose samples differ in their members, labels

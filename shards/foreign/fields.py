@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-MAX_LABEL = 256  # letters of a class name
+MAX_LABEL = 256  # characters of a class name
 _INT32 = 1 << 31
 
 

@@ -44,7 +44,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class IndexOptions(ScanOptions):
-    """For --index: how to read the tars of another tool."""
+    """Options of --index: how to read the tars of another tool."""
 
     split: str | None = None
     """Split of all tars. Default: from the name of each tar, or of one of its folders."""
@@ -198,7 +198,7 @@ def _channel_mean(collection: Collection) -> list[float]:
 
 
 def _sidecar(rows: pa.Table, labels: npt.NDArray[np.int32], first: int) -> pa.Table:
-    """Scanned rows with their labels as numbers and keys from `first` on."""
+    """Return the sidecar of a scan: its rows with label numbers, and keys from `first` on."""
     keys = pa.array([key(i) for i in range(first, first + len(rows))], pa.string())
     columns = [keys, pa.array(labels, pa.int32()), *rows.drop_columns(["label"]).columns]
     return pa.table(columns, schema=SIDECAR)
@@ -212,7 +212,7 @@ def _write_sidecar(out: Path, name: str, tar: Tar, scan: Scan, rows: pa.Table) -
 
 
 def _place(tar: Path, out: Path) -> str:
-    """Path relative to `out` if inside it, so that both can be moved; links stay links."""
+    """Return the tar's path, relative if inside `out`, so that both can move; links are kept."""
     path, root = Path(os.path.abspath(tar)), Path(os.path.abspath(out))  # noqa: PTH100
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
@@ -223,15 +223,15 @@ def _log_summary(out: Path, metadata: DatasetMetadata, collection: Collection) -
         size = sum(shard.size for shard in split.shards)
         rows.append((name, f"{len(split.shards):,}", f"{split.count:,}", f"{size:,}"))
     log.info(table(rows))
-    for group in GROUPS:
+    for kind in GROUPS:
         members = {
             (split, name)
             for split, scans in collection.splits.items()
             for _, scan in scans
-            for name in pc.unique(scan.table[group]).drop_null().to_pylist()
+            for name in pc.unique(scan.table[kind]).drop_null().to_pylist()
         }
         if crossing := leaks(members):
-            log.warning(leak_warning(group, crossing))
+            log.warning(leak_warning(kind, crossing))
     if empty := metadata.provenance["empty"]:
         log.info(f"tars without a sample, left out: {', '.join(empty)}")
     log.info(f"{out}: {len(metadata.classes)} classes; the tars stay where they are")

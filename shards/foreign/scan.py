@@ -1,8 +1,8 @@
 """Scan one WebDataset tar of another tool: check every member, decode every image once.
 
-A sample is `KEY.png` or `KEY.jpg`, with `KEY.cls` or `KEY.json` or neither. Its members may be in
-any order, and between those of other samples. The tar is only read; the result is its sidecar,
-before labels have numbers and samples keys.
+A sample is `KEY.png`, `KEY.jpg` or `KEY.jpeg`, with `KEY.cls`, `KEY.json`, both or neither. Its
+members may be in any order, and between those of other samples. The tar is only read; the result is
+its sidecar, but with labels as text and without keys.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from shards.foreign.fields import NONE, Fields, class_text, json_fields
 from shards.schema import CHANNELS, MAX_LISTED, SIDECAR
 from shards.sources.names import barcode, group_pattern, position, source_image
 
-MAX_SAMPLES = 1 << 20  # in a tar: the scan holds half a kilobyte per sample
+MAX_SAMPLES = 1 << 20  # per tar: the scan holds half a kilobyte per sample
 IMAGES = ("png", "jpg", "jpeg")
 _LIMITS = {**dict.fromkeys(IMAGES, MAX_PNG_BYTES), "cls": 1 << 10, "json": 1 << 16, "txt": 1 << 16}
 _CLOSING = 1 << 21  # bytes after the last member: GNU tar fills up to its blocking factor
@@ -132,7 +132,7 @@ def scan_tar(path: Path, name: str, options: ScanOptions) -> Scan:
 
 
 class _Scanning:
-    """Samples of a tar while it is read; images are held for one batch only."""
+    """State of a scan: the samples so far; images are held for one batch only."""
 
     def __init__(self, name: str, options: ScanOptions) -> None:
         self.name, self.options = name, options
@@ -194,7 +194,7 @@ class _Scanning:
         self._waiting.clear()
 
     def finish(self, size: int, xxh3: str, broken: Bad | None) -> Scan:
-        """Result of the scan; a sample that lacks a member of the others is bad."""
+        """Return the result; a sample that lacks a kind of member that others have is bad."""
         self._decode()
         kinds = frozenset(kind for s in self.samples.values() for kind in s.kinds)
         kinds = kinds & {"cls", "json"}

@@ -1,4 +1,4 @@
-"""The end of a pack: from the records of all shards to `dataset.json`."""
+"""Write `dataset.json` at the end of a pack, from the records of all shards."""
 
 import os
 from collections import Counter
@@ -24,7 +24,7 @@ _SHOWN_BAD = 20
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
-    """How many there are of something, and the first of them."""
+    """The number of items, and the first of them (at most MAX_LISTED)."""
 
     count: int
     first: list[list[str]]
@@ -65,7 +65,7 @@ def write_metadata(
     records: list[ShardRecord],
     options: PackOptions,
 ) -> DatasetMetadata:
-    """Write `dataset.json` of a finished pack, and remove what only an unfinished one needs.
+    """Write `dataset.json`, and remove the files that only an unfinished pack needs.
 
     Args:
         collection: of the packed patches; see `without_skipped`.
@@ -121,7 +121,7 @@ def write_metadata(
 
 
 def too_many_bad(source: str, bad: Sequence[tuple[str, str]], total: int) -> DataError:
-    """Make the error that lists the paths and reasons, and says what to do."""
+    """Make an error that lists paths and reasons, and says what to do."""
     shown = "".join(f"  {path!r}: {reason}\n" for path, reason in bad[:_SHOWN_BAD])
     more = f"  ... and {total - _SHOWN_BAD} more\n" if total > _SHOWN_BAD else ""
     return DataError(
@@ -145,8 +145,9 @@ def _achieved(patches: list[Patch]) -> dict[str, dict[str, ClassCount]]:
 def exact_duplicates(out: Path, records: list[ShardRecord]) -> Listed:
     """Count the patches that have the bytes of an earlier one.
 
-    Exact: the fingerprints only choose which patches are read and compared. With `--png stored`
-    equal bytes are equal pixels; with `keep` one image saved by two programs is not recognised.
+    The 64-bit fingerprints only choose which patches are read again and compared by a 128-bit hash.
+    With `--png stored` equal bytes are equal pixels; with `keep` an image that two programs saved
+    is not recognised.
     """
     fingerprints = np.concatenate([record.fingerprint_array for record in records])
     order = np.argsort(fingerprints, kind="stable")
@@ -169,7 +170,7 @@ def exact_duplicates(out: Path, records: list[ShardRecord]) -> Listed:
 
 
 def _digests(out: Path, name: str, rows: npt.NDArray[np.int64]) -> Iterator[tuple[str, bytes]]:
-    """Path and hash of the PNGs at `rows` of a shard, read again from the tar."""
+    """Yield path and hash of the PNGs at `rows` of a shard, read again from the tar."""
     if not len(rows):
         return
     tar, sidecar = shard_files(out, name)

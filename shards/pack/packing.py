@@ -55,12 +55,12 @@ def pack(source: Path, out: Path, options: PackOptions | None = None) -> Dataset
 def pack_task(source: Path, out: Path, options: PackOptions, task: PackTask) -> list[ShardRecord]:
     """Build one task's share of the shards of `out`; `shards.merge` completes the data set.
 
-    The tasks may run at once, on any machines that share `out`, each as often as it takes. The
-    first one lists the source and records the plan; the others read it.
+    The tasks may run at the same time, on any machines that share `out`, and again after a failure.
+    The first one lists the source and records the plan; the others read it.
 
     Raises:
-        DataError: as `pack`, and a task that runs already, or was asked for something else than
-            the recorded plan says.
+        DataError: as `pack`, and a task that runs already, or whose options differ from those
+            of the recorded plan.
     """
     root, out = Path(source), Path(out)
     _refuse_paths(root, out)
@@ -136,7 +136,7 @@ def _plan(source: AnySource, options: PackOptions, pool: WorkerPool) -> tuple[Co
 def _shared_plan(
     source: AnySource, out: Path, options: PackOptions, tasks: int, pool: WorkerPool
 ) -> SharedPlan:
-    """Return the plan that the first task recorded; record it, if there is none."""
+    """Return the recorded plan; if there is none, make and record it."""
     with resume.plan_lock(out):
         shared = read_plan(out)
         if shared is None:
@@ -157,7 +157,7 @@ def _build(
     pool: WorkerPool,
     task: int | None = None,
 ) -> list[ShardRecord]:
-    """Return the records of `shards` in their order; finished ones are not built again."""
+    """Build the unfinished shards; return the records of all, in the order of `shards`."""
     records: dict[str, ShardRecord] = {}
     missing: list[ShardPlan] = []
     for shard in shards:

@@ -24,7 +24,7 @@ _CHUNK = 4096  # patches per update of the digest
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What to pack, and how. All but `workers`, `skip_bad` and `overwrite` decide the bytes."""
+    """What to pack, and how. All but `workers`, `skip_bad` and `overwrite` determine the bytes."""
 
     png: Literal["stored", "keep"] = "stored"
     """stored: write uncompressed PNGs of one fixed layout, the fastest to read (5120 bytes per
@@ -43,14 +43,15 @@ class PackOptions:
     """Regular expression searched in each relative path; its first group is the source image.
     Default: the slide, or the file name before __"""
     layout: Layout = "auto"
-    """What the folders in SOURCE are; auto decides by the names of the files, and says how."""
+    """What the folders in SOURCE are; auto decides by the names of the files,
+    and logs its choice."""
     manifest: Path | None = None
     """CSV or Parquet table that lists the patches in SOURCE, used instead of its folders."""
     columns: Columns = field(default_factory=Columns)
     val: float = 0.0
     """Fraction of the patches to draw for val, by patient, slide or source."""
     test: float = 0.0
-    """Fraction of the patches to draw for test."""
+    """Fraction of the patches to draw for test, likewise."""
     convert: Rule = "none"
     """Convert images of other sizes and kinds: crop (centre), resize (centre square) or tile."""
 
@@ -82,7 +83,7 @@ class ShardPlan:
 
     name: str
     split: str
-    first_key: int  # patch i has the key first_key + i, also when one before it is skipped
+    first_key: int  # patch i has the key first_key + i, even if an earlier one is skipped
     patches: list[Patch]
 
 
@@ -93,7 +94,7 @@ class Plan:
     classes: list[str]  # sorted; empty when unlabelled
     key_ranges: dict[str, tuple[int, int]]  # by split: first key, one past the last
     shards: list[ShardPlan]
-    digest: str  # of all that decides the bytes: options, every patch, its file's size and time
+    digest: str  # of all that determines the bytes: options, patches, size and time of their files
 
 
 def make_plan(patches: list[Patch], options: PackOptions) -> Plan:
@@ -131,9 +132,9 @@ def make_plan(patches: list[Patch], options: PackOptions) -> Plan:
 
 
 def _digest(patches: list[Patch], options: PackOptions) -> str:
-    """Hash all that the bytes of the shards follow from."""
-    deciding = [VERSION, options.png, options.shard_size, options.seed, options.convert]
-    digest = xxhash.xxh3_64(json.dumps(deciding).encode())
+    """Hash all that determines the bytes of the shards."""
+    settings = [VERSION, options.png, options.shard_size, options.seed, options.convert]
+    digest = xxhash.xxh3_64(json.dumps(settings).encode())
     for start in range(0, len(patches), _CHUNK):
         digest.update(json.dumps(patches[start : start + _CHUNK]).encode())
     return digest.hexdigest()

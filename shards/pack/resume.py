@@ -1,9 +1,9 @@
-"""The output folder: locks, whole files only, and packing resumed after a kill.
+"""The output folder of a pack: its locks, and resuming after a kill.
 
 While a data set is packed its folder holds `.packing.json` (the plan's digest and the names of all
 shards, of this plan and of the data set it replaces), one hidden record per finished shard and,
 where several tasks share the work, `.plan.parquet`. `dataset.json` is written last; then the
-others go.
+other files are removed.
 
 `.lock` is held exclusively by a packer or a merge, and shared by the tasks of one pack. A task also
 holds `.task-I.lock`, so that it runs once, and `.plan.lock` while the plan is made or read.
@@ -58,7 +58,7 @@ class ShardRecord:
     class_counts: list[int] = field(default_factory=list)
     channel_sums: list[int] = field(default_factory=list)  # of the values 0-255, RGB
     bad: int
-    bad_first: list[tuple[str, str]]  # path and reason of the first
+    bad_first: list[tuple[str, str]]  # path and reason of the first MAX_LISTED
     fingerprints: str = ""  # 16 hexadecimal digits per sample: the xxh3 of its PNG
 
     @property
@@ -107,7 +107,7 @@ def task_lock(out: Path, index: int) -> Iterator[None]:
     """Share `OUT/.lock` with other tasks, and hold `OUT/.task-INDEX.lock` exclusively.
 
     Raises:
-        DataError: a packer that does everything runs, or this task does already.
+        DataError: a packer that does not share the work runs, or this task runs already.
     """
     own = out / f".task-{index}.lock"
     running = f"{own} is locked: task {index} runs already. Wait for it, or stop it"
@@ -128,14 +128,14 @@ def _busy(out: Path) -> str:
 
 
 def refuse_occupied(out: Path, overwrite: bool) -> None:
-    """Check before the long work that OUT can be packed into.
+    """Check, before the long work, that OUT can be packed into.
 
     Raises:
-        DataError: a data set is there and `overwrite` is not set, or only files of others.
+        DataError: OUT holds a data set and `overwrite` is not set, or only files of other programs.
     """
     packing = (out / PACKING_NAME).exists()
     if (out / METADATA_NAME).exists():
-        if not overwrite and not packing:  # both: stopped before it had cleaned up
+        if not overwrite and not packing:  # both: stopped before the clean-up
             raise DataError(f"{out} already holds a data set; replace it with --overwrite")
         return
     foreign = sorted(e.name for e in out.iterdir() if not e.name.startswith("."))
@@ -181,7 +181,7 @@ def prepare(out: Path, plan: Plan, overwrite: bool) -> None:
 
 
 def finish(out: Path) -> None:
-    """Remove what only an unfinished pack needs; the plan first: without it nothing is merged."""
+    """Remove the files that only an unfinished pack needs; the plan, which merge reads, first."""
     (out / PLAN_NAME).unlink(missing_ok=True)
     (out / PACKING_NAME).unlink(missing_ok=True)  # from here on the data set is complete
     sweep(out)
@@ -195,8 +195,8 @@ def sweep(out: Path, owners: Container[str] | None = None) -> None:
     """Remove the temporary files of packers that were killed.
 
     Args:
-        owners: names of shards, and of `scratch_name`: other tasks write beside this one, and only
-            what belongs to these is removed. None: everything.
+        owners: shards and scratch files (`scratch_name`) whose temporary files are removed; those
+            of tasks that run beside this one stay. None: remove all.
     """
     for entry in list(out.iterdir()):
         match = _TEMP.fullmatch(entry.name)
@@ -213,14 +213,14 @@ def shard_files(out: Path, name: str) -> tuple[Path, Path]:
 
 
 def scratch_name(task: int | None) -> str:
-    """Name the scratch file of a task, or of a packer that does everything."""
+    """Name the scratch file of a task; None: of a packer that does not share the work."""
     return _SCRATCH if task is None else f"{_SCRATCH}-{task}"
 
 
 def scratch_file(out: Path, task: int | None = None) -> Path:
     """Return the path of a scratch file, which `sweep` removes.
 
-    The task is in its name because processes of two machines may have the same number.
+    Its name holds the task, because processes on two machines may have the same number.
     """
     return out / f".{scratch_name(task)}.{os.getpid()}.tmp"
 

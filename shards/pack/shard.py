@@ -1,4 +1,4 @@
-"""One shard: the files of its patches read and checked, the tar and the sidecar written."""
+"""Build one shard: read and check the files of its patches, write the tar and the sidecar."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ _Row = tuple[int, Patch, bytes, bytes]  # key, patch, bytes of its PNG, filtered
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What all shards of a data set share."""
+    """Options that all shards of a data set share."""
 
     source: AnySource
     out: Path
@@ -40,7 +40,7 @@ class Job:
 
 
 class _Shard:
-    """The state while one shard grows."""
+    """State of a shard while it is built."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -74,7 +74,7 @@ class _Shard:
         return batch
 
     def members(self, batch: list[_Row]) -> memoryview:
-        """Return the bytes of a batch, the next ones of the tar."""
+        """Add a batch to the shard, and return its bytes in the tar."""
         numbers, patches, pngs, raws = zip(*batch, strict=True)
         pixels = unfilter(raws)
         summed = np.add.reduce(pixels, axis=0, dtype=np.uint16)
@@ -96,7 +96,7 @@ class _Shard:
             self.fingerprints.append(xxh3_64_intdigest(png))
 
     def labels_of(self, patches: Sequence[Patch]) -> npt.NDArray[np.int64] | None:
-        """(n,) class indices; None when the data set is unlabelled."""
+        """Return (n,) class indices; None when the data set is unlabelled."""
         if not self.labels:
             return None
         return np.array([self.labels[patch.label] for patch in patches])

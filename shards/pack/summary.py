@@ -1,4 +1,4 @@
-"""What packing logs: what was collected from the source, and what was packed."""
+"""Log what packing collected from a source, and what it packed."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _EXAMPLES = 3  # paths per reason
 
 
 def log_collection(collection: Collection) -> None:
-    """Log what was collected and left out, and warn of what makes the data set less useful."""
+    """Log counts and notes of a collection, and warn of flaws such as groups that cross splits."""
     memberships, count = collection.memberships, len(collection.patches)
     log.info(f"{collection.root}: {count:,} patches")
     for note in collection.notes:
@@ -47,7 +47,7 @@ def log_summary(
 
     Args:
         memberships: those of the packed patches.
-        seconds: in which all of them were packed, for the rate.
+        seconds: duration of the whole pack, to log its rate; None: no rate.
     """
     shards = metadata.shards
     total = sum(split.count for split in metadata.splits.values())
@@ -95,7 +95,7 @@ def _rows(metadata: DatasetMetadata, memberships: set[Membership]) -> list[Seque
 def log_task(
     task: PackTask, plan: Plan, records: Sequence[ShardRecord], out: Path, seconds: float
 ) -> None:
-    """Log what one task packed, and what to do when all have ended."""
+    """Log what one task packed, and the command to run when all have ended."""
     packed, bad = sum(r.count for r in records), sum(r.bad for r in records)
     log.info(
         f"{task}: {len(records)} of {len(plan.shards)} shards are finished; {packed + bad:,} read, "

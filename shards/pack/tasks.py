@@ -1,9 +1,9 @@
-"""Packing by several tasks: which of them this is, and the plan that all share.
+"""Share a pack among several tasks: the index of this one, and the plan of all.
 
 `OUT/.plan.parquet` is made once by the first task and read by all the others: a row per patch, in
-the order in which they were collected, and in its metadata as JSON what else was collected, the
-options and the number of tasks. A source folder that changes later, or that another machine lists
-otherwise, cannot make tasks disagree.
+the order in which they were collected. Its metadata holds, as JSON, the rest of the collection,
+the options and the number of tasks. A source folder that changes later, or that another machine
+lists differently, cannot make tasks disagree.
 """
 
 import os
@@ -34,8 +34,8 @@ _TYPES = {
     "tile": pa.list_(pa.int64(), 2),
 }
 _SCHEMA = pa.schema([pa.field(name, _TYPES.get(name, pa.string())) for name in Patch._fields])
-_OF_THE_MACHINE = ("workers", "skip_bad", "overwrite")  # tasks may differ in these
-_HEADER = b"plan"
+_MAY_DIFFER = ("workers", "skip_bad", "overwrite")  # options, between the tasks of a pack
+_HEADER = b"plan"  # key in the metadata of the table
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,13 @@ def choose_task(
     """
     if num_tasks is None:
         if task_index is not None:
-            raise ValueError(f"task-index is {task_index}: say of how many, by --num-tasks")
+            raise ValueError(f"task-index is {task_index}: give the number of tasks by --num-tasks")
         return None
     if task_index is None:
         if INDEX not in environment:
             raise ValueError(
-                f"num-tasks is {num_tasks}: say which of them this is, by --task-index "
-                f"(0 to {num_tasks - 1}); in a Slurm array {INDEX} says it"
+                f"num-tasks is {num_tasks}: give the index of this task by --task-index "
+                f"(0 to {num_tasks - 1}); in a Slurm array {INDEX} gives it"
             )
         first, step = int(environment.get(FIRST, "0")), int(environment.get(STEP, "1"))
         task_index = (int(environment[INDEX]) - first) // step
@@ -93,7 +93,7 @@ def command_line(source: str, out: str, options: PackOptions, task: PackTask) ->
 
 
 def _arguments(options: Any, prefix: str) -> list[str]:
-    """The options that differ from their defaults, as the command line takes them."""
+    """List the options that differ from their defaults, as the command line takes them."""
     words: list[str] = []
     default = type(options)()
     for entry in fields(options):
@@ -107,7 +107,7 @@ def _arguments(options: Any, prefix: str) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class SharedPlan:
-    """What the tasks of a pack have in common."""
+    """The plan that the tasks of a pack share, and what it was made from."""
 
     collection: Collection
     options: PackOptions  # of the task that made the plan
@@ -116,7 +116,7 @@ class SharedPlan:
 
 
 class _Header(msgspec.Struct, frozen=True, kw_only=True):
-    """What the recorded plan holds beside the patches."""
+    """All of the recorded plan but the patches."""
 
     collection: Collection  # without its patches
     options: PackOptions
@@ -146,11 +146,11 @@ def record_plan(out: Path, shared: SharedPlan) -> None:
 
 
 def read_plan(out: Path) -> SharedPlan | None:
-    """Read the recorded plan; None where there is no file of it.
+    """Read the recorded plan; None if there is none.
 
     Raises:
-        DataError: the file cannot be read, or this version of the program makes another plan of
-            the same list.
+        DataError: the file cannot be read, or this version of the program makes another plan
+            from the same list.
     """
     path = out / PLAN_NAME
     if not path.exists():
@@ -171,7 +171,7 @@ def read_plan(out: Path) -> SharedPlan | None:
         raise DataError(f"{path} cannot be read ({error}); remove {out} and start again") from None
     if plan.digest != header.digest:
         raise DataError(
-            f"{path} has the plan {header.digest}, and this task makes {plan.digest} of the same "
+            f"{path} has the plan {header.digest}, and this task makes {plan.digest} from the same "
             f"list: run one version of this program in all tasks, or remove {out} and start again"
         )
     collection = replace(header.collection, patches=patches)
@@ -181,7 +181,7 @@ def read_plan(out: Path) -> SharedPlan | None:
 def refuse_difference(
     out: Path, shared: SharedPlan, name: str, options: PackOptions, tasks: int
 ) -> None:
-    """Refuse a task that was asked for something else than the plan says.
+    """Refuse a task whose source or options differ from those of the recorded plan.
 
     Args:
         name: of the source folder.
@@ -198,7 +198,7 @@ def refuse_difference(
     differences = [
         f"{key.replace('_', '-')} is {asked[key]!r}, in the plan {planned[key]!r}"
         for key in asked
-        if key not in _OF_THE_MACHINE and asked[key] != planned[key]
+        if key not in _MAY_DIFFER and asked[key] != planned[key]
     ]
     if differences:
         raise DataError(

@@ -1,8 +1,8 @@
 """Worker processes: they look up files and build shards, where there is enough to do.
 
-A worker is `python -m shards.pack.workers`: one line of JSON in, one out. It starts in the time of
-importing this package whatever the program that packs has imported, needs no guard in that
-program, and ends when its standard input closes, so that no worker outlives its parent.
+A worker is `python -m shards.pack.workers`: one line of JSON in, one out. It imports this package
+only, whatever the program that packs has imported; that program needs no `__main__` guard. A worker
+ends when its standard input closes, so that none outlives its parent.
 """
 
 import gc
@@ -44,7 +44,7 @@ Task = FileBatch | ShardTask
 
 
 class Reply(Struct, frozen=True, kw_only=True):
-    """The result of a task, one of these; none of them when a worker is ready."""
+    """Result of a task: one field is set, or none in the message that a worker is ready."""
 
     files: BatchPatches | None = None
     shard: ShardRecord | None = None
@@ -83,7 +83,7 @@ class WorkerPool:
     def start(self, patches: int, shards: int) -> int:
         """Start as many workers as are of use, and return how many were asked for.
 
-        They get ready while this process goes on; those that run already are counted in.
+        This does not wait until they are ready; workers that run already are counted in.
         """
         asked = self._asked or (1 if patches <= _FEW else usable_cores())
         useful = min(asked, shards)
@@ -109,7 +109,7 @@ class WorkerPool:
         """Build every shard, here if there are no workers; yield records as they are finished.
 
         Raises:
-            DataError: the first one of a shard, or a worker that died.
+            DataError: the first error in a shard, or a worker that died.
         """
         tasks = [ShardTask(job=job, plan=plan) for plan in plans]
         for _, reply in self._spread(tasks, here=not self._workers):
@@ -120,10 +120,10 @@ class WorkerPool:
         """Yield the number of each task and its reply, as they come.
 
         Args:
-            here: this process does tasks too.
+            here: this process does tasks, too.
 
         Raises:
-            DataError: one that a worker met, or a worker that died.
+            DataError: an error in a task, or a worker that died.
         """
         left = deque(range(len(tasks)))
         while left or any(worker.pending for worker in self._workers):
@@ -146,7 +146,7 @@ class _Worker:
 
     def __init__(self) -> None:
         # Ctrl-C reaches every process of the terminal, a worker perhaps while it still imports: it
-        # is born with the signal blocked, and the parent alone decides
+        # starts with the signal blocked, and only the parent handles it
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process = subprocess.Popen(
@@ -174,7 +174,7 @@ class _Worker:
         """Read the lines that the worker has begun to write: numbers of tasks and their replies.
 
         Raises:
-            DataError: one that the worker met, or it died.
+            DataError: an error in a task, or the worker died.
         """
         data = bytearray()
         while not data.endswith(b"\n"):
@@ -209,8 +209,8 @@ class _Worker:
         self._process.kill()
 
     def close(self) -> None:
-        # leaving the process waits for it and closes the pipes; bytes that a dead one never read
-        # break them once more
+        # the end of the block waits for the process and closes the pipes; closing flushes what a
+        # dead one never read, which raises once more
         with suppress(BrokenPipeError), self._process:
             pass
 
@@ -223,7 +223,7 @@ def _do(task: Task) -> Reply:
 
 def _work() -> None:
     """Do tasks from standard input until it closes, as a worker process."""
-    gc.disable()  # nothing here makes cycles, and a search takes a fifth of the time of `look_up`
+    gc.disable()  # nothing here makes cycles, and collecting takes a fifth of `look_up`'s time
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(lines,), daemon=True).start()
     stdout = os.fdopen(os.dup(1), "wb")

@@ -1,7 +1,7 @@
 """Fetch remote data sets into a cache, once; from then on they are folders like any other.
 
-What arrives is not trusted: `dataset.json` is bounded and checked like a local one, every file has
-to have the size and hash given there, and local names are built here, never taken from it. A
+What arrives is not trusted: `dataset.json` is limited in size and checked like a local one, every
+file must have the size and hash given there, and local names are built here, never taken from it. A
 folder of the cache is named by the hash of its data set, so a changed data set gets another.
 """
 
@@ -33,7 +33,7 @@ THREADS = 8
 
 
 def local(name: str | os.PathLike[str]) -> Path:
-    """Path that `name` stands for: a URL is fetched into the cache first.
+    """Return the local path of a data set: a URL is fetched into the cache first.
 
     Raises:
         DataError: as `fetch`.
@@ -43,7 +43,7 @@ def local(name: str | os.PathLike[str]) -> Path:
 
 
 def cache_folder() -> Path:
-    """$EQDVAE_CACHE, or eqdvae in $XDG_CACHE_HOME, or ~/.cache/eqdvae."""
+    """Return $EQDVAE_CACHE, or eqdvae in $XDG_CACHE_HOME, or ~/.cache/eqdvae."""
     if folder := os.environ.get(CACHE):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqdvae"
@@ -82,7 +82,7 @@ def fetch(url: str, cache: Path | None = None, splits: Sequence[str] | None = No
 
 
 def _select(metadata: DatasetMetadata, url: str, names: Sequence[str]) -> DatasetMetadata:
-    """Metadata of some splits; the provenance names the others."""
+    """Return the metadata of some splits; the provenance names the others."""
     if missing := sorted(set(names) - set(metadata.splits)):
         raise DataError(f"{url} has no split {missing}, only {sorted(metadata.splits)}")
     splits = {name: split for name, split in metadata.splits.items() if name in names}

@@ -18,7 +18,7 @@ from fsspec.core import url_to_fs
 
 from common.errors import DataError
 
-# by scheme the library that fsspec needs; the extra `remote` has them all
+# the library that fsspec needs for each scheme; the extra `remote` installs them all
 SCHEMES = {
     "s3": "s3fs",
     "gs": "gcsfs",
@@ -57,7 +57,7 @@ class Store:
             )
         self.url, self._http = url.rstrip("/"), scheme in ("http", "https")
         try:
-            # an instance of our own: shared ones remember what they listed before
+            # a new instance: fsspec's shared ones remember what they listed before
             options = {"client_kwargs": {"timeout": _timeout()}} if self._http else {}
             self._files, base = url_to_fs(self.url, skip_instance_cache=True, **options)
         except ImportError as error:
@@ -81,7 +81,7 @@ class Store:
                 file.seek(start)
                 yield file, start
             return
-        # streamed, for blocks would be a request each; size=1 only keeps it from asking
+        # streamed: blocks would be a request each; size=1 only saves the request for the size
         headers = {"Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
@@ -90,7 +90,7 @@ class Store:
 
 
 def _timeout() -> Any:
-    """No limit for a file as a whole, as long as something arrives."""
+    """Limit the wait for the next bytes, but not the time of a whole file."""
     from aiohttp import ClientTimeout
 
     return ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
@@ -98,7 +98,7 @@ def _timeout() -> Any:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a data set: its name in the store, and the file it has to become here."""
+    """A file of a data set: its name in the store, its path here, and its size and hash."""
 
     name: str
     target: Path
@@ -200,7 +200,7 @@ def _appending(path: Path, size: int) -> Iterator[Callable[[bytes], None]]:
     """Yield a function that appends to the first `size` bytes of a file.
 
     Raises:
-        DataError: an error of this machine, which must not be taken for one of the store.
+        DataError: a local error, which `_retry` must not take for one of the store.
     """
     try:
         file = open(path, "ab", buffering=0)  # noqa: SIM115

@@ -1,4 +1,4 @@
-"""Where patches come from, and what their folders, names and tables say of each.
+"""Sources of patches, and what folders, names and tables tell about each patch.
 
 `collect.collect` lists the patches of a source and gives each its split; packing then reads them
 one by one. A new kind of source is a class that follows `source.Source` and one entry in

@@ -26,7 +26,7 @@ def collect(
         look_up: see `Source.collect`.
 
     Raises:
-        DataError: as `Source.collect` and `draw_splits`; fractions asked of a source that has
+        DataError: as `Source.collect` and `draw_splits`; fractions given for a source that has
             splits; a class that train lacks, or patches with and without a class.
     """
     collection = source.collect(look_up)

@@ -15,21 +15,21 @@ from shards.sources.splits import split_name
 
 _NUMBER = r"^\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*$"
 _MAX_PIXEL = 999_999_999
-_TIDY = r"(^|/)(\.?/|\./?$)"  # ./a, a//b, a/./b: another spelling of one path
+_UNTIDY = r"(^|/)(\.?/|\./?$)"  # ./a, a//b, a/./b: another spelling of one path
 _ABOVE = r"(^|/)\.\.(/|$)"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table, and its place in a file."""
+    """A column of a table, with what an error needs to name a cell."""
 
     file: Path
     name: str
-    first: int  # number of the first row, as a person counts
+    first: int  # number of the first row, as a spreadsheet counts
     data: pa.ChunkedArray
 
     def text(self) -> pa.Array:
-        """Return the cells as strings, null where one is empty or not a number.
+        """Return the cells as strings, null where one is empty or NaN.
 
         Raises:
             DataError: a type that has no text, such as lists and structs.
@@ -72,12 +72,12 @@ class Column:
 
 
 def read_names(column: Column) -> list[Any]:
-    """Return texts, None where a cell is empty."""
+    """Return the cells as text, None where one is empty."""
     return column.text().to_pylist()
 
 
 def read_labels(column: Column) -> list[Any]:
-    """Return texts, which must be in every row or in none."""
+    """Return the cells as text; either every row must have one, or none."""
     text = column.text()
     if text.null_count < len(text):
         having = len(text) - text.null_count
@@ -87,13 +87,13 @@ def read_labels(column: Column) -> list[Any]:
 
 
 def read_paths(column: Column) -> list[Any]:
-    """Return distinct paths below the root, without ./ and //."""
+    """Return the paths, which must be distinct and below the root, without ./ and //."""
     text = column.text()
     column.refuse(pc.is_null(text), "is empty")
     above = pc.or_(pc.starts_with(text, "/"), pc.match_substring_regex(text, _ABOVE))
     what = "is not inside SOURCE: expected a path relative to it, without '..'"
     column.refuse(above, what, text)
-    if pc.any(pc.match_substring_regex(text, _TIDY)).as_py():
+    if pc.any(pc.match_substring_regex(text, _UNTIDY)).as_py():
         text = pa.array([posixpath.normpath(path) for path in text.to_pylist()], pa.string())
     codes = text.dictionary_encode()
     if len(codes.dictionary) < len(text):
@@ -118,7 +118,7 @@ def read_splits(column: Column) -> list[Any]:
 
 
 def read_pixels(column: Column) -> list[Any]:
-    """Return whole numbers from 0, None where a cell is empty."""
+    """Return whole numbers, 0 or more, None where a cell is empty."""
     numbers, shown = column.numbers()
     column.refuse(pc.not_equal(numbers, pc.floor(numbers)), "is not whole", shown)
     column.refuse(pc.less(numbers, 0), "is negative", shown)

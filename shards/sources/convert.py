@@ -1,8 +1,8 @@
-"""`--convert`: images of other sizes and kinds become 32x32 RGB by one stated rule, when asked.
+"""`--convert`: make 32x32 RGB patches of images of other sizes and kinds, by one stated rule.
 
     crop     the centre 32x32
     resize   the centre square, resampled to 32x32 by PIL's antialiased Lanczos filter
-    tile     every whole 32x32 tile from the top left; what remains at the right and below is left
+    tile     every whole 32x32 tile from the top left; the remainder is left out
 
 Alpha is composited on white; palette and grey become RGB. Colour profiles and EXIF rotation are
 not applied. 16-bit, CMYK, animated and multi-page images stay refused.
@@ -97,7 +97,7 @@ class TileSource(Struct, frozen=True, kw_only=True, tag=True):
         collection = self.files.collect(look_up)
         tiles: list[Patch] = []
         refused = list(collection.refused)
-        images = cut = pixels = left = 0
+        images = with_remainder = pixels = pixels_left = 0
         for image in collection.patches:
             try:
                 height, width = image_size(self.files.root / image.path)
@@ -116,13 +116,17 @@ class TileSource(Struct, frozen=True, kw_only=True, tag=True):
                 )
             remainder = height * width - rows * columns * PATCH * PATCH
             images, pixels = images + 1, pixels + height * width
-            cut, left = cut + bool(remainder), left + remainder
+            with_remainder, pixels_left = with_remainder + bool(remainder), pixels_left + remainder
         conversion = Conversion(
-            rule="tile", images=images, images_with_remainder=cut, pixels=pixels, pixels_left=left
+            rule="tile",
+            images=images,
+            images_with_remainder=with_remainder,
+            pixels=pixels,
+            pixels_left=pixels_left,
         )
         note = (
-            f"tile: {images:,} images cut into {len(tiles):,} tiles; {cut:,} images "
-            f"had a remainder, {left / max(pixels, 1):.1%} of all pixels, left out"
+            f"tile: {images:,} images cut into {len(tiles):,} tiles; {with_remainder:,} images "
+            f"had a remainder, {pixels_left / max(pixels, 1):.1%} of all pixels, left out"
         )
         collection = replace(
             collection, patches=tiles, refused=sorted(refused), notes=[*collection.notes, note]
@@ -209,7 +213,7 @@ def convert(data: bytes, rule: Literal["crop", "resize"]) -> Converted:
     """Make a patch of a whole PNG, JPEG or TIFF file.
 
     Raises:
-        PngError: not an image that is converted, or one smaller than the crop.
+        PngError: as `read_rgb`, or an image smaller than the crop.
     """
     image = read_rgb(data)
     width, height = image.size
@@ -231,7 +235,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """Read the height and width of an image from its header alone.
 
     Raises:
-        PngError: as `read_rgb`, as far as the header tells.
+        PngError: as `read_rgb`, as far as the header shows it.
         DataError: the file cannot be read.
     """
     try:

@@ -1,4 +1,4 @@
-"""Which files may be patches, and what the size, time and name of each say."""
+"""Select the files that may be patches, and make a patch from each one's name, size and time."""
 
 import os
 import stat
@@ -61,8 +61,8 @@ class FileSource(Struct, frozen=True, kw_only=True):
 def look_up(batch: FileBatch) -> BatchPatches:
     """Return the patches of the files of a batch.
 
-    What `columns` does not give comes from the name; patient and site from a TCGA barcode in the
-    slide or source.
+    Fields that `columns` lacks come from the file's name; patient and site from a TCGA barcode in
+    the slide or source.
     """
     accepted, columns = batch.accepted, batch.columns
     empty = [None] * len(batch.paths)
@@ -113,7 +113,7 @@ def look_up_here(batches: Sequence[FileBatch]) -> Iterable[BatchPatches]:
 
 
 class _Statuses:
-    """The status of files; folders and links may not leave the root."""
+    """Read the status of files; raise DataError where a folder or link leaves the root."""
 
     def __init__(self, root: str) -> None:
         self._root = root
@@ -134,7 +134,7 @@ def check_link(path: str, root: Path, real_root: str) -> None:
     """Refuse a path that leads out of the root; one that leads nowhere is not refused here.
 
     Raises:
-        DataError: what `path` leads to lies outside of the root.
+        DataError: the target of `path` exists, and lies outside of the root.
     """
     target = os.path.realpath(path)
     if os.path.commonpath([target, real_root]) != real_root and Path(target).exists():

@@ -1,4 +1,4 @@
-"""Patches under a folder: the walk, the layout, and what each folder says of its files.
+"""Patches under a folder: the walk, the layout, and the class or slide that folders name.
 
     SOURCE/train/TUM/tile7__y0032_x0064.png     split folders and class folders
     SOURCE/TUM/tile7__y0032_x0064.png           class folders: everything is train
@@ -176,13 +176,13 @@ class Walk:
 
 
 def choose_layout(walk: Walk, asked: Layout) -> tuple[Layout, str]:
-    """Decide what the folders are; also return a sentence that says it.
+    """Decide what the folders are; also return a note on the choice.
 
     `auto` takes folders for slides when the name of every image in them is a position and nothing
     else, and for classes when no name is.
 
     Raises:
-        DataError: `auto` cannot tell, or the files do not lie as `asked` says.
+        DataError: `auto` cannot tell, or the files are not in the layout `asked`.
     """
     root, accepted = walk.root, walk.accepted
     endings = tuple(f".{suffix}" for suffix in accepted.suffixes)
@@ -211,7 +211,7 @@ def choose_layout(walk: Walk, asked: Layout) -> tuple[Layout, str]:
     for path in set(paths).difference(positions):
         with suppress(OSError):
             others += not refused_status((root / path).stat(), accepted)
-    # a slide lies in one split: a folder name that recurs is rather a class
+    # a slide is in one split: a folder name that recurs is more likely a class
     recurring = len({folder.name for folder in inside}) < len(inside)
     if others or recurring:
         raise DataError(

@@ -1,10 +1,10 @@
-"""Patches that a manifest lists: a CSV or Parquet table that says what each of them is.
+"""Patches that a manifest lists: a CSV or Parquet table with a row per patch.
 
     path,label,split,patient,slide,site,x,y,mpp
     slide-7/p1.png,tumor,train,P-3,slide-7,Leeds,512,0,0.5
 
 Only `path` is required. Texts are kept exactly, whatever type a Parquet column has; an empty cell
-is no value.
+has no value.
 """
 
 import csv
@@ -30,7 +30,7 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of the manifest by what they hold. Default: the column of that name, if any."""
+    """Names of the columns in the manifest. Default: the column named like the field, if any."""
 
     path: str | None = None
     """Image file, relative to SOURCE."""
@@ -39,13 +39,15 @@ class Columns:
     split: str | None = None
     """train, val or test."""
     patient: str | None = None
+    """Patient."""
     slide: str | None = None
+    """Slide."""
     site: str | None = None
     """Hospital or laboratory."""
     x: str | None = None
-    """Pixel column in the slide."""
+    """Pixel column of the patch in its slide or source image."""
     y: str | None = None
-    """Pixel row."""
+    """Pixel row of the patch."""
     mpp: str | None = None
     """Microns per pixel."""
 
@@ -56,14 +58,14 @@ assert set(FIELDS) == set(READERS)
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestRows:
-    """A checked manifest: a list per field with an entry per row; only fields with a column."""
+    """A checked manifest: for each field that has a column, a value per row."""
 
     file: Path
     values: dict[str, list[Any]]  # paths without ./ and //; splits as train, val or test
     used: dict[str, str]  # field to column
     unused: list[str]
     xxh3: str  # of the file
-    first: int  # number of the first row, as a person counts: below the heading of a CSV
+    first: int  # number of the first row, as a spreadsheet counts: 2 below the heading of a CSV
 
     def __len__(self) -> int:
         return len(self.values["path"])
@@ -76,8 +78,8 @@ class ManifestRows:
 class ManifestSource(FileSource, frozen=True, kw_only=True, tag=True):
     """The files under a root that a manifest lists.
 
-    What the manifest has a column for is taken from it alone. Otherwise the position comes from
-    the file name, and patient and site from a TCGA barcode in the slide or source.
+    A field for which the manifest has a column is taken from it alone. Otherwise the position comes
+    from the file name, and patient and site from a TCGA barcode in the slide or source.
     """
 
     manifest: Path

@@ -1,4 +1,4 @@
-"""What names say of a patch: its source image, position, slide, patient and site."""
+"""Read source image, position, patient and site from the names of a patch's file and slide."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def require_utf8(path: str) -> None:
 
 
 def position(stem: str) -> tuple[int | None, int | None]:
-    """Pixel row and column from `..._y0032_x0064` or `..._x0064_y0032`, if the name has them."""
+    """Return pixel row and column from `..._y0032_x0064` or `..._x0064_y0032`, or (None, None)."""
     if "_x" not in stem and "_y" not in stem:
         return None, None  # without a search: most names have no position
     for pattern in _POSITIONS:
@@ -47,8 +47,8 @@ def only_position(name: str) -> bool:
 
 @lru_cache(maxsize=1 << 16)
 def barcode(name: str) -> tuple[str, str] | None:
-    """Patient and site in a name that holds a TCGA barcode (`TCGA-A6-2671-01Z-00-DX1...`): its
-    first 12 characters, and the tissue source site code at characters 6 and 7."""
+    """Return patient and site from a name that holds a TCGA barcode (`TCGA-A6-2671-01Z-00-DX1...`):
+    its first 12 characters, and the tissue source site code at characters 6 and 7."""
     match = _TCGA.search(name)
     return None if match is None else (match[0], match[1])
 
@@ -84,8 +84,8 @@ def group_pattern(regex: str | None) -> re.Pattern[str] | None:
 def source_image(path: str, stem: str, slide: str | None, pattern: re.Pattern[str] | None) -> str:
     """Return the source image of a patch.
 
-    It is the first group of `pattern`, searched in the relative path; without a pattern the slide,
-    where it is known, or the file name before `__`, or all of it.
+    It is the first group of `pattern`, searched in the relative path. Without a pattern it is the
+    slide, where known, else the file name before `__`, or all of the name.
 
     Raises:
         DataError: the pattern does not match, or its group is empty.

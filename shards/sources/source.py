@@ -63,7 +63,7 @@ class ManifestOrigin(Struct, frozen=True, kw_only=True):
 
 
 class Conversion(Struct, frozen=True, kw_only=True):
-    """How images became patches; the counts are those of tiles."""
+    """How images became patches; the counts are set by the rule `tile` only."""
 
     rule: str
     images: int | UnsetType = UNSET
@@ -99,7 +99,7 @@ class Origin(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class Collection:
-    """All that was collected from a source."""
+    """Result of `Source.collect`: the patches, and notes on how they were found."""
 
     root: str  # as it was named on the command line
     name: str  # of its folder
@@ -107,7 +107,7 @@ class Collection:
     refused: list[tuple[str, str]]  # path and reason; counted against --skip-bad
     hidden: int = 0  # files and folders whose name starts with a dot: not looked at
     ignored: int = 0  # notes and system files beside the images
-    splits_from: str = ""  # what names the splits; empty where the source has none
+    splits_from: str = ""  # where the splits are named; empty if the source has none
     origin: Origin
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -126,26 +126,26 @@ class Accepted(Struct, frozen=True):
 
 
 class FileBatch(Struct, frozen=True, kw_only=True, tag=True):
-    """Files to look up, and what is known of them beside their names."""
+    """Files to look up, and what folders or a manifest give for them."""
 
     root: str
     accepted: Accepted
     group_regex: str | None  # see `names.source_image`
     paths: list[str]  # relative to the root, with /
-    columns: dict[str, list[Any]]  # by field of a patch, a value per path, in place of its name's
+    columns: dict[str, list[Any]]  # a value per path, by field of a patch; precedes the name
 
 
 class BatchPatches(Struct, frozen=True, kw_only=True):
-    """What the files of a batch are."""
+    """Result of looking up a batch of files."""
 
     patches: list[Patch]  # in the order of the paths
     refused: list[tuple[str, str]]  # path and reason
     missing: list[tuple[int, str]]  # index of the path, and reason
-    error: tuple[int, str] | None = None  # index of the first path that no list may hold, and why
+    error: tuple[int, str] | None = None  # index and reason of the path that stopped the batch
 
 
 LookUp = Callable[[Sequence[FileBatch]], Iterable[BatchPatches]]  # a result per batch, in order
-ReadPatch = Callable[[int, Patch], tuple[Patch, bytes, bytes]]
+ReadPatch = Callable[[int, Patch], tuple[Patch, bytes, bytes]]  # see `Source.open`
 
 
 class Source(Protocol):
@@ -164,8 +164,8 @@ class Source(Protocol):
     def stage(self, patches: Iterable[tuple[int, Patch]], scratch: Path, workers: int) -> "Source":
         """Return the source that workers read `patches` (key and patch) from.
 
-        Called once before packing: what many patches share is decoded here, by `workers` threads,
-        into the file `scratch`, which the packer removes at the end.
+        Called once before packing. A source may decode images that hold several patches here, with
+        `workers` threads, into the file `scratch`, which the packer removes at the end.
         """
 
     def open(self) -> AbstractContextManager[ReadPatch]:

@@ -1,9 +1,9 @@
-"""Train, val and test: as folders and cells name them, or drawn by group (`--val F --test F`).
+"""Train, val and test: named by folders or cells, or drawn by group (`--val F --test F`).
 
 A drawn group (patient, slide or source) goes to one split as a whole. Groups are taken from the
-large to the small, in random order among those of about one size, and each goes to the split that
-its classes have filled least of what they should; then groups move where a class would be missing
-from a split. The result depends on (groups, classes, counts, seed) only.
+large to the small, in random order among those of similar size. Each goes to the split that, for
+the classes of the group, is filled least in proportion to its fraction. Then groups move to splits
+that lack a class. The result depends on (groups, classes, counts, seed) only.
 """
 
 from collections import Counter, defaultdict
@@ -27,7 +27,7 @@ _SHOWN_GROUPS = 5
 
 
 def split_name(name: str) -> str | None:
-    """Return the split that a folder or a cell names, if any: in any case, val also spelled out."""
+    """Return the split that a folder or cell names, if any; case is ignored, aliases are known."""
     return _ALIASES.get(name.lower())
 
 
@@ -50,7 +50,7 @@ def split_folders(root: Path, names: list[str]) -> dict[str, str]:
 
 
 def split_warnings(root: Path, members: Iterable[tuple[str, str | None]]) -> list[str]:
-    """Warn of what an evaluation will lack, from the split and class of every patch.
+    """Warn of splits and classes that an evaluation will lack, from those of every patch.
 
     Raises:
         DataError: as `class_warnings`.
@@ -62,7 +62,7 @@ def split_warnings(root: Path, members: Iterable[tuple[str, str | None]]) -> lis
 
 
 def class_warnings(root: Path, labels: Mapping[str, set[str | None]]) -> list[str]:
-    """Warn of what an evaluation will lack, from the classes in each split (None = unlabelled).
+    """Warn of splits and classes that an evaluation will lack (None in `labels`: unlabelled).
 
     Raises:
         DataError: a class that train lacks, or patches with and without a class.
@@ -117,8 +117,8 @@ class _Draw:
     fractions: Mapping[str, float]
     rank: dict[Group, int]  # place in the random order
     split: dict[Group, str] = field(default_factory=dict)
-    filled: Counter[tuple[str, Label]] = field(default_factory=Counter)  # patches
-    having: Counter[tuple[str, Label]] = field(default_factory=Counter)  # groups
+    filled: Counter[tuple[str, Label]] = field(default_factory=Counter)  # number of patches
+    having: Counter[tuple[str, Label]] = field(default_factory=Counter)  # number of groups
 
     def put(self, group: Group, split: str) -> None:
         """Put the group into a split, out of the one it was in."""
@@ -133,7 +133,7 @@ class _Draw:
             self.having[split, label] += sign
 
     def excess(self, group: Group, split: str) -> float:
-        """How full the split would be with the group, over the classes of the group."""
+        """Return how full the split would be with the group, summed over the group's classes."""
         full = 0.0
         for label, count in self.content[group].items():
             total = self.totals[label]
@@ -141,7 +141,7 @@ class _Draw:
         return full / self.fractions[split]
 
     def can_spare(self, group: Group) -> bool:
-        """Whether the split of the group has every class of it in another group too."""
+        """Whether every class of the group is also in another group of its split."""
         split = self.split[group]
         return all(self.having[split, label] > 1 for label in self.content[group])
 
@@ -153,7 +153,7 @@ def draw_splits(
 
     Args:
         members: group and class of every patch, in any order.
-        val, test: fractions of the patches, from 0; below 1 together.
+        val, test: fractions of the patches, each 0 or more, together below 1.
 
     Raises:
         DataError: fewer groups than splits.

@@ -1,4 +1,4 @@
-"""Make a small set of H&E-like patches from nothing, with a known difficulty.
+"""Generate a small set of H&E-like patches, with a known difficulty.
 
 tissue.py      structure: where haematoxylin and eosin bind, one function per class
 generate.py    stain, scanner, and the whole set in class folders: `generate`, `sources`

@@ -60,9 +60,13 @@ class SyntheticConfig:
     """Size of the set. Counts are patches of all classes together, spread evenly."""
 
     seed: int = 0
+    """Seed of all random draws."""
     train: int = 6400
+    """Patches in train."""
     val: int = 1280
+    """Patches in val."""
     test: int = 1280
+    """Patches in test."""
     patients: int = 24
     """Patients per split, alternating between sites; each has every class if counts allow."""
 
@@ -77,7 +81,7 @@ class SyntheticConfig:
 class Patient(NamedTuple):
     name: str
     site: Site
-    stains: Array  # (2, 3) optical density of R, G, B per unit of H, of E
+    stains: Array  # (2, 3) optical density of R, G, B per unit of H (row 0) and E (row 1)
     strength: Array  # (2,) factor of the H and E concentrations
 
 
@@ -179,7 +183,7 @@ def _invade(rng: np.random.Generator, host: Structure) -> Structure:
 
 
 def _stain(rng: np.random.Generator, structure: Structure, owner: Patient) -> Array:
-    """Transmitted light (S, S, 3) in (0, 1], at mean concentrations that ignore the class."""
+    """Return the light, (S, S, 3) in (0, 1], at mean concentrations that ignore the class."""
     means = MEAN_CONCENTRATION * rng.lognormal(0, TILE_SPREAD, 2) * owner.strength
     density = np.zeros((*structure.eosin.shape, 3))
     for relative, mean, stain in zip(structure, means, owner.stains, strict=True):
@@ -196,5 +200,5 @@ def _scan(rng: np.random.Generator, light: Array, site: Site) -> Pixels:
 
 
 def _generator(seed: int, *position: int) -> np.random.Generator:
-    """Generator of one place in the set, independent of the draws elsewhere."""
+    """Make the generator of one place in the set, independent of the draws elsewhere."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=position))

@@ -1,6 +1,6 @@
 """Procedural tissue: for each class, where haematoxylin and eosin bind.
 
-A structure gives where the stain is, not how much: `shards.synthetic` scales every tile to mean
+A structure gives where the stain is, not how much: `generate` scales every tile to mean
 concentrations that do not depend on the class, so that shape and texture carry the label.
 Lengths are pixels, at about half a micron each. Float64 throughout, so that a pixel rounds to
 the same grey level whichever vector instructions numpy finds.
@@ -116,7 +116,7 @@ def smooth(rng: np.random.Generator, size: int, sigma: float) -> Array:
 def streaks(
     rng: np.random.Generator, size: int, angle: float, width: float, length: float, waviness: float
 ) -> Array:
-    """Noise (S, S) stretched along `angle` (radians) and bent sideways by `waviness` pixels."""
+    """Draw noise (S, S) stretched along `angle` (radians), bent sideways by `waviness` pixels."""
     y, x = np.mgrid[:size, :size]
     bent = y * np.cos(angle) - x * np.sin(angle) + waviness * smooth(rng, size, 9.0)
     along = x * np.cos(angle) + y * np.sin(angle)
@@ -135,13 +135,13 @@ def lines(field: Array, width: float) -> Array:
 
 
 def edge(distance: Array, softness: float) -> Array:
-    """1 inside (negative distance), 0 outside, over about `softness` pixels."""
+    """Map signed distance to 1 inside (negative) and 0 outside, over about `softness` pixels."""
     inside: Array = 1 / (1 + np.exp(np.clip(distance / softness, -30, 30)))
     return inside
 
 
 def scatter(rng: np.random.Generator, size: int, spacing: float, jitter: float) -> Array:
-    """Points (N, 2) = (y, x) on a staggered lattice of about `spacing`, moved by `jitter` of it."""
+    """Draw points (N, 2), y and x: a staggered lattice, about `spacing` apart, then jittered."""
     n = max(2, round(size / spacing))
     row, column = np.mgrid[:n, :n].reshape(2, -1)
     lattice = np.stack([row, column + 0.5 * (row % 2)], axis=1) + rng.uniform(0, 1, 2)
@@ -150,7 +150,7 @@ def scatter(rng: np.random.Generator, size: int, spacing: float, jitter: float) 
 
 
 def ellipses(size: int, centres: Array, radii: Array, angles: Array) -> Nuclei:
-    """Union of ellipses on the torus: semi-axes `radii` (N, 2), `angles` (N) of the first."""
+    """Unite ellipses on the torus: semi-axes `radii` (N, 2), `angles` (N,) of the first."""
     dy, dx = _offsets(size, centres)
     cos, sin = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
     first, second = radii[:, 0, None, None], radii[:, 1, None, None]
@@ -171,7 +171,7 @@ def _oval_nuclei(
     small: tuple[float, float],
     slender: float,
 ) -> Nuclei:
-    """One nucleus per centre: minor semi-axis in `small`, the major up to `slender` times that."""
+    """Draw a nucleus per centre: minor semi-axis in `small`, the major up to `slender` times it."""
     minor = rng.uniform(*small, len(centres))
     major = minor * rng.uniform(1, slender, len(centres))
     angles = rng.uniform(0, np.pi, len(centres))
@@ -181,7 +181,7 @@ def _oval_nuclei(
 def _slender_nuclei(
     rng: np.random.Generator, size: int, angle: float, spacing: float, small: float
 ) -> Array:
-    """Draw nuclei along `angle` of minor semi-axis about `small`, as a mask (S, S) in [0, 1]."""
+    """Draw nuclei along `angle`, with minor semi-axes about `small`, as a mask (S, S) in [0, 1]."""
     centres = scatter(rng, size, spacing, jitter=0.4)
     count = len(centres)
     major, minor = rng.uniform(5.0, 8.5, count), small * rng.uniform(0.8, 1.2, count)
@@ -190,7 +190,7 @@ def _slender_nuclei(
 
 
 def _offsets(size: int, centres: Array) -> tuple[Array, Array]:
-    """Offsets from every centre to every pixel on the torus: dy (N, S, 1), dx (N, 1, S)."""
+    """Compute offsets from all centres to all pixels on the torus: dy (N, S, 1), dx (N, 1, S)."""
     half = size / 2
     offsets = (np.arange(size) - centres[:, :, None] + half) % size - half
     return offsets[:, 0, :, None], offsets[:, 1, None, :]

@@ -19,10 +19,10 @@ _SHOWN = 50
 _Source = Annotated[
     str, tyro.conf.arg(metavar="SOURCE", help="data set; with --index a folder or pattern of tars")
 ]
-_NoDuplicates = Annotated[bool, tyro.conf.arg(help="do not look for patches in two splits")]
+_NoDuplicates = Annotated[bool, tyro.conf.arg(help="skip the search for patches in two splits")]
 _Out = Annotated[
     Path | None,
-    tyro.conf.arg(metavar="OUT", help="make a data set here of the WebDataset tars in SOURCE"),
+    tyro.conf.arg(metavar="OUT", help="index the WebDataset tars in SOURCE, as a data set in OUT"),
 ]
 _Options = Annotated[IndexOptions, tyro.conf.arg(name="")]
 

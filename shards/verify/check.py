@@ -41,7 +41,8 @@ def verify(root: Path, duplicates: bool = True) -> Report:
     """Check the data set in `root`; problems are collected, not raised.
 
     Args:
-        duplicates: also look for patches that are in two splits; 0.5 GB of memory per million.
+        duplicates: also look for patches that are in two splits; takes 0.5 GB of memory per
+            million patches.
 
     Raises:
         DataError: `dataset.json` is missing or not of this format.
@@ -130,7 +131,7 @@ def _check_keys(metadata: DatasetMetadata, findings: Findings) -> None:
 
 
 def _key_ranges(metadata: DatasetMetadata) -> dict[str, tuple[int, int]]:
-    """First key and end by split, as far as the provenance, which is not checked, has them."""
+    """Return first key and end by split, where the provenance, which is free-form, has them."""
     ranges = metadata.provenance.get("key_ranges")
     sound: dict[str, tuple[int, int]] = {}
     for name, pair in ranges.items() if isinstance(ranges, dict) else ():
@@ -142,7 +143,7 @@ def _key_ranges(metadata: DatasetMetadata) -> dict[str, tuple[int, int]]:
 def _check_counts(metadata: DatasetMetadata, findings: Findings) -> None:
     """Check that class counts and channel mean of `dataset.json` follow from the samples."""
     if findings.counts:
-        return  # samples were lost: the differences say nothing more
+        return  # lost samples change the counts: a difference would be no problem of its own
     for name, split in metadata.splits.items():
         counts = [findings.labels[name, label] for label in range(len(metadata.classes))]
         if counts != split.class_counts:

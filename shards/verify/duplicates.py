@@ -27,7 +27,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # pairs that agree in 2 of 5 bands are candidates: certain up to 3 differing bits, likely up to 6
 _BANDS = [sum(1 << bit for bit in range(start, 64, 5)) for start in range(5)]
 _MASKS = [np.uint64(a | b) for a, b in combinations(_BANDS, 2)]
-# a hash that thousands share must not cost their square: limits for one patch and mask
+# a hash that n patches share must not cost n squared: limits per patch and mask
 _MOST_BITS = 128  # candidates whose bits are compared
 _MOST_LOW = 8  # candidates, with few enough differing bits, whose coefficients are compared
 _CHUNK = 1 << 19  # candidate pairs at once
@@ -114,7 +114,7 @@ def find_duplicates(splits: dict[str, Fingerprints]) -> Duplicates:
 
 
 def _same(a: Fingerprints, b: Fingerprints) -> Indices:
-    """For every patch of `b`, one of `a` with the same pixels, or -1; `a.exact` is sorted."""
+    """Find for every patch of `b` one of `a` with the same pixels, or -1; `a.exact` is sorted."""
     if not len(a.keys):
         return np.full(len(b.keys), -1)
     place = np.searchsorted(a.exact, b.exact).clip(max=len(a.keys) - 1)
@@ -122,7 +122,7 @@ def _same(a: Fingerprints, b: Fingerprints) -> Indices:
 
 
 def _near(a: Fingerprints, b: Fingerprints) -> Indices:
-    """For every patch of `b`, one of `a` that is nearly the same, or -1."""
+    """Find for every patch of `b` one of `a` that is nearly the same, or -1."""
     match = np.full(len(b.keys), -1)
     for mask in _MASKS:
         order = np.argsort(a.bits & mask, kind="stable")
@@ -143,7 +143,7 @@ def _near(a: Fingerprints, b: Fingerprints) -> Indices:
 
 
 def _close(a: Fingerprints, i: Indices, b: Fingerprints, j: Indices) -> Indices:
-    """Which pairs are nearly the same: few bits and small differences of the coefficients."""
+    """Return the pairs that are nearly the same: few other bits, and close coefficients."""
     differ = (a.bits[i] ^ b.bits[j]).view(np.uint8).reshape(-1, 8)
     pairs = np.flatnonzero(np.unpackbits(differ, axis=1).sum(axis=1) <= MAX_BITS)
     begins = np.searchsorted(j[pairs], j[pairs])  # pairs are ordered by patch
@@ -155,7 +155,7 @@ def _close(a: Fingerprints, i: Indices, b: Fingerprints, j: Indices) -> Indices:
 
 
 def _dct() -> npt.NDArray[np.float32]:
-    """Lowest rows of the orthonormal DCT-II, (8, 32)."""
+    """Make the lowest rows of the orthonormal DCT-II, (8, 32)."""
     k, n = np.arange(_SIDE)[:, None], np.arange(PATCH)[None]
     rows = np.cos(np.pi * (n + 0.5) * k / PATCH) * np.sqrt(2 / PATCH)
     rows[0] /= np.sqrt(2)

@@ -49,7 +49,7 @@ class Findings:
     labels: Counter[tuple[str, int]] = field(default_factory=Counter)  # samples by split and label
     sums: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)  # of RGB values, by split
     keys: dict[str, list[int]] = field(default_factory=dict)  # by shard
-    groups: dict[str, set[tuple[str, str]]] = field(default_factory=dict)  # (split, value)
+    groups: dict[str, set[tuple[str, str]]] = field(default_factory=dict)  # (split, name) by kind
     fingerprints: dict[str, list[Fingerprints]] | None = None  # by split; None: not taken
 
     def add(self, file: str, offset: int | None, what: str) -> None:
@@ -78,9 +78,9 @@ def check_shard(
             rows = decode_sidecar(sidecar.read_bytes(), shard.count).to_pylist()
         except ValueError as error:
             findings.add(sidecar.name, None, str(error))
-    for group in GROUPS:
-        values = {(split, row[group]) for row in rows if row[group] is not None}
-        findings.groups.setdefault(group, set()).update(values)
+    for kind in GROUPS:
+        names = {(split, row[kind]) for row in rows if row[kind] is not None}
+        findings.groups.setdefault(kind, set()).update(names)
     if has_tar and metadata.png == FOREIGN:
         _check_images(tar, name, split, shard, rows, findings)
     elif has_tar:
@@ -195,7 +195,7 @@ def _check_images(
 ) -> None:
     """Check every image of a foreign tar that its rows point to.
 
-    The indexing scan checked the bytes between the images; the tar's hash covers them since.
+    The indexing scan checked the bytes between the images; the tar's hash covers them.
     """
     keys = findings.keys.setdefault(shard.name, [])
     sound = []

@@ -33,7 +33,7 @@ def header(width: int = 32, height: int = 32, kind: bytes = b"\x08\x02\0\0\0") -
 
 
 def filtered(pixels: Pixels, filters: list[int]) -> bytes:
-    """Rows filtered as chapter 9 of the PNG standard says, one filter type a row."""
+    """Rows filtered as chapter 9 of the PNG standard says, one filter type per row."""
     rows = np.zeros((33, 33 * 3), int)
     rows[1:, 3:] = pixels.reshape(32, 96)
     a, b, c, x = rows[1:, :-3], rows[:-1, 3:], rows[:-1, :-3], rows[1:, 3:]

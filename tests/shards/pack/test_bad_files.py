@@ -34,7 +34,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sixteen_bit_rgb() -> bytes:
-    """PIL cannot write it: the header of an RGB PNG of 16 bits a sample, and rows of zeros."""
+    """An RGB PNG of 16 bits per sample, all zeros, which PIL cannot write."""
     header = b"IHDR" + (32).to_bytes(4, "big") * 2 + bytes([16, 2, 0, 0, 0])
     chunks = (header, b"IDAT" + zlib.compress(bytes(32 * 193)), b"IEND")
     lengths = [(len(chunk) - 4).to_bytes(4, "big") for chunk in chunks]

@@ -123,7 +123,7 @@ def test_tasks_that_disagree_are_refused_and_the_difference_is_named(
     other = Plan(classes=[], key_ranges={}, shards=[], digest="other")
     with monkeypatch.context() as patched:
         patched.setattr("shards.pack.tasks.make_plan", lambda *_: other)
-        with pytest.raises(DataError, match="this task makes other of the same list"):
+        with pytest.raises(DataError, match="this task makes other from the same list"):
             pack_task(source, out, OPTIONS, PackTask(1, 2))
     (out / PLAN_NAME).write_bytes(b"PAR1 cut")
     with pytest.raises(DataError, match=r"\.plan\.parquet cannot be read"):
@@ -236,8 +236,8 @@ def test_bad_patches_are_added_up_over_the_tasks(tmp_path: Path) -> None:
             },
             PackTask(2, 3),
         ),
-        (None, 4, {}, "say which of them this is, by --task-index"),
-        (1, None, {}, "say of how many, by --num-tasks"),
+        (None, 4, {}, "give the index of this task by --task-index"),
+        (1, None, {}, "give the number of tasks by --num-tasks"),
         (4, 4, {}, "task-index is 4, expected 0 to 3"),
         (None, 4, {"SLURM_ARRAY_TASK_ID": "7"}, "task-index is 7, expected 0 to 3"),
         (0, 0, {}, "num-tasks is 0"),

@@ -135,7 +135,7 @@ def test_kinds_of_pixels(kind: str) -> None:
 
 
 def sixteen_bit(kind: str) -> bytes:
-    """RGB of 16 bits a sample: PIL reads it, and cannot write it."""
+    """RGB of 16 bits per sample, which PIL reads but cannot write."""
     if kind == "PNG":
         rows = zlib.compress(bytes(32 * (1 + 32 * 6)))
         header = (32).to_bytes(4, "big") * 2 + bytes([16, 2, 0, 0, 0])

@@ -58,7 +58,7 @@ def values(manifest: Path, /, **columns: str) -> Table:
 
 
 def full_table(root: Path) -> Table:
-    """Values that a careless reader would change, a row a file."""
+    """Values that a careless reader would change, one row per file."""
     paths, n = files(root), len(files(root))
     odd = ["007", " x ", "NA", "null", "1.0", "1e5", "=cmd()", "a\nb", "c\r\nd", 'é,"', "-", "0"]
     return {

@@ -291,7 +291,7 @@ def test_exit_status(
     assert "val-000000.tar at byte 0: 's0000000" in capsys.readouterr().err or not damage
 
 
-def test_a_folder_without_a_card_is_refused(
+def test_a_folder_without_metadata_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(DataError, match="not a packed data set"):
