@@ -5,5 +5,5 @@ tied             weight tying, which makes a network exactly equivariant
 vae              `ModelConfig`, the registry `ARCHITECTURES`, and a model with seeded weights
 objective        the losses of a VAE, and the protocol `Learner`
 classification   the same protocol for training on labels
-snapshot         a model as files, and back
+snapshot         saving a model as files, and loading it
 """

@@ -1,4 +1,4 @@
-"""Layers of the norm-free pre-activation MBConv VAE, and which of their parameters decay.
+"""Layers of the norm-free pre-activation MBConv VAE, and which parameters weight decay shrinks.
 
 Scaled weight standardisation: Brock et al. 2021, "Characterizing signal propagation to close the
 performance gap in unnormalized ResNets"; Fixup factor: Zhang et al. 2019; ReZero: Bachlechner et
@@ -18,7 +18,7 @@ SWS_FLOOR = 1e-4
 
 
 class Posterior(NamedTuple):
-    """q(z|x), a diagonal normal, in float32, and the map that its head reads."""
+    """q(z|x), a diagonal normal, in float32, and the feature map that the head reads."""
 
     mean: Tensor  # (B, 24, 4, 4)
     log_var: Tensor  # (B, 24, 4, 4)

@@ -1,8 +1,8 @@
-"""The supervised ceiling: the encoder trained on labels, to measure how much there is to find.
+"""The supervised ceiling: the encoder trained on labels, an upper reference for the probes.
 
     L = cross-entropy of a linear head on the posterior mean of the corrupted patch
 
-The decoder stays as it was built.
+The decoder is not trained.
 """
 
 import torch
@@ -15,9 +15,9 @@ from shards.schema import NO_LABEL
 
 
 class Classification(nn.Module):
-    """The loss of a classifier; owns the head, 384 numbers to one logit per class.
+    """The loss of a classifier; owns the linear head from the 384 latent numbers to class logits.
 
-    The head starts at zero, so that it depends on no random state.
+    The head starts at zero, so that it does not depend on a random state.
     """
 
     shown = "accuracy"
@@ -48,7 +48,7 @@ class Classification(nn.Module):
     def forward(self, model: VAE, inputs: Inputs) -> dict[str, Tensor]:
         """Compute `loss`, the cross-entropy in nats, and `accuracy`.
 
-        A patch without a label (-1) adds nothing to either.
+        Patches without a label (-1) are left out of both.
         """
         assert inputs.labels_B is not None
         return scores(self.logits(model, inputs.x_tilde), inputs.labels_B)

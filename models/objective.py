@@ -30,16 +30,24 @@ SPREAD_FLOOR = 1e-3  # squared spread of codes, summed over a latent, that divid
 class ObjectiveConfig:
     """The task of a run and the weights of its losses."""
 
-    task: Literal["reconstruct", "classify"] = "reconstruct"  # classify: `models.classification`
+    # what is learned: to reconstruct clean patches, or to classify patches by their labels
+    task: Literal["reconstruct", "classify"] = "reconstruct"
     beta: float = 1.0  # weight of the KL term
-    noise_var: Literal["learned"] | float = "learned"  # 0.5 is the plain squared error
-    noise_var_init: float = 0.02  # where "learned" starts
-    stochastic: bool = True  # False: an autoencoder, the mean is decoded and there is no KL
-    equivariance: float = 0.0  # lambda; 0 switches the term off
+    # variance of the pixels around the reconstruction, in units of [0, 1]: one learned scalar, or
+    # a constant; 0.5 is the plain squared error
+    noise_var: Literal["learned"] | float = "learned"
+    noise_var_init: float = 0.02  # initial value of a learned noise variance
+    # decode a sample of the posterior; if not, decode its mean, without a KL term (an autoencoder)
+    stochastic: bool = True
+    equivariance: float = 0.0  # weight lambda of the equivariance term; 0 switches it off
+    # symmetry group of the equivariance term and error: D4, or C4 (quarter turns only)
     group: Literal["D4", "C4"] = "D4"
-    form: Literal["mean", "relative", "features", "implicit"] = "mean"  # what the term compares
-    fibres: Literal["trivial", "regular"] = "trivial"  # rho: cells move; or channels as well
-    ssim: float = 0.0  # weight of D (1 - SSIM), a structural term beside the likelihood
+    # what the equivariance term compares: codes (mean), codes relative to their spread (relative),
+    # the map before the codes (features), or decodings of turned codes (implicit)
+    form: Literal["mean", "relative", "features", "implicit"] = "mean"
+    # how a symmetry acts on codes: trivial moves the 4x4 cells, regular also permutes the channels
+    fibres: Literal["trivial", "regular"] = "trivial"
+    ssim: float = 0.0  # weight of D (1 - SSIM), a structural term added to the loss; 0: none
 
     def __post_init__(self) -> None:
         for name in ("beta", "equivariance", "ssim"):
@@ -61,20 +69,20 @@ class ObjectiveConfig:
 
 
 class Inputs(NamedTuple):
-    """One batch as losses see it; each learner takes what it needs."""
+    """One batch, as input of the losses; each learner uses the fields that it needs."""
 
     x: Tensor  # clean images (B, 3, 32, 32) in [0, 1], the targets
-    x_tilde: Tensor  # what the encoder sees, of the same shape
+    x_tilde: Tensor  # input of the encoder, possibly corrupted, of the same shape
     noise: Tensor  # standard normal (B, 24, 4, 4)
-    g_B: Tensor  # one element per sample, never the identity
-    labels_B: Tensor | None = None  # class indices, -1 = none
+    g_B: Tensor  # (B,) one group element per sample, never the identity
+    labels_B: Tensor | None = None  # (B,) class indices, -1 = none
 
 
 class Learner(Protocol):
-    """A module from a model and a batch to losses; it owns what is learned beside the model."""
+    """A module that maps a model and a batch to losses; it owns what is learned with the model."""
 
     config: ObjectiveConfig
-    shown: str  # the term that a line of progress names
+    shown: str  # the term that progress lines show beside the loss
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -86,7 +94,7 @@ class Learner(Protocol):
         ...
 
     def log_scales(self) -> list[nn.Parameter]:
-        """Learned logarithms, which have further to go than a weight: `optim.noise_var_lr`."""
+        """Parameters that are logarithms; they learn at `optim.noise_var_lr` times the rate."""
         ...
 
     def untrained(self, model: VAE) -> tuple[nn.Module, ...]:

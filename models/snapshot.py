@@ -1,6 +1,6 @@
 """A model as files, `model.safetensors` and `config.json`, and back.
 
-Snapshots from elsewhere are hostile: only tensors and JSON are read, and both are checked.
+Snapshots may come from untrusted sources: only tensors and JSON are read, and both are checked.
 """
 
 import json

@@ -121,7 +121,7 @@ def rgb_kernel(shape: torch.Size, group: str) -> Tied:
 
 
 def _orbit(shape: torch.Size, group: str, regular: bool) -> Tensor:
-    """Make the table of `kernel`: psi[o] moved by every h, one output channel each."""
+    """Make the table of `kernel`: psi[o] moved by every h, each an output channel."""
     c_out, c_in, *side = shape
     n, order = _fibres(c_out, group), d4.ORDER[group]
     psi = torch.arange(n * c_in * side[0] * side[1]).view(n, c_in, *side)

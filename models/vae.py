@@ -3,7 +3,7 @@
 `refined` is `seed` with its measured weaknesses mended: an even downsampling kernel (symmetric
 lattice), no centring where it would lose the grey level, biases at the ends, standardised input.
 `tied` is `refined` with its weights tied (`models.tied`): exactly equivariant under a group.
-`relaxed` is `refined` begun at the weights of `tied`: equivariant at first, and free to leave.
+`relaxed` is `refined` initialised with the weights of `tied`: equivariant only at the start.
 Shapes: B batch, C = 3 image or 24 latent channels, H = W = 32 pixels or 4 latent cells.
 """
 
@@ -39,13 +39,17 @@ MAX_CHANNELS = 4096
 class ModelConfig:
     """Architecture and size of a model."""
 
+    # architecture of encoder and decoder: tied is exactly equivariant, relaxed only at the start
     architecture: Literal["seed", "refined", "tied", "relaxed"] = "seed"
-    group: Literal["D4", "C4"] = "D4"  # symmetry group of `tied` and of the start of `relaxed`
-    widths: tuple[int, int, int] = (16, 32, 64)  # channels at 32x32, 16x16, 8x8; 4x4 has twice 8x8
-    latent_channels: int = 24
-    stage1_kernel: Literal[3, 5] = 3  # depthwise kernel of the encoder's first stage
+    group: Literal["D4", "C4"] = "D4"  # symmetry group of tied, and of relaxed at the start
+    # channels at 32x32, 16x16 and 8x8, each twice the one before; 4x4 has twice those at 8x8
+    widths: tuple[int, int, int] = (16, 32, 64)
+    latent_channels: int = 24  # channels of the code, at each of its 4x4 cells
+    stage1_kernel: Literal[3, 5] = 3  # side of the depthwise kernels in the encoder's first stage
+    # how the decoder doubles the side: interpolation (nearest, bilinear) followed by a 3x3
+    # convolution, or a transposed convolution
     upsample: Literal["nearest", "bilinear", "transposed"] = "nearest"
-    latent_stage: bool = False  # two more decoder blocks at 4x4
+    latent_stage: bool = False  # add two residual blocks at 4x4 to the decoder
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
@@ -140,7 +144,7 @@ def build(config: ModelConfig, seed: int, channel_mean: Sequence[float] | None =
 class Layers:
     """The choices in which the convolutional architectures differ."""
 
-    input_shift: float  # images enter as (x - shift) * scale
+    input_shift: float  # the encoder reads (x - shift) * scale
     input_scale: float
     log_var_range: tuple[float, float]  # of the clamped log variance
     down_kernel: int  # side of the depthwise kernel of stride 2
@@ -216,7 +220,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The way back: three stages, each doubling the side, and a 1x1 output."""
+    """Mirror of the encoder: three stages, each doubling the side, and a 1x1 output."""
 
     def __init__(self, config: ModelConfig, layers: Layers) -> None:
         super().__init__()
@@ -269,8 +273,8 @@ def build_tied(config: ModelConfig, channel_mean: Sequence[float] | None) -> Net
 def build_relaxed(config: ModelConfig, channel_mean: Sequence[float] | None) -> Networks:
     """Make a free model whose first weights are those of a tied one, expanded.
 
-    Training from there keeps what symmetry helps and gives up the rest; an equivariance term need
-    not find the symmetry first. Compare relaxed group convolutions (Wang et al. 2022).
+    Training can then keep the symmetry where it helps and give it up elsewhere; an equivariance
+    term need not find it first. Compare relaxed group convolutions (Wang et al. 2022).
     """
     networks = build_tied(config, channel_mean)
     for network in networks:

@@ -2,7 +2,7 @@
 
 index         open a packed data set and check it
 reader        patches of a split by their index, each checked once
-order         which sample stands at which position of training
+order         which sample training reads at which position
 loader        batches on the device, from disk, host memory or device memory
 pixels        bytes to floats in [0, 1] and back
 d4            exact flips and quarter turns of images and latents

@@ -33,8 +33,8 @@ _INDEX = ["label", "offset", "size", "crc32"]  # columns that reading needs
 class Split:
     """One split of a data set: its shards, and the place of each sample in them.
 
-    Other columns stay in the sidecars until they are asked for: names and paths of many patches
-    take more memory than the pixels that streaming keeps.
+    Other columns are read from the sidecars on demand: names and paths of many patches take more
+    memory than the pixels that streaming keeps.
     """
 
     root: Path
@@ -48,11 +48,11 @@ class Split:
 
     @property
     def table(self) -> pa.Table:
-        """Every column, one row per sample; read and checked again at each use."""
+        """Every column, one row per sample; read and checked again at each access."""
         return self.columns(SIDECAR.names)
 
     def columns(self, names: list[str]) -> pa.Table:
-        """Some columns, one row per sample; read and checked again at each use."""
+        """Read some columns, one row per sample; read and checked again at each call."""
         shards = [_read_sidecar(self.root, shard).select(names) for shard in self.metadata.shards]
         return pa.concat_tables([SIDECAR.empty_table().select(names), *shards])
 
@@ -69,12 +69,12 @@ class Split:
         return count
 
     def keys(self, indices: NDArray[np.int64]) -> list[str]:
-        """Keys of some samples, in the order of `indices`."""
+        """Return the keys of some samples, in the order of `indices`."""
         return self.columns(["key"])["key"].take(pa.array(indices)).to_pylist()
 
 
 def groups(table: pa.Table) -> pa.ChunkedArray:
-    """Independent units, one per row: patient, else slide, else source image."""
+    """Return the independent unit of each row: patient, else slide, else source image."""
     return pc.coalesce(*(table[name] for name in GROUPS))
 
 

@@ -1,8 +1,8 @@
 """Batches on the device, from a split that is streamed, in host memory or in device memory.
 
 A loader has no state: `batches(start, stop)` depends on positions alone, so resuming needs one
-integer, the images seen. Each rank takes an equal share of each global batch. Batches run on
-across epochs: every batch has one shape, and each epoch has each sample exactly once.
+integer, the images seen. Each rank takes an equal share of each global batch. Batches continue
+across epochs: all have the same shape, and each epoch has each sample exactly once.
 """
 
 from collections import deque
@@ -63,7 +63,7 @@ class Streamed:
     def gather(self, indices: NDArray[np.int64]) -> Tensor:
         out = torch.empty(len(indices), PATCH_BYTES, dtype=torch.uint8, pin_memory=self.pin)
         slots = len(self.block)
-        for first in range(0, len(indices), slots):  # the blocks of so few fit at a time
+        for first in range(0, len(indices), slots):  # blocks of at most `slots` samples always fit
             samples = indices[first : first + slots]
             blocks = samples // STREAM_BLOCK
             if (self.slot[blocks] < 0).any():

@@ -1,7 +1,8 @@
-"""Which sample stands at which position of training.
+"""Order of the samples in training.
 
-Positions count images from the start of training: position p is sample order(p mod n) of epoch
-p // n. The order depends on (seed, epoch, block) only: not on ranks, workers or batch size.
+Positions count images from the start of training: with n samples, position p is number p mod n in
+the order of epoch p // n. The order depends on (seed, epoch, block) only: not on ranks, workers or
+batch size.
 """
 
 import numpy as np

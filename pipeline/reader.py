@@ -22,7 +22,7 @@ from shards.schema import CHANNELS, FOREIGN, PATCH
 
 MAX_OPEN_FILES = 64
 RUN = 64  # most samples in one system call
-MAX_STEP = 1 << 16  # bytes from one sample of a run to the next; the gap is read as well
+MAX_STEP = 1 << 16  # most bytes from one sample of a run to the next; the gap is read as well
 READ_SIZE = 1024  # samples per batch when a split is read from end to end
 
 

@@ -17,14 +17,15 @@ class Arguments:
     """Train a VAE on packed 32x32 patches, then evaluate it."""
 
     data: str | None = None
-    """Packed data set, a folder or a URL. Default: data/shards, else data/raw, which is packed
-    first, else a synthetic set."""
+    """packed data set, a folder or a URL. Default: data/shards, else data/raw, which is packed
+    first, else a synthetic set"""
     out: Path | None = None
-    """Run folder. Default: data/processed/PRESET-sSEED."""
+    """folder of the run. Default: data/processed/PRESET-sSEED"""
     resume: bool = False
-    """Continue the run in --out from its newest checkpoint."""
+    """continue the run in --out from its newest checkpoint"""
     track: tuple[str, ...] = ("tensorboard",)
-    """Trackers that get the metrics beside metrics.jsonl; none: --track without a name."""
+    """trackers that get the metrics in addition to metrics.jsonl; for none, --track without a
+    name"""
     data_hash: tyro.conf.Suppress[str | None] = None  # of the run that is repeated
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
@@ -46,7 +47,7 @@ def parse(argv: list[str]) -> tuple[str, Arguments]:
 
 
 def _defaults(name: str) -> tuple[str, Arguments]:
-    """The arguments that a preset, or the config.json of an earlier run, stands for."""
+    """Return the preset's name and the arguments of a preset or an earlier run's config.json."""
     if name in PRESETS:
         return name, Arguments(config=PRESETS[name]())
     path = Path(name)

@@ -1,8 +1,8 @@
-"""Checkpoints for resuming: named tensors in safetensors, everything else in JSON, hashed, atomic.
+"""Checkpoints for resuming: tensors in safetensors, the rest in JSON, hashed, written atomically.
 
 RUN/checkpoints/000000050176/ holds `state.safetensors` and `state.json`. A folder appears under
 its final name only when it is complete and on disk; older ones go only after that. One hash
-covers both files. Run folders come from elsewhere too: what is read is checked before it is used.
+covers both files. Run folders may be untrusted: what is read is checked before it is used.
 
 Training waits while one is written: 3.5 MB in 0.06 s, ten times per run, which is 0.4 % of a run of
 100,000 images on two cores.
@@ -95,7 +95,7 @@ def _digest(meta: dict[str, Any], blob: bytes) -> str:
 
 
 def load_newest(run: Path) -> Checkpoint | None:
-    """Load the newest checkpoint that is whole; None where there is none at all.
+    """Load the newest checkpoint that is whole; None if there is no checkpoint.
 
     Damaged ones are named in a warning and skipped.
 

@@ -25,9 +25,9 @@ class OptimConfig:
     warmup: float = 0.02  # length of the linear warm-up, as a share of the images
     betas: tuple[float, float] = (0.9, 0.99)  # decay of AdamW's first and second moment
     weight_decay: float = 0.01  # weight decay of AdamW, on convolution weights only
-    # learning rate of the noise variance, times lr: one log-scale scalar moves further than weights
+    # factor on lr for the learned noise variance, a log-scale scalar that has further to move
     noise_var_lr: float = 10.0
-    clip: float = 1.0  # largest norm of the gradient of all parameters
+    clip: float = 1.0  # largest norm of the gradient over all parameters; larger ones are scaled
     ema_halflife: float = 0.05  # half-life of the weight average, as a share of the images seen
 
     def __post_init__(self) -> None:
@@ -39,11 +39,11 @@ class OptimConfig:
 class LoopConfig:
     """How often a run logs, validates and saves, as counts over the whole run."""
 
-    logs: int = 100  # lines of training metrics
-    validations: int = 10  # validations on the val split
-    checkpoints: int = 10  # checkpoints written
-    keep_checkpoints: int = 2  # newest checkpoints that stay on disk
-    validation_images: int = 512  # patches of val per validation
+    logs: int = 100  # number of lines of training metrics in metrics.jsonl, evenly spaced
+    validations: int = 10  # number of validations on the val split
+    checkpoints: int = 10  # number of checkpoints that are written
+    keep_checkpoints: int = 2  # number of checkpoints that stay on disk, the newest
+    validation_images: int = 512  # number of patches of val that each validation uses
 
     def __post_init__(self) -> None:
         for name in ("keep_checkpoints", "validation_images"):
@@ -55,17 +55,20 @@ class LoopConfig:
 class Config:
     """All that determines a run's result, together with the data set."""
 
-    seed: int = 0  # seed of the weights, the order and all draws
-    # budget in images seen, rounded up to whole batches. Default: 100,000 on CPU (25,600 on the
-    # synthetic set), 20,000,000 on a GPU
+    # seed of the initial weights, the order of the patches, augmentation, corruption and sampling
+    seed: int = 0
+    # training budget in images seen, rounded up to whole batches. Default: 100,000 on CPU (25,600
+    # on the synthetic set), 20,000,000 on a GPU
     images: int | None = None
     batch_size: int | None = None  # images per step, of all processes. Default: 64, on a GPU 2048
-    # number format of convolutions. Default: bf16 where the hardware has it
+    # number format of the convolutions. Default: bf16 where the hardware computes in it
     precision: Literal["bf16", "fp32"] | None = None
-    compile: bool | None = None  # compile the step, from uint8 to loss. Default: on a GPU only
+    compile: bool | None = None  # compile the training step with torch. Default: on a GPU only
     deterministic: bool = False  # use deterministic kernels on a GPU (those on CPU always are)
-    storage: Storage = "auto"  # where the train split is kept: stream, host or device memory
-    augment: bool = True  # augment by flips and quarter turns, uniform over the 8 of D4
+    # where training reads patches: the shards on disk (stream), host memory or device memory. auto
+    # chooses by free memory
+    storage: Storage = "auto"
+    augment: bool = True  # augment by a random symmetry of D4 (flips and quarter turns) per patch
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)

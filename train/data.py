@@ -1,4 +1,4 @@
-"""Where training data comes from when none is named: data/shards, data/raw, or synthetic."""
+"""Find training data: a named data set, else data/shards, data/raw, or a synthetic set."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ SYNTHETIC_IMAGES = 25_600  # training budget on the synthetic set: about a minut
 
 
 def find_data(named: str | Path | None) -> Path:
-    """Find the packed folder to train on; it is fetched, packed or drawn first where needed.
+    """Find the packed folder to train on; fetch, pack or generate it first where needed.
 
     Args:
         named: a folder or a URL; None looks for data/shards, data/raw and data/synthetic.
@@ -40,7 +40,7 @@ def find_data(named: str | Path | None) -> Path:
         if not raw.exists():
             config = SyntheticConfig()
             total = config.train + config.val + config.test
-            with progress("drawing a synthetic set", total, "patches") as advance:
+            with progress("generating a synthetic set", total, "patches") as advance:
                 generate(raw, config, advance)
         pack(raw, shards)
     log.info(

@@ -32,7 +32,7 @@ def start_accelerator() -> Accelerator:
     cpu = not torch.cuda.is_available()
     if cpu:
         torch.set_num_threads(max(1, usable_cores() // local_ranks()))
-    # precision, accumulation and compilation are the run's own: not those of a launcher's cache
+    # precision, accumulation and compilation come from the run, not from accelerate's stored config
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
     patient = InitProcessGroupKwargs(timeout=PATIENCE)  # while the main rank packs
     accelerator = Accelerator(
@@ -60,7 +60,7 @@ def device_warning() -> str | None:
 
 
 def resolve(config: Config, split: Split, device: torch.device, ranks: int) -> Config:
-    """Fill every `None` and "auto" for this device and data.
+    """Replace every `None` and "auto" by a value for this device and data.
 
     Raises:
         DataError: settings that this device cannot run.
@@ -89,7 +89,7 @@ def resolve(config: Config, split: Split, device: torch.device, ranks: int) -> C
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 natively."""
+    """Return whether the device computes in bfloat16 natively."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= BF16_CAPABILITY
     return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()

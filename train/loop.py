@@ -1,4 +1,4 @@
-"""The training loop: everything is a function of images seen."""
+"""The training loop; its schedule and random numbers depend on the images seen."""
 
 import copy
 import time
@@ -27,7 +27,7 @@ from train.step import TrainStep, generator_for
 from train.task import HeldOut, held_out, make_task
 from train.tracker import Sums, Tracker
 
-TIMED_STEPS = 3  # before a run, for the estimate of its duration
+TIMED_STEPS = 3  # steps timed before a run, to estimate its duration
 INTERRUPT_CHECK_EVERY = 16  # steps, where several GPUs synchronise for it
 
 
@@ -106,7 +106,7 @@ class Trainer:
         return True
 
     def seconds_per_step(self) -> float:
-        """Time a few steps, forward and backward, that move no weight; the first one compiles."""
+        """Time forward and backward passes that change no weight; the first one compiles."""
         with closing(self.loader.batches(self.images_seen, self.images_seen + 1)) as batches:
             batch = next(batches)
         seconds = []
@@ -127,7 +127,7 @@ class Trainer:
         return losses
 
     def update(self, batch: Batch) -> None:
-        """One optimizer step on one global batch."""
+        """Make one optimizer step on this rank's share of a global batch."""
         optim, seen = self.config.optim, self.images_seen
         rate = learning_rate(optim, self.schedule.progress(self.done))
         for group in self.optimizer.param_groups:
@@ -185,10 +185,10 @@ class Trainer:
         return state.pack_state({"step": step, "optimizer": optimizer, "ema": ema, "sums": sums})
 
     def restore(self, checkpoint: state.Checkpoint) -> None:
-        """Continue from a checkpoint: on CPU, at an equal thread count, to the bit.
+        """Continue from a checkpoint: bit-identically on CPU at an equal thread count.
 
         Raises:
-            DataError: it is not one of this run: other tensors, or a place outside its budget.
+            DataError: it is of another run: other tensors, or images seen beyond the budget.
         """
         if problem := self._misfit(checkpoint):
             raise DataError(f"the checkpoint in {self.run} is not of this run: {problem}")
@@ -240,12 +240,12 @@ class Trainer:
         return {**self.sums.tensors(), "totals": totals}
 
     def _checks_interrupts(self) -> bool:
-        """Whether to check for an interruption at this step."""
+        """Return whether to check for an interruption at this step."""
         no_wait = self.accelerator.num_processes == 1 or self.device.type == "cpu"
         return no_wait or self.done % INTERRUPT_CHECK_EVERY == 0
 
     def _any_rank(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank: all must stop at one step."""
+        """Return whether the flag is set on any rank: all must stop at the same step."""
         if self.accelerator.num_processes == 1:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(int(flag), device=self.device), "sum") > 0)

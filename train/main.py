@@ -1,7 +1,7 @@
 """`accelerate launch train/main.py [PRESET]`: train, evaluate, report.
 
 Exit status of `python train/main.py`: 0 done, 1 failed, 2 unusable arguments, 75 interrupted after
-saving. It does not survive the launcher, so RUN/status.json is the contract.
+saving. The launchers turn any failure into 1: scripts should read RUN/status.json instead.
 """
 
 import sys

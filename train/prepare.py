@@ -1,4 +1,4 @@
-"""From arguments to a run folder that every rank sees, with a config and a data set they share."""
+"""Make a run folder from the arguments; all ranks share it, its config and its data set."""
 
 import json
 from dataclasses import dataclass, replace
@@ -43,7 +43,7 @@ def prepare(preset: str, arguments: Arguments, accelerator: Accelerator) -> Run:
     """Find the data, resolve the config, and make or check the run folder.
 
     Raises:
-        DataError: nothing was started; the message says what to do.
+        DataError: the data, the settings or the run folder cannot be used; nothing was started.
     """
     if accelerator.is_main_process and (warning := launch.device_warning()):
         log.warning(warning)

@@ -27,7 +27,7 @@ from train.loop import NonFiniteError, Trainer
 from train.prepare import Run, prepare
 from train.tracker import TRACKERS, Tracker
 
-# the orbit readouts cost nine more encodings per image: `python -m eval.main RUN` adds them
+# leaves out the orbit readouts (nine more encodings per image); `python -m eval.main RUN` adds them
 SHORT_EVALUATION = EvalConfig(
     readouts=("mean",),
     orbit_probe=False,
@@ -39,7 +39,7 @@ SHORT_EVALUATION = EvalConfig(
 
 
 def main(argv: list[str], began: float) -> int:
-    """Train as the command line says, then evaluate; the exit status.
+    """Train as the command line says, then evaluate; return the exit status.
 
     Args:
         began: `time.monotonic()` at the start of the process.
@@ -74,7 +74,7 @@ def main(argv: list[str], began: float) -> int:
 
 
 def introduce(run: Run, accelerator: Accelerator) -> None:
-    """Tell what the run is, before it begins."""
+    """Log the data, the budget and the folder of the run, before it begins."""
     log.info(summary.describe_data(run.dataset, run.config))
     device, processes = accelerator.device, accelerator.num_processes
     log.info(summary.describe_work(run.preset, run.config, device, processes))
@@ -130,10 +130,10 @@ def conclude(run: Run, began: float) -> None:
 
 
 def end_early(run: Run, error: BaseException, interrupts: Interrupts) -> int:
-    """Log why the run ends before its end, and write it to its status; the exit status.
+    """Log why the run ended early and write its status.json; return the exit status.
 
     Raises:
-        BaseException: `error` itself, where it is a fault of the program.
+        BaseException: `error` itself, if it is a bug rather than unusable data or a signal.
     """
     # ranks that were interrupted break off what the others were doing with them
     broken_off = isinstance(error, KeyboardInterrupt | RuntimeError) or ranks.rank() > 0
@@ -152,13 +152,13 @@ def end_early(run: Run, error: BaseException, interrupts: Interrupts) -> int:
 
 
 def log_error(error: Exception) -> None:
-    """Log an error; one that all ranks have is logged by the main one."""
+    """Log an error; one that all ranks raise is logged by the main rank only."""
     if ranks.rank() == 0 or not isinstance(error, ranks.SharedError):
         log.error(str(error))
 
 
 def write_status(run: Run, name: str, error: str | None = None) -> None:
-    """Write RUN/status.json, from the main rank or the one that failed, whose word stays."""
+    """Write RUN/status.json, from the main rank or a failed one; a failure is not overwritten."""
     if ranks.rank() > 0 and name != "failed":
         return
     with suppress(DataError):  # a status that cannot be read is replaced

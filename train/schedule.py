@@ -25,10 +25,10 @@ class Schedule:
         return self.steps * self.batch
 
     def progress(self, done: int) -> float:
-        """The share of the budget at the middle of the step after `done` steps, in (0, 1).
+        """Return the share of the budget at the middle of the step after `done` steps, in (0, 1).
 
-        At its beginning the first step's rate would be 0, at its end the last one's, and a run
-        of one step would train nothing.
+        At the beginning of a step the first learning rate would be 0, at the end the last one, and
+        a run of one step would train nothing.
         """
         return (done + 0.5) / self.steps
 
@@ -64,7 +64,7 @@ def ema_decay(optim: OptimConfig, images_seen: int, batch: int) -> float:
 
 
 def make_optimizer(step: TrainStep, optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW that decays what the layers of the model declare, and learns log scales faster."""
+    """Make AdamW: weight decay on what the layers declare, a higher rate for log scales."""
     decayed = set(decayed_parameters(step.model))
     log_scales = set(step.objective.log_scales())
     others = [p for p in step.parameters() if p not in decayed | log_scales]

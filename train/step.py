@@ -1,4 +1,4 @@
-"""The step: one module from a uint8 batch and random tensors to losses. It is what gets compiled.
+"""The training step, the module that is compiled: a uint8 batch and random tensors to losses.
 
 Random tensors are drawn outside, from a generator seeded by (seed, images seen, rank): a resumed
 run repeats them, and a generator inside a full graph is unsupported.

@@ -1,4 +1,4 @@
-"""What a run tells at its start and end: the data, the work, and what weakens its results."""
+"""Lines that a run logs at its start and end: data, budget, and warnings about its results."""
 
 import torch
 
@@ -14,7 +14,7 @@ PLACES = {"host": "in memory", "device": "on the GPU", "stream": "streamed from 
 
 
 def describe_data(dataset: Dataset, config: Config) -> str:
-    """A line on sizes, groups and classes, and where the train split is kept."""
+    """Describe sizes, groups and classes, and where the train split is kept, in one line."""
     sizes = ", ".join(
         f"{name} {len(split):,} from {split.group_count:,} groups"
         for name, split in dataset.splits.items()
@@ -26,7 +26,7 @@ def describe_data(dataset: Dataset, config: Config) -> str:
 
 
 def describe_work(preset: str, config: Config, device: torch.device, processes: int) -> str:
-    """A line on the budget and what it runs on."""
+    """Describe the budget and the device in one line."""
     schedule = make_schedule(config)
     place = device.type
     if place == "cpu":
@@ -41,7 +41,7 @@ def describe_work(preset: str, config: Config, device: torch.device, processes: 
 
 
 def warn_about(dataset: Dataset) -> None:
-    """Warn of what makes results weaker than they look, with what to do."""
+    """Warn of weaknesses of the data that limit the results, and say what to do."""
     metadata = dataset.metadata
     if "val" not in dataset.splits:
         log.warning(
@@ -69,7 +69,7 @@ def warn_about(dataset: Dataset) -> None:
 
 
 def describe_reading(images: int, samples: int) -> str:
-    """A line on how often the samples of train were read: the order skips none."""
+    """Describe in one line how often the train samples were read; the order skips none."""
     epochs, more = divmod(images, samples)
     if not epochs:
         times = f"{more:,} of them once"
@@ -80,7 +80,7 @@ def describe_reading(images: int, samples: int) -> str:
 
 
 def _classes_of_few_groups(dataset: Dataset) -> dict[str, int]:
-    """Groups of the test split by class, of classes with fewer than MIN_GROUPS."""
+    """Count the test split's groups per class, for classes with fewer than MIN_GROUPS."""
     split = dataset.splits.get("test")
     if split is None or not len(split) or not dataset.metadata.labelled:
         return {}

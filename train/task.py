@@ -1,4 +1,4 @@
-"""What differs between learning images and learning labels: the objective and the validation."""
+"""What differs between reconstruction and classification: the objective and the validation."""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,7 +34,7 @@ class Task(NamedTuple):
 
     objective: Learner
     validate: Callable[[VAE, VAE, HeldOut], tuple[dict[str, float], str]]
-    """The model, its EMA and held-out patches to scores for the log and a line for people."""
+    """(model, its EMA, held-out patches) to scores for metrics.jsonl and a line for the console."""
 
 
 def make_task(config: Config, dataset: Dataset) -> Task:
@@ -48,7 +48,7 @@ def make_task(config: Config, dataset: Dataset) -> Task:
 
 
 def require_labels(config: Config, dataset: Dataset) -> None:
-    """See that there is something to classify, where that is the task.
+    """Check that the train split has labels to learn, if the task is classification.
 
     Raises:
         DataError: the train split has labels of fewer than two classes.
@@ -65,7 +65,7 @@ def require_labels(config: Config, dataset: Dataset) -> None:
 
 
 def held_out(split: Split, count: int, device: torch.device) -> HeldOut:
-    """The first patches of a split: shards are permuted, so that they are a fair sample."""
+    """Return the first `count` patches of a split, a fair sample since packing permutes patches."""
     rows = np.arange(min(len(split), count))
     images = to_tensor(read_split(split, rows), device)
     return HeldOut(images, torch.from_numpy(split.labels[rows]).to(device))

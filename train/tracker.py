@@ -41,12 +41,14 @@ TRACKERS: dict[str, Callable[[Path, int], Sink]] = {"tensorboard": TensorBoard}
 
 
 class Sums:
-    """Running sums of the loss terms on the device, and the step where each became non-finite."""
+    """Sums of the loss terms on the device, and where each first was non-finite."""
 
     def __init__(self, names: list[str], device: torch.device) -> None:
         self.names = names
         self.totals = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
-        self.first_bad = torch.full((len(names),), -1, dtype=torch.int64, device=device)  # images
+        self.first_bad = torch.full(
+            (len(names),), -1, dtype=torch.int64, device=device
+        )  # images seen
 
     def add(self, losses: dict[str, Tensor], images_seen: int) -> None:
         values = torch.stack([losses[name].detach() for name in self.names])

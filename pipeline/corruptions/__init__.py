@@ -37,12 +37,12 @@ LEVEL_SEED = 20_240_502  # for test images corrupted at a level
 
 
 def trained(name: str) -> bool:
-    """Whether training draws a kind by default."""
+    """Return whether training draws a kind by default."""
     return CorruptionConfig().shares.get(name, 0.0) > 0
 
 
 def extents(config: CorruptionConfig) -> list[str]:
-    """Describe how far training goes by each kind that it draws."""
+    """Describe the strongest corruption of each kind that training draws."""
     words = [KINDS[name].extent(config) for name, share in config.shares.items() if share > 0]
     return [text for text in words if text]
 
@@ -59,7 +59,7 @@ def draw(config: CorruptionConfig, batch: int, size: int, generator: Generator) 
 def corrupt(x_BCHW: Tensor, config: CorruptionConfig, draws: Draws) -> Tensor:
     """Corrupt a batch, cut into contiguous parts, one for each kind, so that shapes are static.
 
-    Float images in [0, 1] stay there; no image is processed twice.
+    Float images in [0, 1] stay in that range; each image is processed once.
     """
     counts = config.counts(len(x_BCHW))
     slices = zip(counts, x_BCHW.split(list(counts.values())), strict=True)

@@ -1,4 +1,4 @@
-"""Changes of colour that no model trains on: brightness and the strength of the two stains."""
+"""Colour changes that no model is trained on: brightness and the strength of the two stains."""
 
 import torch
 from torch import Generator, Tensor

@@ -12,20 +12,22 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class CorruptionConfig:
-    """Shares of the kinds (normalised to 1) and the range of each.
+    """Share of each kind of corruption in a batch (normalised to a sum of 1), and its range."""
 
-    A field that is one number is the share of the kind of that name; the batch is cut in the order
-    of the fields. A later kind adds its share here with the default 0, which leaves every run, old
-    config.json and preset without it as it is.
-    """
+    # a field of type float is the share of the kind of that name; a batch is cut in the order of
+    # the fields. The share of a new kind must default to 0, so that existing runs, config.json
+    # files and presets do not change
 
-    identity: float = 1.0
-    noise: float = 1.0
-    blur: float = 1.0
-    jpeg: float = 1.0
-    noise_sigma: tuple[float, ...] = (0.05, 0.1)  # one of these per sample, in units of [0, 1]
-    blur_sigma: tuple[float, float] = (0.3, 1.0)  # uniform, in pixels, 5x5 kernel
-    jpeg_quality: tuple[float, float] = (10.0, 50.0)  # uniform
+    identity: float = 1.0  # share of patches that stay uncorrupted
+    noise: float = 1.0  # share of patches with Gaussian noise
+    blur: float = 1.0  # share of patches with Gaussian blur
+    jpeg: float = 1.0  # share of patches coded and decoded as JPEG
+    # standard deviations of the noise, in units of [0, 1]: each noisy patch gets one of them
+    noise_sigma: tuple[float, ...] = (0.05, 0.1)
+    # lowest and highest standard deviation of the blur, in pixels; uniform per patch
+    blur_sigma: tuple[float, float] = (0.3, 1.0)
+    # lowest and highest JPEG quality, of 1 to 100; uniform per patch
+    jpeg_quality: tuple[float, float] = (10.0, 50.0)
 
     def __post_init__(self) -> None:
         shares = list(self.shares.values())
@@ -49,7 +51,7 @@ class CorruptionConfig:
         }
 
     def only(self, *kinds: str) -> "CorruptionConfig":
-        """The same ranges with equal shares of these kinds and of no other."""
+        """Copy with the same ranges, and equal shares of these kinds and of no other."""
         shares = {name: float(name in kinds) for name in self.shares}
         return replace(self, **shares)  # type: ignore[arg-type]
 
@@ -79,18 +81,18 @@ class Kind:
     title: str
     """Name in figures and tables."""
     number: int
-    """Place in the seeds of corrupted test images: unique, below 256, and never changed."""
+    """Part of the seeds of corrupted test images: unique, below 256, and never changed."""
 
     draw: Callable[[CorruptionConfig, int, int, Generator], Parameters] = _nothing
     """(config, n, size, generator) to the parameters of n images of size x size pixels."""
     apply: Callable[..., Tensor] = _unchanged
     """Corrupts images (n, 3, N, N) by the parameters that `draw` gave for them."""
     extent: Callable[[CorruptionConfig], str] = lambda config: ""
-    """Describes how far training goes."""
+    """Describes the strongest corruption of this kind in training, for reports."""
 
     levels: tuple[float, ...] = ()
     """Severities 1 to 5 of the robustness curve; empty for a kind without one."""
     unit: str = ""
     """Unit of the levels."""
     apply_at: Callable[[Tensor, float, Generator], Tensor] = _unchanged_at
-    """Corrupts images at a level, with random numbers of a generator on the host."""
+    """Corrupts images at a level, with random numbers from a generator on the host."""

@@ -1,6 +1,6 @@
-# Sourced by the batch scripts: what a training job does besides training.
+# Functions for the batch scripts: checks of the arguments, and requeueing of unfinished jobs.
 
-# check_arguments ARGUMENT...: the scripts name the run folder and resume by themselves.
+# check_arguments ARGUMENT...: refuse --out and --resume, which the scripts set themselves.
 check_arguments() {
   local argument
   for argument in "$@"; do
@@ -13,7 +13,7 @@ check_arguments() {
   done
 }
 
-# status_of RUN: what RUN/status.json says, or nothing.
+# status_of RUN: print the status in RUN/status.json, or nothing.
 status_of() {
   sed -n 's/.*"status": "\([a-z]*\)".*/\1/p' "$1/status.json" 2>/dev/null || true
 }
@@ -24,7 +24,7 @@ train_and_requeue() {
   local run=$1 status step told=""
   shift
   if [[ $(status_of "$run") == done ]]; then return; fi
-  rm -f "$run/status.json" # what is there afterwards is of this start
+  rm -f "$run/status.json" # so that a status found afterwards is of this start
   trap 'told=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1 # near the time limit: the step saves
   trap 'told=yes' TERM                                        # Slurm has told the step as well
   "$@" &

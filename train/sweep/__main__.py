@@ -25,7 +25,7 @@ def _command(
     recipe: tyro.conf.Positional[_Recipe],
     options: _Options = _DEFAULTS,
 ) -> Callable[[], int]:
-    """Train and evaluate the runs of an ablation; the same command continues."""
+    """Train and evaluate the runs of an ablation; repeat the command to continue a sweep."""
     runs = plan(recipe, options)
 
     def action() -> int:

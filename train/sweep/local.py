@@ -1,4 +1,4 @@
-"""Sweeps on this machine: stage after stage, some runs side by side, with lines of progress."""
+"""Sweeps on this machine: one stage after the other, concurrent runs, progress lines."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ Stage = Callable[[SweepRun, Programs], Command | None]
 
 
 def run_here(runs: list[SweepRun], jobs: int, programs: Programs) -> int:
-    """Train what is left, `jobs` runs side by side, then evaluate what is left; the exit status.
+    """Train, then evaluate what is left, `jobs` runs at a time; return the exit status.
 
     A run that fails does not stop the others; its error is repeated at the end.
     """
@@ -50,14 +50,14 @@ def run_here(runs: list[SweepRun], jobs: int, programs: Programs) -> int:
 
 
 class Slot(NamedTuple):
-    """The share of the machine of one of the processes side by side."""
+    """The share of the machine that one of the concurrent processes gets."""
 
     cores: frozenset[int]  # empty: all
     environment: Mapping[str, str]
 
 
 def divide(jobs: int, cores: Iterable[int], gpus: list[str]) -> list[Slot]:
-    """Divide the cores evenly among jobs, which train on as many threads, and GPUs in turn."""
+    """Divide the cores evenly among the jobs, and assign the GPUs to them in turn."""
     numbers = sorted(cores)
     slots = []
     for job in range(jobs):
@@ -78,7 +78,7 @@ class Interruption:
 
 @contextmanager
 def watch_signals() -> Iterator[Interruption]:
-    """Note signals that ask to stop, in the place of their handlers."""
+    """Record signals that ask to stop, in place of their handlers."""
     interruption = Interruption()
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -96,7 +96,7 @@ def watch_signals() -> Iterator[Interruption]:
 
 
 class Process(NamedTuple):
-    """A command that runs."""
+    """A running command."""
 
     run: str
     process: subprocess.Popen[bytes]
@@ -125,7 +125,9 @@ class ProcessPool:
         ended: Callable[[Process], None],
         tick: Callable[[], None],
     ) -> None:
-        """Start commands in order; return when all have ended, after an interruption those begun.
+        """Start commands in order; return when all started ones have ended.
+
+        After an interruption no further command is started.
 
         Args:
             ended: called with each process that has ended.
@@ -165,13 +167,13 @@ class ProcessPool:
 
 @dataclass
 class Progress:
-    """One stage of the sweep: the commands that are left of it, and lines on how they go."""
+    """One stage of the sweep: the commands left of it, and lines about their progress."""
 
     all_runs: list[SweepRun]
     stage: Stage
     programs: Programs
     interruption: Interruption
-    verb: str  # what has happened to a run that is through the stage
+    verb: str  # past participle for a run that has completed the stage, such as "trained"
     failures: dict[str, str]  # the error of each run that failed
 
     def __post_init__(self) -> None:
@@ -210,7 +212,7 @@ class Progress:
         log.info(f"  {', '.join(shares) or 'starting'}{self._time_left()}")
 
     def _time_left(self) -> str:
-        """The time left at the rate so far, in images; unknown before a first run ended."""
+        """Format the time left at the rate so far; empty until a first run has ended."""
         self.rate.add(self._images_seen() - self.rate.done)
         is_known = self.stage is training and self.is_measured and self.rate.per_second > 0
         if not is_known or self.rate.done >= self.rate.total:

@@ -13,14 +13,14 @@ from models.vae import ModelConfig
 from pipeline.corruptions import TRAINABLE, CorruptionConfig
 from train.config import PRESETS, Config
 
-ENCODER, DECODER = 10_352_640, 21_577_728  # multiply-adds an image of `seed`, in convolutions
+ENCODER, DECODER = 10_352_640, 21_577_728  # multiply-adds per image, convolutions of `seed`
 EQUAL_COMPUTE = (2 * ENCODER + DECODER) / (ENCODER + DECODER)  # of eq-dvae over dvae: 1.324
 
 
 class Arm(NamedTuple):
     name: str
     config: Config  # seed and budget are set by the sweep
-    budget: float = 1.0  # times the images of the sweep
+    budget: float = 1.0  # factor on the images per run of the sweep
 
 
 def preset(name: str) -> Arm:

@@ -1,4 +1,4 @@
-"""The runs of a sweep on disk, and the commands that are left of them.
+"""The runs of a sweep on disk, and the commands that remain to be run.
 
 OUT/configs/NAME.json   the settings of a run, in the form of a run's own config.json
 OUT/NAME                its folder; NAME is ARM-sSEED, and log.txt there is what it printed
@@ -30,7 +30,7 @@ EVALUATE = (sys.executable, "-m", "eval.main")
 
 @dataclass(frozen=True)
 class Programs:
-    """How the commands begin that train a run and evaluate it."""
+    """First words of the commands that train and evaluate a run."""
 
     train: tuple[str, ...] = TRAIN
     evaluate: tuple[str, ...] | None = None  # None: the short evaluation of training is enough
@@ -77,7 +77,7 @@ class SweepRun:
         return status.status if status else "to do"
 
     def images_seen(self) -> int:
-        """Images by the last line of the run's log; the whole budget of a run that is done."""
+        """Return the images seen: of the last line of metrics.jsonl, or the budget if done."""
         if self.state == "done":
             return self.images
         lines = load_metrics(self.folder)
@@ -124,7 +124,7 @@ def write_settings(runs: Iterable[SweepRun], dataset: Dataset) -> None:
 
 
 def training(run: SweepRun, programs: Programs) -> Command | None:
-    """What is left of the first stage, training with its short evaluation, or None."""
+    """Return the command of the first stage, training with its short evaluation; None if done."""
     if run.state == "done":
         return None
     argv = (*programs.train, str(run.settings), "--out", str(run.folder), "--resume")
@@ -132,7 +132,10 @@ def training(run: SweepRun, programs: Programs) -> Command | None:
 
 
 def evaluation(run: SweepRun, programs: Programs) -> Command | None:
-    """What is left of the second stage, the full evaluation; baselines once per architecture."""
+    """Return the command of the second stage, full evaluation, or None.
+
+    The baselines are evaluated once per architecture.
+    """
     if programs.evaluate is None or run.state != "done" or fully_evaluated(run):
         return None
     no_baselines = () if run.first else ("--baselines",)
@@ -143,7 +146,7 @@ def evaluation(run: SweepRun, programs: Programs) -> Command | None:
 def start(
     command: Command, cores: frozenset[int] = frozenset(), environment: Mapping[str, str] = {}
 ) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own: it gets no signal of the terminal.
+    """Start a command in its own session, so that it gets no signal from the terminal.
 
     Args:
         cores: the only cores that it sees; all where empty.
@@ -175,7 +178,7 @@ def _inherited(cores: frozenset[int]) -> Iterator[None]:
 
 
 def fully_evaluated(run: SweepRun) -> bool:
-    """Whether results.json is of the full evaluation; without probes the short one is it."""
+    """Return whether results.json is of the full evaluation; without probes both are the same."""
     if not (run.folder / RESULTS).is_file():
         return False
     results = load_results(run.folder)
@@ -183,7 +186,7 @@ def fully_evaluated(run: SweepRun) -> bool:
 
 
 def living_process(run: SweepRun) -> int | None:
-    """The process on this machine that trains the run already: one that outlived its sweep."""
+    """Return the id of a process on this machine that trains the run, left by a killed sweep."""
     status = load_status(run.folder)
     if status is None or status.status != "running":
         return None
@@ -195,7 +198,7 @@ def living_process(run: SweepRun) -> int | None:
 
 
 def failure(run: SweepRun, pid: int) -> str:
-    """Why the process `pid` failed: the error in status.json, or the last line that it printed."""
+    """Return why process `pid` failed: the error in status.json, or its last line of output."""
     status = load_status(run.folder)
     if status and status.status == "failed" and status.pid == pid and status.error:
         return status.error

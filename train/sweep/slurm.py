@@ -39,10 +39,10 @@ class SlurmConfig:
 
 
 class RunJob:
-    """All that is left of a run, as submitit calls it.
+    """What remains of a run, as a callable for submitit.
 
     Raises:
-        RuntimeError: the run does not get done.
+        RuntimeError: training or evaluation ended without completing the run.
     """
 
     def __init__(self, run: SweepRun, programs: Programs) -> None:
@@ -70,7 +70,7 @@ class RunJob:
         return process
 
     def checkpoint(self) -> Any:
-        """Let the child save and end, and queue the same job again; called upon the warning."""
+        """Let the child save and end, and requeue the job; called on the warning signal."""
         from submitit.helpers import DelayedSubmission
 
         if self.child is not None:

@@ -1,4 +1,4 @@
-"""Options, plan and course of a sweep."""
+"""Options and plan of a sweep, and its execution."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -35,11 +35,11 @@ class Options:
     batch_size: int | None = None  # images per step of every run. Default: 64, on a GPU 2048
     # precision of every run. Default: bf16 where the hardware has it
     precision: Literal["bf16", "fp32"] | None = None
-    # evaluation of every run: short as after training, full as by `python -m eval.main`
+    # evaluation of every run: the short one that training ends with, or also all of eval.main
     evaluate: Literal["short", "full"] = "short"
     engine: Literal["local", "slurm"] = "local"  # run on this machine, or submit one job per run
-    jobs: int = 1  # runs side by side on this machine: cores are divided, GPUs taken in turn
-    dry_run: bool = False  # print the plan and do nothing
+    jobs: int = 1  # number of concurrent runs on this machine: they share its cores and GPUs
+    dry_run: bool = False  # print the plan without starting any run
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ def describe(runs: list[SweepRun]) -> None:
 
 
 def sweep(runs: list[SweepRun], options: Options, programs: Programs) -> int:
-    """Do what is left of a plan; the exit status.
+    """Run what is left of a plan; return the exit status.
 
     Raises:
         DataError: the data or the sweep's folder cannot be used.
