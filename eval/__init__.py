@@ -1,17 +1,17 @@
 """Evaluation of runs and of other encoders, and embeddings; the modules in the order of the data:
 
-run         reads the files of a run folder
-encoder     a trained encoder for use from Python
-session     configuration, and the data set, run and model, opened
-features    embeddings in files: written for others and read from others
-measure/    metrics, readouts, baselines and probes of a model
-stats/      intervals and contrasts over groups and seeds
-figures     pictures of a run; colours and projection that reports share
-results     the records of results.json
-evaluation  evaluates a run (command `eval.main`)
-embedding   embeds any patches (command `eval.embed`)
-external_evaluation  evaluates the embeddings of any encoder (command `eval.external`)
-transfer/   transfers probes between data sets
-report/     compares evaluated runs
+run                    reads the files of a run folder
+encoder                a trained encoder for use from Python
+session                configuration, and the data set, run and model, opened
+features               embeddings in files: written for others and read from others
+measure/               metrics, readouts, baselines and probes of a model
+stats/                 intervals and contrasts over groups and seeds
+figures                pictures of a run; colours and projection that reports share
+results                the records of results.json
+evaluation             evaluates a run (command `eval.main`)
+embedding              embeds any patches (command `eval.embed`)
+external_evaluation    evaluates the embeddings of any encoder (command `eval.external`)
+transfer/              transfers probes between data sets
+report/                compares evaluated runs
 main, embed, external  the commands
 """

@@ -1,14 +1,14 @@
 """Data sets of patches: the format, packing, checking, and data sets from elsewhere.
 
-schema.py     the format: keys, sidecar columns, `dataset.json`
-codec/        PNG, JPEG, tar and sidecars: bytes to arrays and back
-sources/      where patches come from: folders, manifests, larger images
-pack/         patches to shards
-merge.py      command: complete a pack that several tasks shared
-foreign/      tars of another tool, used where they are
-remote/       data sets from a URL, through a cache
-fetch.py      command: copy a remote data set into the cache
-verify/       check a whole data set
-sites.py      command: one manifest per site, with that site as test
-synthetic/    generated H&E-like patches
+schema      the format: keys, sidecar columns, `dataset.json`
+codec/      PNG, JPEG, tar and sidecars: bytes to arrays and back
+sources/    where patches come from: folders, manifests, larger images
+pack/       patches to shards
+merge       command: complete a pack that several tasks shared
+foreign/    tars of another tool, used where they are
+remote/     data sets from a URL, through a cache
+fetch       command: copy a remote data set into the cache
+verify/     check a whole data set
+sites       command: one manifest per site, with that site as test
+synthetic/  generated H&E-like patches
 """

@@ -10,6 +10,7 @@ from tests.helpers.source_tree import PACKAGES, Tree
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+FOLDERS = sorted({path.parent for path in FILES})
 LOADERS = {("torch", "load"), ("pickle", "load"), ("pickle", "loads"), ("os", "system")}
 
 
@@ -60,3 +61,37 @@ def test_packing_imports_no_torch() -> None:
     for path in (ROOT / "shards").rglob("*.py"):
         heavy = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
         assert not heavy & {"torch", "torchvision", "kornia"}, path.name
+
+
+@pytest.mark.parametrize("path", FOLDERS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_docstring_of_a_package_lists_its_modules_and_no_others(path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse((path / "__init__.py").read_text())) or ""
+    _, _, listing = docstring.partition("\n\n")
+    listed = [name for line in listing.splitlines() for name in names_at_the_start(line)]
+    children = {
+        child.stem for child in path.iterdir() if child.suffix == ".py" or is_package(child)
+    }
+    assert {*listed} - {"__main__"} == children - {"__init__", "__main__"}
+
+
+def names_at_the_start(line: str) -> list[str]:
+    """The modules that a line of a listing describes: `name  what it is` or `one, two  both`."""
+    names, gap, _ = line.strip().partition("  ")
+    return [name.rstrip("/") for name in names.split(", ")] if gap else []
+
+
+def is_package(folder: Path) -> bool:
+    return (folder / "__init__.py").is_file()
+
+
+def test_the_formatter_breaks_every_line() -> None:
+    trees = [Tree.read(ROOT, PACKAGES), Tree.read(ROOT, ("tests",))]
+    modules = [module for tree in trees for module in tree.modules.values()]
+    assert [m.name for m in modules if m.comments("fmt: *(skip|off)")] == []
+
+
+def test_no_test_module_imports_another() -> None:
+    tests = Tree.read(ROOT, ("tests",))
+    for name, targets in tests.import_graph.items():
+        others = [t for t in targets if t.split(".")[-1].startswith("test_")]
+        assert not others, f"{name} imports {others}"

@@ -1,8 +1,8 @@
 """Corruptions of a clean batch: drawn in training, fixed for evaluation, graded for robustness.
 
-kind                `Kind`, and `CorruptionConfig` with the shares and ranges of training
-noise, blur, jpeg   the kinds that training draws
-colour              brightness and staining, which are never trained
+kind               `Kind`, and `CorruptionConfig` with the shares and ranges of training
+noise, blur, jpeg  the kinds that training draws
+colour             brightness and staining, which are never trained
 
 A new kind is a module with a `Kind`, an entry in `KINDS` and, where training may draw it, a share
 (default 0) and a range in `CorruptionConfig`. Figures, tables and benchmarks read the registry.

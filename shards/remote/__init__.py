@@ -1,5 +1,5 @@
 """Fetch data sets from elsewhere into a cache, verified; from then on they are local folders.
 
-download.py   remote folders (s3, gs, hf, https) and one file: continued, verified, renamed
-cache.py      the files of a data set into the cache: `fetch`, `local`
+download  remote folders (s3, gs, hf, https) and one file: continued, verified, renamed
+cache     the files of a data set into the cache: `fetch`, `local`
 """

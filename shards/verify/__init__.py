@@ -5,8 +5,8 @@ PNG decoded, keys unique, classes and channel means counted again. The tars are 
 code than the code that wrote them. Warnings, which are no damage: groups that cross splits, and
 patches that are in two splits, exactly or nearly.
 
-    shard.py        one shard: bytes, members, pixels; problems and counts
-    duplicates.py   patches that are in two splits
-    check.py        the whole data set: `verify`
-    __main__.py     the command, which also makes a data set of foreign tars (--index)
+    shard       one shard: bytes, members, pixels; problems and counts
+    duplicates  patches that are in two splits
+    check       the whole data set: `verify`
+    __main__    the command, which also makes a data set of foreign tars (--index)
 """

@@ -1,8 +1,8 @@
 """Ablations: every arm of a recipe with every seed, on this machine or as jobs of Slurm.
 
-recipes     lists of arms, each a whole configuration
-runs        the runs of a sweep on disk, and the commands that remain to be run
-local       concurrent runs on this machine
-slurm       one job per run, through submitit
-sweep       options and plan of a sweep, and its execution
+recipes  lists of arms, each a whole configuration
+runs     the runs of a sweep on disk, and the commands that remain to be run
+local    concurrent runs on this machine
+slurm    one job per run, through submitit
+sweep    options and plan of a sweep, and its execution
 """
