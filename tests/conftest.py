@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from tests.helpers.patches import write_patches
 
-# the batches of tests are too small to share, and threads that spin stop a busy machine
+# the batches of tests are too small to share, and threads that spin stop a busy machine; the limit
+# holds for libraries that are loaded by then, and scikit-learn brings its own
+import_module("sklearn.linear_model")
 torch.set_num_threads(1)
 threadpoolctl.threadpool_limits(1)
 
