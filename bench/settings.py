@@ -54,6 +54,7 @@ class Variant(NamedTuple):
 
     precision: Precision
     compiled: bool
+    cuda_graphs: bool = False
 
     def obstacle(self, device: torch.device, settings: Settings) -> str | None:
         """Say why this variant is not measured; None where it is."""

@@ -132,6 +132,20 @@ def test_a_compiled_step_is_one_graph_and_learns_as_an_eager_one(
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
+def test_cuda_graphs_learn_as_the_compiled_step_that_they_replay(
+    small_dataset: Path, tmp_path: Path
+) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    options = {"compile": True, "precision": "fp32"}
+    replayed = trained("dvae", tmp_path / "a", small_dataset, cuda_graphs=True, **options)
+    assert not torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
+    torch._dynamo.reset()
+    called = trained("dvae", tmp_path / "b", small_dataset, **options)
+    for one, other in zip(replayed.model.parameters(), called.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
 def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
     small_dataset: Path, tmp_path: Path
 ) -> None:

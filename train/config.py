@@ -64,6 +64,7 @@ class Config:
     # number format of the convolutions. Default: bf16 where the hardware computes in it
     precision: Literal["bf16", "fp32"] | None = None
     compile: bool | None = None  # compile the training step with torch. Default: on a GPU only
+    cuda_graphs: bool = False  # on a GPU, replay the compiled step as CUDA graphs
     deterministic: bool = False  # use deterministic kernels on a GPU (those on CPU always are)
     # where training reads patches: the shards on disk (stream), host memory or device memory. auto
     # chooses by free memory

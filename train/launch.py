@@ -78,12 +78,15 @@ def resolve(config: Config, split: Split, device: torch.device, ranks: int) -> C
     storage = config.storage
     if storage == "device" and not cuda:
         raise DataError("--storage device needs a GPU; use host or stream")
+    compiled = cuda if config.compile is None else config.compile
+    if config.cuda_graphs and not compiled:
+        raise DataError("--cuda-graphs replays a compiled step: add --compile")
     return replace(
         config,
         batch_size=batch,
         images=config.images or (GPU_IMAGES if cuda else CPU_IMAGES),
         precision=config.precision or ("bf16" if bf16 else "fp32"),
-        compile=cuda if config.compile is None else config.compile,
+        compile=compiled,
         storage=choose_storage(split, device, local_ranks()) if storage == "auto" else storage,
     )
 

@@ -59,7 +59,8 @@ class Trainer:
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = make_optimizer(self.step, config.optim)
         if config.compile:
-            self.step.compile(fullgraph=True, dynamic=False)
+            mode = "reduce-overhead" if config.cuda_graphs else None
+            self.step.compile(fullgraph=True, dynamic=False, mode=mode)
         self.forward: nn.Module = accelerator.prepare(self.step)
         self.loader = Loader(
             self.split,
@@ -122,6 +123,9 @@ class Trainer:
         rank = self.accelerator.process_index
         generator = generator_for(self.config.seed, self.images_seen, rank, self.device)
         draws = self.step.draw(len(batch.images), generator)
+        # with CUDA graphs this overwrites the losses and gradients of the step before: both are
+        # read, and the gradients released, within their own step
+        torch.compiler.cudagraph_mark_step_begin()
         losses: dict[str, Tensor] = self.forward(batch.images, draws, batch.labels)
         self.accelerator.backward(losses["loss"])
         return losses

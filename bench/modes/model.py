@@ -129,7 +129,7 @@ def _speeds(name: str, config: ModelConfig, images: Tensor, settings: Settings) 
     for variant, title in product(VARIANTS, PASSES):
         if obstacles[variant] is None:
             log.info(f"model: {name}: {title}, {variant}: warming up")
-            precision, compiled = VARIANTS[variant]
+            precision, compiled, _ = VARIANTS[variant]
             work = PASSES[title](config, images, precision)
             if compiled:
                 work.module.compile(fullgraph=True, dynamic=False)

@@ -5,14 +5,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from common.errors import DataError
+from common.records import differences
 from pipeline.index import open_dataset
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from tests.helpers.messages import collected_messages
 from tests.helpers.patches import write_patches
-from train import program
+from train import launch, program
+from train.config import Config, as_json
 from train.interrupt import Interrupts
+from train.prepare import identity
 from train.summary import describe_reading, warn_about
 
 
@@ -45,6 +50,23 @@ def test_unusable_arguments_exit_with_2(
         code = int(stopped.code or 0)
     assert code == 2 and message in " ".join(capfd.readouterr().err.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_cuda_graphs_are_of_a_compiled_step(small_dataset: Path) -> None:
+    split = open_dataset(small_dataset).split("train")
+    with pytest.raises(DataError, match="add --compile"):
+        launch.resolve(Config(cuda_graphs=True), split, torch.device("cpu"), 1)
+    config = Config(cuda_graphs=True, compile=True)
+    assert launch.resolve(config, split, torch.device("cpu"), 1).cuda_graphs
+
+
+def test_a_setting_that_an_older_run_does_not_record_had_its_default() -> None:
+    older = as_json(Config())
+    del older["cuda_graphs"]
+    then = identity(older, "hash")
+    assert not differences(then, identity(as_json(Config()), "hash"))
+    now = identity(as_json(Config(cuda_graphs=True)), "hash")
+    assert differences(then, now) == ["config.cuda_graphs: False -> True"]
 
 
 def test_the_summary_counts_groups_and_warns(small_dataset: Path, tmp_path: Path) -> None:
