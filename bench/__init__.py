@@ -15,4 +15,5 @@ baselines      whole steps from the plain trainer to ours
 readers        our ways to read shuffled batches
 peers          other tools on the work of the readers
 modes          what the command measures, a module per mode
+gpu            a GPU in one command of eight minutes: `bash bench/gpu/run.sh OUT`
 """

@@ -104,19 +104,19 @@ class PatchSet:
                 grid = self.pixels[members[start : start + tiles]]
                 grid = grid.reshape(SIDE, SIDE, PATCH, PATCH, CHANNELS).swapaxes(1, 2)
                 image = Image.fromarray(grid.reshape(SIDE * PATCH, SIDE * PATCH, CHANNELS))
-                image.save(root / f"class{label}" / f"mosaic{number:06d}.png", compress_level=1)
+                image.save(root / f"class{label}" / f"mosaic{number:06d}.png", compress_level=0)
         return root
 
 
 def patch_sets(settings: Settings, counts: Iterable[int]) -> Iterator[PatchSet]:
     """Sets of as many patches, one after the other; each is removed when the next is asked for."""
-    base, labels = _base_patches(settings)
+    base, labels = base_patches(settings)
     for count in counts:
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             yield PatchSet(Path(folder) / "made", base, labels, count)
 
 
-def _base_patches(settings: Settings) -> tuple[Pixels, NDArray[np.int64]]:
+def base_patches(settings: Settings) -> tuple[Pixels, NDArray[np.int64]]:
     """At most BASE patches (n, 32, 32, 3) and their labels, of `settings.data` or synthetic.
 
     Raises:

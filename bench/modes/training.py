@@ -72,9 +72,7 @@ def _preset(
     trainer = make_trainer(preset, accelerator, dataset, storage="stream", **options)
     loaders = fitting_loaders(trainer)
     fixed = fixed_batch(trainer)
-    sources: dict[str, Source] = {FIXED: partial(_again, fixed)}
-    sources |= {name: partial(endless, loader) for name, loader in loaders.items()}
-    speeds = _speeds(trainer, preset, sources, settings)
+    speeds = speeds_by_source(trainer, preset, fixed, loaders, settings)
     parts = measure_parts(trainer, list(loaders.values())[-1], preset, settings)
     rate = speeds[0].images_per_s.median
     return [*speeds, *parts, roofline.measure(trainer, fixed, preset, rate, peaks.rates)]
@@ -102,10 +100,12 @@ def _again(batch: Batch) -> Generator[Batch, None, None]:
         yield batch
 
 
-def _speeds(
-    trainer: Trainer, preset: str, sources: dict[str, Source], settings: Settings
+def speeds_by_source(
+    trainer: Trainer, preset: str, fixed: Batch, loaders: dict[str, Loader], settings: Settings
 ) -> list[StepSpeed]:
-    """Time whole steps on each source; FIXED comes first."""
+    """Time whole steps on a fixed batch, and on those of each loader."""
+    sources: dict[str, Source] = {FIXED: partial(_again, fixed)}
+    sources |= {name: partial(endless, loader) for name, loader in loaders.items()}
     log.info(f"train: {'compiling the step' if trainer.config.compile else 'the first step'}")
     trainer.update(next(sources[FIXED]()))
     log.info(f"train: timing {', '.join(sources)}: {settings.steps} steps each in a round")

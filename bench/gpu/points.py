@@ -1,0 +1,154 @@
+"""Whole training steps on a batch that lies on the device: images/s, memory and compile time."""
+
+import gc
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch._dynamo.utils import counters
+
+from bench.modes.training import fixed_batch
+from bench.records import Record, Spread
+from bench.settings import VARIANTS, Settings, Variant
+from bench.steps import make_trainer
+from bench.timing import timed
+from pipeline.index import Dataset
+from pipeline.loader import Batch
+from train.loop import Trainer
+
+COMPILED, GRAPHS = "compiled bf16", "compiled bf16, CUDA graphs"
+GPU_VARIANTS = {**VARIANTS, GRAPHS: Variant("bf16", True, cuda_graphs=True)}
+WARMUP = 5  # steps; CUDA graphs are recorded in the second and replayed from the third on
+
+
+class Effort(NamedTuple):
+    """How much is measured."""
+
+    batch: int  # of everything but the points
+    sizes: tuple[int, ...]  # batch sizes of the points, the most informative first
+    repeats: int
+    seconds: float  # that the steps of one repeat take, about
+    patches: int
+
+
+FULL = Effort(2048, (2048, 8192, 512, 16384), repeats=5, seconds=0.3, patches=204_800)
+DRY = Effort(16, (16,), repeats=1, seconds=0.0, patches=64)
+
+
+class Point(Record, tag="point", frozen=True):
+    """Training steps of one preset, variant and batch size."""
+
+    preset: str
+    variant: str
+    batch_size: int
+    images_per_s: Spread | None = None
+    not_measured: str | None = None  # why there are no numbers
+    step_s: Spread | None = None
+    host_s: float | None = None  # in which the host queues a step; the device may take longer
+    first_step_s: float | None = None  # compilation included
+    peak_bytes: int | None = None  # of tensors in a step, the weights and one batch included
+    graph_cache_hits: int | None = None  # compiled graphs that a process before this one left
+    cudagraph_skips: int | None = None  # graphs that torch could not record
+
+
+def trainer_of(
+    preset: str, variant: str, batch: int, accelerator: Accelerator, dataset: Dataset
+) -> Trainer:
+    """Make a trainer whose data is streamed, so that making it takes no time."""
+    precision, compiled, cuda_graphs = GPU_VARIANTS[variant]
+    torch.compiler.reset()
+    return make_trainer(
+        preset,
+        accelerator,
+        dataset,
+        batch_size=batch,
+        precision=precision,
+        compile=compiled,
+        cuda_graphs=cuda_graphs,
+        storage="stream",
+    )
+
+
+def measure_point(
+    preset: str,
+    variant: str,
+    batch: int,
+    accelerator: Accelerator,
+    dataset: Dataset,
+    effort: Effort,
+) -> Point:
+    """Time one point; what fails is recorded with its reason, so that the others are measured."""
+    settings = Settings(batch, effort.repeats, steps=1, compiled=True)
+    if reason := GPU_VARIANTS[variant].obstacle(accelerator.device, settings):
+        return Point(preset, variant, batch, not_measured=reason)
+    try:
+        trainer = trainer_of(preset, variant, batch, accelerator, dataset)
+        return _timed_point(trainer, fixed_batch(trainer), preset, variant, effort)
+    except Exception as error:  # out of memory, or a compiler that gives up
+        lines = str(error).strip().splitlines() or [""]
+        reason = f"{type(error).__name__}: {lines[0]}"
+        return Point(preset, variant, batch, not_measured=reason)
+    finally:
+        release(accelerator.device)
+
+
+def release(device: torch.device) -> None:
+    """Give the device back what a trainer held."""
+    torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _timed_point(
+    trainer: Trainer, batch: Batch, preset: str, variant: str, effort: Effort
+) -> Point:
+    device, size = trainer.device, len(batch.images)
+    cuda = device.type == "cuda"
+    counters.clear()
+
+    def step() -> None:
+        trainer.update(batch)
+
+    first = timed(step, 1, device)
+    for _ in range(WARMUP):
+        step()
+    estimate = timed(step, 2, device)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    steps = min(200, max(2, round(effort.seconds / estimate)))
+    seconds = [timed(step, steps, device) for _ in range(effort.repeats)]
+    if cuda:
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    step()
+    host = time.perf_counter() - began
+    if bad := trainer.sums.bad():  # waits for the device
+        raise ValueError(f"not finite after {bad[0]} images: {', '.join(bad[1])}")
+    return Point(
+        preset,
+        variant,
+        size,
+        images_per_s=Spread.of([size / s for s in seconds]),
+        step_s=Spread.of(seconds),
+        host_s=host,
+        first_step_s=first,
+        peak_bytes=torch.cuda.max_memory_allocated(device) if cuda else None,
+        graph_cache_hits=counters["inductor"]["fxgraph_cache_hit"],
+        cudagraph_skips=counters["inductor"]["cudagraph_skips"],
+    )
+
+
+def plan_points(preset: str, sizes: Sequence[int]) -> list[tuple[str, int]]:
+    """Variants and batch sizes in the order in which they are measured.
+
+    `dvae` in every variant at every size; the others at the first two, and not in fp32.
+    """
+    if preset == "dvae":
+        return [(variant, size) for size in sizes for variant in GPU_VARIANTS]
+    variants = (variant for variant in reversed(GPU_VARIANTS) if variant != "eager fp32")
+    return [(variant, size) for variant in variants for size in sizes[:1]] + [
+        (variant, size) for variant in (GRAPHS, COMPILED) for size in sizes[1:2]
+    ]
