@@ -232,7 +232,7 @@ def test_unlabelled_patches_pack_train_and_embed(tmp_path: Path) -> None:
     run(["python", "-c", snippet + "assert features.shape == (40, 384)"], tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_evaluation_commands_run(tmp_path: Path) -> None:
     page = "docs/evaluation.md"
     for seed, site in enumerate(("oral", "colon", "bone")):
@@ -322,8 +322,13 @@ def change_tree(root: Path, text: str) -> list[str]:
 CHANGES = re.findall(r"^## (.*)$", text_of(EXTENDING), re.MULTILINE)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("heading", CHANGES)
+@pytest.mark.parametrize(
+    "heading",
+    [
+        pytest.param(heading, marks=pytest.mark.long if "size" in heading else pytest.mark.slow)
+        for heading in CHANGES
+    ],
+)
 def test_changes_work_as_described(heading: str, small_dataset: Path, tmp_path: Path) -> None:
     root, folder = tmp_path / "tree", tmp_path / "work"
     for package in PACKAGES:
