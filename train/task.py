@@ -56,11 +56,11 @@ def require_labels(config: Config, dataset: Dataset) -> None:
     if config.objective.task != "classify":
         return
     labels = dataset.split("train").labels
-    if (found := len(np.unique(labels[labels >= 0]))) < 2:
+    if (class_count := len(np.unique(labels[labels >= 0]))) < 2:
         raise DataError(
-            f"{dataset.root / METADATA_NAME}: the train split has labels of {found} classes, but "
-            "objective.task classify (the preset supervised) needs two or more: pack patches with "
-            "labels, or choose another preset"
+            f"{dataset.root / METADATA_NAME}: the train split has labels of {class_count} classes, "
+            "but objective.task classify (the preset supervised) needs two or more: pack patches "
+            "with labels, or choose another preset"
         )
 
 

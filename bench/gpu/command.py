@@ -217,7 +217,7 @@ def _show(session: Session) -> str:
 def _driver() -> str | None:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        found = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip().splitlines()[0] if found.stdout.strip() else None
+    return answer.stdout.strip().splitlines()[0] if answer.stdout.strip() else None
