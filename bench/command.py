@@ -6,10 +6,11 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import msgspec
 import torch
@@ -22,9 +23,17 @@ from common import console
 from common.command import DONE, FAILED, INTERRUPTED
 from common.errors import DataError
 from common.files import write_atomically
-from common.machine import environment
+from common.machine import Environment, environment
 from shards.schema import load_metadata
 from train.launch import device_warning, start_accelerator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine(Environment):
+    """The environment, and what else decides how fast the machine is during a measurement."""
+
+    load_average: float  # over the last minute, before the measurement
+    tf32_convolutions: bool  # float32 convolutions of a GPU run in TF32
 
 
 class Mode(Protocol):
@@ -115,15 +124,23 @@ def run(mode: str, settings: Settings, accelerator: Accelerator, target: Path | 
         log.warning(warning)
     if settings.data is not None:
         load_metadata(Path(settings.data))  # a wrong folder is refused before minutes of work
-    machine = _machine()
-    results: list[dict[str, Any]] = []
+    tf32 = torch.cuda.is_available() and torch.backends.cudnn.allow_tf32
+    machine = Machine(
+        **asdict(environment()), load_average=os.getloadavg()[0], tf32_convolutions=tf32
+    )
+    print(
+        f"{machine.device}, torch {machine.packages['torch']}, {machine.threads} threads; "
+        f"load average before: {machine.load_average:.1f}"
+        f"{'; fp32 convolutions by TF32' if tf32 else ''}"
+    )
+    results: list[dict[str, object]] = []
     for name in MODES if mode == "all" else [mode]:
         module = load_mode(name)
         records = module.measure(settings, accelerator)
         results += [{"mode": name, **msgspec.to_builtins(record)} for record in records]
         if target is not None:
             document = {
-                "environment": machine,
+                "environment": asdict(machine),
                 "mode": mode,
                 "settings": asdict(settings),
                 "results": results,
@@ -133,18 +150,6 @@ def run(mode: str, settings: Settings, accelerator: Accelerator, target: Path | 
         print(f"\n== {name}\n\n{module.report(records, settings)}", flush=True)
 
 
-def _machine() -> dict[str, Any]:
-    """Describe the machine for the JSON file, and print the line above the tables."""
-    tf32 = torch.cuda.is_available() and torch.backends.cudnn.allow_tf32
-    load = os.getloadavg()[0]
-    machine = {**environment(), "load_average": load, "tf32_convolutions": tf32}
-    print(
-        f"{machine['device']}, torch {machine['packages']['torch']}, {machine['threads']} threads; "
-        f"load average before: {load:.1f}{'; fp32 convolutions by TF32' if tf32 else ''}"
-    )
-    return machine
-
-
 def _parser() -> argparse.ArgumentParser:
     """Options left out take the device's default."""
     parser = argparse.ArgumentParser(
@@ -152,21 +157,25 @@ def _parser() -> argparse.ArgumentParser:
         description="Measure what this machine reaches, as tables and JSON.",
     )
     add = parser.add_argument
-    number: dict[str, Any] = {"type": int, "metavar": "N"}
+    add_integer = partial(add, type=int, metavar="N")
     add("mode", nargs="?", choices=["all", *MODES], default="all")
     add("--json", type=Path, metavar="FILE", help="write the results to this file as well")
-    add("--batch-size", **number, help="images per step")
-    add("--repeats", **number, help="rounds over everything that is compared")
-    add("--steps", **number, help="steps timed together in each round")
-    compiled = "measure compiled graphs; on a CPU each takes 20 to 50 s to compile"
+    add_integer("--batch-size", help="images per training step")
+    add_integer(
+        "--repeats", help="number of rounds; each measures everything that is compared once"
+    )
+    add_integer("--steps", help="consecutive steps that are timed together in each round")
+    compiled = "measure compiled graphs too; on a CPU each takes 20 to 50 s to compile"
     add("--compiled", action=argparse.BooleanOptionalAction, help=compiled)
-    peers = "also measure other tools on the same work"
+    peers = "also measure other tools (webdataset, ImageFolder, kornia, ...) on the same work"
     add("--peers", action="store_true", default=None, help=peers)
-    sizes = "batch sizes of the baselines of `train`; default: the batch size alone"
-    add("--batch-sizes", nargs="+", **number, help=sizes)
-    patches = "sizes of the sets for `pack`, `read` and `scaling`; default: 8192"
-    add("--patches", nargs="+", **number, help=patches)
-    add("--plot", metavar="FILE", help="draw the baselines against the batch sizes")
-    add("--window", type=float, metavar="S", help="seconds side by side in each round")
+    sizes = "batch sizes at which `train` compares plain trainers with ours; default: --batch-size"
+    add_integer("--batch-sizes", nargs="+", help=sizes)
+    patches = "numbers of patches that `pack`, `read` and `scaling` measure on; default: 8192"
+    add_integer("--patches", nargs="+", help=patches)
+    plot = "draw the speeds of those trainers against the batch size to FILE (PNG, PDF or SVG)"
+    add("--plot", metavar="FILE", help=plot)
+    window = "seconds of each round of `side-by-side`"
+    add("--window", type=float, metavar="S", help=window)
     add("--data", metavar="DIR", help="packed folder to measure on; default: synthetic patches")
     return parser

@@ -37,9 +37,12 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
-def _workers(count: int) -> dict[str, Any]:
-    """Options of a DataLoader."""
-    return {"num_workers": count, "multiprocessing_context": START if count else None}
+def _data_loader(
+    dataset: Any, batch: int | None, workers: int, **options: Any
+) -> "DataLoader[Any]":
+    """Make a DataLoader whose workers, if it has any, are forked."""
+    start = START if workers else None
+    return DataLoader(dataset, batch, num_workers=workers, multiprocessing_context=start, **options)
 
 
 def _made_once(name: str, write: Callable[[PatchSet, Path], None]) -> Callable[[PatchSet], Path]:
@@ -73,7 +76,7 @@ def _webdataset(decoder: str, workers: int, root: Path, batch: int) -> Epochs:
         dataset = wds.WebDataset(urls, shardshuffle=len(urls), seed=number, empty_check=False)
         dataset = dataset.shuffle(SHUFFLE, seed=number).decode(decoder).to_tuple("png", "cls")
         dataset = dataset.batched(batch, collation_fn=_stacked)
-        yield from DataLoader(dataset, None, collate_fn=_identity, **_workers(workers))
+        yield from _data_loader(dataset, None, workers, collate_fn=_identity)
 
     return epoch
 
@@ -83,13 +86,13 @@ def _image_folder(workers: int, root: Path, batch: int) -> Epochs:
 
     def epoch(number: int) -> Iterator[Batch]:
         torch.manual_seed(number)
-        for images, labels in DataLoader(dataset, batch, shuffle=True, **_workers(workers)):
+        for images, labels in _data_loader(dataset, batch, workers, shuffle=True):
             yield images.numpy(), labels.numpy()
 
     return epoch
 
 
-def _litdata_sample(pixels: str, labels: str, index: int) -> dict[str, Any]:
+def _litdata_sample(pixels: str, labels: str, index: int) -> dict[str, torch.Tensor | int]:
     image = torch.from_numpy(np.load(pixels, mmap_mode="r")[index].copy())
     return {"image": image, "label": int(np.load(labels, mmap_mode="r")[index])}
 
@@ -110,7 +113,7 @@ def _litdata(root: Path, batch: int) -> Epochs:
     return lambda number: _dict_batches(loader)
 
 
-def _dict_batches(loader: Iterable[dict[str, Any]]) -> Iterator[Batch]:
+def _dict_batches(loader: Iterable[dict[str, torch.Tensor]]) -> Iterator[Batch]:
     for samples in loader:
         yield samples["image"].numpy(), samples["label"].numpy()
 

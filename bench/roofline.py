@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from msgspec import Struct, structs
+from msgspec import Struct
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,22 +30,29 @@ from train.step import generator_for
 
 COPY = "copy"
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
-MATRIX = {"cpu": 2048, "cuda": 8192}
+MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CALLS = {"cpu": 2, "cuda": 20}  # in a row, timed together
 
-# operations that move nothing though they are no views by their schema
-STILL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}
+# operations that move no bytes, though their schema does not call them views
+NO_TRAFFIC = {
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "_unsafe_view",
+}
 
 
 class Peaks(Record, tag="peak", frozen=True):
-    """FLOPs per second by precision, and under COPY bytes per second read and written."""
+    """Peak rates: FLOPs per second by precision, and bytes read and written per second by COPY."""
 
     rates: dict[str, Spread]
 
 
 class Needs(Struct, frozen=True):
-    """What one image of a step asks for, exactly; the optimizer is left out."""
+    """Arithmetic and memory per image of a training step, counted; without the optimizer."""
 
     flops: float
     saved_bytes: float  # kept for the backward pass
@@ -54,10 +61,10 @@ class Needs(Struct, frozen=True):
 
 
 class Shares(Struct, frozen=True):
-    """Shares of the peaks of a step at its rate, and the bounds that each need sets, in images/s.
+    """Shares of the peaks that a step reaches, and the bounds by each need in images/s.
 
-    What is kept for the backward pass is written once and read once: no fusion goes below that
-    without computing parts anew. Operation by operation is the bound without any fusion.
+    What is kept for the backward pass is written once and read once: a fused kernel cannot move
+    less unless it computes some of it again. `memory_moved` is for a step without any fusion.
     """
 
     arithmetic: float
@@ -69,7 +76,7 @@ class Shares(Struct, frozen=True):
 
 
 class Roofline(TrainRecord, tag="limits", frozen=True):
-    """Needs of an image and the shares of the peaks; the first four fields are those of `Needs`."""
+    """`Needs` per image of a training step, and the shares of the peaks."""
 
     flops: float
     saved_bytes: float
@@ -81,7 +88,7 @@ class Roofline(TrainRecord, tag="limits", frozen=True):
 def peaks(device: torch.device, repeats: int) -> Peaks:
     """Time large matrix products and a large copy."""
     log.info("timing large matrix products and a large copy")
-    side, kind = MATRIX[device.type], device.type
+    side, kind = MATRIX_SIDE[device.type], device.type
     block = torch.zeros(COPY_BYTES[kind], dtype=torch.uint8, device=device)
     work = {COPY: 2.0 * COPY_BYTES[kind]}
     calls: dict[str, Callable[[], Any]] = {COPY: partial(torch.empty_like(block).copy_, block)}
@@ -98,10 +105,10 @@ def peaks(device: torch.device, repeats: int) -> Peaks:
 
 
 def needs(trainer: Trainer, batch: Batch) -> Needs:
-    """Count what one image of a step asks for.
+    """Count the arithmetic and memory per image of a step.
 
-    All counts are of the step without a compiler, which would trace the counters themselves; the
-    peak memory is that of the step as it runs.
+    FLOPs and bytes are counted in an eager step, since a compiler would trace the counters; the
+    peak memory is measured in the step as it is trained.
     """
     images = len(batch.images)
     draws = trainer.step.draw(images, generator_for(0, 0, 0, trainer.device))
@@ -139,18 +146,16 @@ class _Traffic(TorchDispatchMode):
         super().__init__()
         self.bytes = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not func.is_view and func._schema.name.split("::")[1] not in STILL:
+        if not func.is_view and func._schema.name.split("::")[1] not in NO_TRAFFIC:
             leaves = tree_leaves((args, kwargs, result))
             self.bytes += sum(_tensor_bytes(t) for t in leaves if isinstance(t, Tensor))
         return result
 
 
 def _tensor_bytes(tensor: Tensor) -> int:
-    """Bytes behind a tensor, once each: what is expanded is stored, and read, once."""
+    """Bytes of the storage of a tensor: expanded dimensions are stored, and read, once."""
     count = tensor.element_size()
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         count *= size if stride else min(size, 1)
@@ -160,8 +165,8 @@ def _tensor_bytes(tensor: Tensor) -> int:
 def moved_bytes(call: Callable[[], Any]) -> int:
     """Bytes that the operations of `call` read and write, backward pass included.
 
-    That is the memory traffic of a step run operation by operation, were no cache to hold a
-    tensor between two of them; views and allocations move nothing.
+    That is the memory traffic of an eager step if no cache held a tensor between two operations;
+    views and allocations move nothing.
     """
     with _Traffic() as traffic:
         call()
@@ -170,9 +175,9 @@ def moved_bytes(call: Callable[[], Any]) -> int:
 
 @contextmanager
 def kept_storages() -> Iterator[dict[int, int]]:
-    """Yield the bytes, by storage, of what is kept for a backward pass while it has not run.
+    """Yield the bytes kept for the backward pass, weights included, by address of the storage.
 
-    Read them before the backward pass: afterwards memory may be used anew. Weights count as well.
+    Read them before the backward pass, which frees memory for other tensors.
     """
     storages: dict[int, int] = {}
 
@@ -208,8 +213,11 @@ def measure(
     need = needs(trainer, batch)
     peak, bandwidth = rates[trainer.config.precision].median, rates[COPY].median
     return Roofline(
-        **training_of(trainer, preset),
-        **structs.asdict(need),
+        *training_of(trainer, preset),
+        flops=need.flops,
+        saved_bytes=need.saved_bytes,
+        moved_bytes=need.moved_bytes,
+        peak_bytes=need.peak_bytes,
         shares=shares(need, rate, peak, bandwidth),
     )
 

@@ -59,15 +59,10 @@ class StepPart(TrainRecord, tag="split", frozen=True):
     share: float
 
 
-def training_of(trainer: Trainer, preset: str) -> dict[str, Any]:
-    """Fields of `TrainRecord`."""
+def training_of(trainer: Trainer, preset: str) -> tuple[str, str, str | None, bool]:
+    """Fields of `TrainRecord`, in their order."""
     config = trainer.config
-    return {
-        "preset": preset,
-        "architecture": config.model.architecture,
-        "precision": config.precision,
-        "compiled": config.compile,
-    }
+    return preset, config.model.architecture, config.precision, config.compile
 
 
 def make_trainer(
@@ -110,7 +105,7 @@ def measure_parts(
     total, seconds = step_parts(spans.seconds())
     return [
         StepPart(
-            **training_of(trainer, preset),
+            *training_of(trainer, preset),
             part=name,
             seconds=Spread.of(values.tolist()),
             share=float(values.sum() / total.sum()),

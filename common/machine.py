@@ -5,16 +5,29 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 PACKAGES = ("torch", "torchvision", "accelerate", "kornia", "numpy", "scikit-learn", "torchmetrics")
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 _KEPT_BYTES = 256 << 20  # most freed memory that stays with the process
 _LARGEST_BYTES = 32 << 20  # blocks above this are never kept: the most that glibc allows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Software and hardware behind results and benchmarks; None: unknown, or not recorded."""
+
+    python: str | None = None
+    platform: str | None = None
+    packages: dict[str, str | None] = field(default_factory=dict)  # name to version
+    device: str | None = None  # name of the GPU, else of the CPU
+    threads: int | None = None  # of torch on the CPU
+    commit: str | None = None
+    dirty: bool | None = None  # the tree differs from the commit
 
 
 def usable_cores() -> int:
@@ -29,23 +42,20 @@ def usable_core_numbers() -> set[int]:
     return set(range(os.cpu_count() or 1))
 
 
-def environment() -> dict[str, Any]:
-    """Describe the environment, as plain JSON, for results and benchmarks.
-
-    The record holds Python, package versions, device, CPU threads, git commit and whether the tree
-    is dirty.
-    """
+def environment() -> Environment:
+    """Describe the software and the hardware of this process."""
     import torch  # not at the top: packing uses this module, and does not need torch
 
-    cuda = torch.cuda.is_available()
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "device": torch.cuda.get_device_name() if cuda else _cpu_name(),
-        "threads": torch.get_num_threads(),
-        **_commit(),
-    }
+    status = _git("status", "--porcelain")
+    return Environment(
+        python=sys.version.split()[0],
+        platform=platform.platform(),
+        packages={name: _version(name) for name in PACKAGES},
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
+        threads=torch.get_num_threads(),
+        commit=_git("rev-parse", "HEAD"),
+        dirty=None if status is None else bool(status),
+    )
 
 
 @cache
@@ -78,11 +88,6 @@ def _cpu_name() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _commit() -> dict[str, Any]:
-    commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
-    return {"commit": commit, "dirty": None if status is None else bool(status)}
 
 
 def _git(*arguments: str) -> str | None:

@@ -5,7 +5,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 
@@ -22,7 +21,6 @@ from eval.results import (
     RESULTS,
     VERSION,
     DataFacts,
-    Environment,
     Equivariance,
     Latent,
     ModelFacts,
@@ -82,7 +80,7 @@ def evaluate(
         latent=latent,
         equivariance=equivariance,
         notices=session.notices,
-        environment=msgspec.convert(environment(), Environment),
+        environment=environment(),
         seconds=round(time.monotonic() - start, 1),
     )
     if probed is not None:

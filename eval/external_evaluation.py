@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 import xxhash
@@ -39,7 +38,6 @@ from eval.results import (
     RESULTS,
     VERSION,
     DataFacts,
-    Environment,
     EquivarianceErrors,
     ExternalFacts,
     ExternalRunFacts,
@@ -149,7 +147,7 @@ def evaluate_embeddings(
         other_probes=probed.other_probes,
         budgets=probed.budgets,
         notices=session.notices,
-        environment=msgspec.convert(environment(), Environment),
+        environment=environment(),
         seconds=round(time.monotonic() - start, 1),
     )
     facts = {"snapshot_xxh3": snapshot, "dataset_hash": session.data.hash}

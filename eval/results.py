@@ -15,6 +15,7 @@ import msgspec
 
 from common.errors import DataError
 from common.files import atomic_path, read_json
+from common.machine import Environment
 
 VERSION = 2
 RESULTS = "results.json"
@@ -254,19 +255,6 @@ class Robustness:
     area: float | None = None
     kinds: dict[str, RobustnessCurve] = field(default_factory=dict)
     baselines: dict[str, BaselineCurves] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Environment:
-    """`common.machine.environment`."""
-
-    python: str | None = None
-    platform: str | None = None
-    packages: dict[str, str | None] = field(default_factory=dict)
-    device: str | None = None
-    threads: int | None = None
-    commit: str | None = None
-    dirty: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

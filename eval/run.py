@@ -17,6 +17,7 @@ import xxhash
 
 from common.errors import DataError
 from common.files import read_json
+from common.machine import Environment
 from common.records import convert
 from models import snapshot
 from pipeline.corruptions import CorruptionConfig
@@ -39,7 +40,7 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     preset: str
     config: dict[str, Any]  # for `train.config.from_json`
     data: DataRecord
-    environment: dict[str, Any] = {}
+    environment: Environment | None = None
 
 
 class Status(msgspec.Struct, frozen=True):

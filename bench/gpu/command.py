@@ -209,7 +209,7 @@ def _show(session: Session) -> str:
     ]
     results = list(session.tests.values())
     counts = ", ".join(f"{results.count(r)} {r}" for r in dict.fromkeys(results)) or "none"
-    machines = [r.environment["device"] for r in records if isinstance(r, Machine)]
+    machines = [str(r.environment.device) for r in records if isinstance(r, Machine)]
     title = f"{', '.join(machines)}; driver {_driver()}; tests: {counts}"
     return f"{report(records)}\n\n{title}\n{table(rows)}\n{session.out / 'gpu.json'}"
 

@@ -1,7 +1,6 @@
 """The records of a GPU run, and their tables."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 
@@ -13,6 +12,7 @@ from bench.records import CELL, Record, Spread, grouped
 from bench.roofline import Peaks, Shares
 from bench.steps import StepPart, report_parts
 from common.console import table
+from common.machine import Environment
 
 SHOWN = 12  # kernels in the table; the JSON file has more
 
@@ -20,7 +20,7 @@ SHOWN = 12  # kernels in the table; the JSON file has more
 class Machine(Record, tag="machine", frozen=True):
     """What was measured on."""
 
-    environment: dict[str, Any]
+    environment: Environment
     cuda: str | None  # the version that torch was built for
     memory_bytes: int  # of the device
 

@@ -52,15 +52,13 @@ def ours(images: Tensor, compiled: bool) -> dict[str, Call]:
     device, batch = images.device, len(images)
     table_GP, generator = d4.pixel_index(PATCH).to(device), generator_for(0, 0, 0, device)
     x = to_float(images)
-    # the memory layout as in the graph of the step: alone, inductor would choose another
-    options: dict[str, Any] = {
-        "fullgraph": True,
-        "dynamic": False,
-        "options": {"layout_optimization": False},
-    }
 
     def prepare(call: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(call, **options) if compiled else call
+        if not compiled:
+            return call
+        # the memory layout of the graph of the step: alone, inductor would choose another
+        layout: dict[str, str | int | bool | Callable[..., Any]] = {"layout_optimization": False}
+        return torch.compile(call, fullgraph=True, dynamic=False, options=layout)
 
     def moved(g_B: Tensor) -> Tensor:
         return to_float(d4.act(images, g_B, table_GP))

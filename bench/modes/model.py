@@ -1,7 +1,6 @@
 """`model`: size and speed of every architecture, without data, optimizer or transfers."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
@@ -36,7 +35,7 @@ class ModelRecord(Record, frozen=True):
     """A record of one architecture."""
 
     architecture: str
-    model: dict[str, Any]  # the fields of its `ModelConfig`: reports find the record by them
+    model: ModelConfig  # reports find the record of a run by it
 
 
 class Size(ModelRecord, tag="size", frozen=True):
@@ -117,7 +116,7 @@ def measure(settings: Settings, accelerator: Accelerator) -> list[Size | Speed]:
         log.info(f"model: {name}: counting")
         model = build(config, 0)
         macs, flops = counts.multiply_adds(model), counts.flops(model)
-        records.append(Size(name, asdict(config), counts.parameters(model), macs, flops))
+        records.append(Size(name, config, counts.parameters(model), macs, flops))
         records += _speeds(name, config, images, settings)
     return records
 
@@ -145,7 +144,7 @@ def _speeds(name: str, config: ModelConfig, images: Tensor, settings: Settings) 
         return Spread.of([len(images) / s for s in seconds[variant, title]])
 
     return [
-        Speed(name, asdict(config), title, variant, speed(variant, title))
+        Speed(name, config, title, variant, speed(variant, title))
         for variant, title in product(VARIANTS, PASSES)
     ]
 

@@ -118,7 +118,7 @@ def speeds_by_source(
     seconds = rounds(blocks, settings.repeats)
     return [
         StepSpeed(
-            **training_of(trainer, preset),
+            *training_of(trainer, preset),
             source=name,
             images_per_s=Spread.of([trainer.schedule.batch / s for s in values]),
             step_s=Spread.of(values),

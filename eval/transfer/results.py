@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.files import read_json
-from eval.results import Environment, ProbeScores, RunFacts, parse
+from common.machine import Environment
+from eval.results import ProbeScores, RunFacts, parse
 
 VERSION = 1
 TRANSFER = "transfer.json"

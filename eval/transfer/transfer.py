@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
-
 from common.console import log
 from common.errors import DataError
 from common.files import atomic_path
@@ -23,7 +21,7 @@ from eval.measure.baselines import BASELINES, Transform
 from eval.measure.readouts import PRIMARY, embed_mean
 from eval.report.document import Document
 from eval.report.writers import to_markdown
-from eval.results import Environment, as_json, save
+from eval.results import as_json, save
 from eval.session import EvalConfig, device_named
 from eval.transfer import experiment
 from eval.transfer.datasets import ProbedData, open_datasets, short_names, site_labels
@@ -116,7 +114,7 @@ def transfer(
         left_out=left_out,
         site_probe=site_probe,
         notices=trial.notices,
-        environment=msgspec.convert(environment(), Environment),
+        environment=environment(),
         seconds=round(time.monotonic() - start, 1),
     )
     document = Document("Probes transferred between sites", "", sections(results))

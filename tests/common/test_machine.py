@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 
 from common.machine import PACKAGES, environment, usable_core_numbers, usable_cores
 
@@ -20,7 +21,7 @@ assert usable_cores() == 1 and usable_core_numbers() == os.sched_getaffinity(0)
 
 
 def test_the_record_is_json_and_names_versions_device_and_commit() -> None:
-    record = json.loads(json.dumps(environment()))
+    record = json.loads(json.dumps(asdict(environment())))
     assert record.keys() == {
         "python",
         "platform",
