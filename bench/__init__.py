@@ -9,11 +9,11 @@ processes      processes that start together on a signal
 records        what was measured: spreads, records and their JSON
 steps          training steps to time, and the parts of one
 counts         parameters, multiply-adds and FLOPs of a model
-roofline       a step beside the arithmetic and bandwidth of the machine
-plain_trainer  a trainer and its loaders as one writes them without this project
-baselines      whole steps from the plain trainer to ours
-readers        our ways to read shuffled batches
-peers          other tools on the work of the readers
+roofline       a step compared with the peak arithmetic and bandwidth of the machine
+plain_trainer  a trainer and its loaders written without this project, for comparison
+baselines      whole training steps by the plain trainer and by ours
+readers        our ways to read shuffled batches, and what a reader must provide
+peers          the same reading by other tools
 modes          what the command measures, a module per mode
 gpu            a GPU in one command of eight minutes: `bash bench/gpu/run.sh OUT`
 """

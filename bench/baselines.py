@@ -1,10 +1,11 @@
 """From a plain trainer to ours: whole steps with their loaders, in images/s.
 
 All baselines do the same work: one architecture and objective, AdamW, clipping, EMA, one batch size
-and thread count. They take turns in each round, so that the ratio of two of them is of one moment.
+and thread count. They take turns in each round, so that the two speeds of a ratio are measured soon
+after each other.
 
-On a GPU an eager step waits for the device three times: kornia's blur and JPEG look at their
-arguments, which they leave in a compiled graph.
+On a GPU an eager step waits for the device three times, because kornia's blur and JPEG check the
+values of their arguments; in a compiled graph they do not.
 """
 
 import tempfile
@@ -15,17 +16,17 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+import msgspec
 import torch
 from accelerate import Accelerator
 
 from bench.records import CELL, NotMeasured, Record, Spread, grouped
 from bench.settings import VARIANTS, Settings
-from bench.steps import PRESETS_TIMED, endless, make_trainer, paced
+from bench.steps import PRESETS_TIMED, endless, make_trainer, paced, paced_anew
 from bench.timing import log, rounds
 from common.console import table
 from pipeline.index import Dataset
 from train.config import PRESETS
-from train.loop import Trainer
 
 PEERS = ("plain, webdataset", "plain, ImageFolder")  # also the keys of plain_trainer.LOADERS
 
@@ -33,12 +34,12 @@ Block = Callable[[], float]
 
 
 class Baseline(Record, tag="rung", frozen=True):
-    """Whole steps of one preset and batch size in one way."""
+    """Speed of whole training steps by one trainer, at one preset and batch size."""
 
     preset: str
     batch_size: int
-    rung: str
-    ours: bool  # the best variant of ours, to which all are compared
+    name: str = msgspec.field(name="rung")
+    ours: bool  # our best variant, to which all are compared
     images_per_s: Spread | NotMeasured
     ours_is_faster_by: Spread | NotMeasured
 
@@ -74,7 +75,8 @@ def _compare(
         for name in measurable:
             variant = {"precision": VARIANTS[name].precision, "compile": VARIANTS[name].compiled}
             trainer = make_trainer(preset, accelerator, dataset, batch_size=size, **variant)
-            blocks[name] = partial(_our_block, trainer, settings.steps)
+            source = partial(endless, trainer.loader)
+            blocks[name] = partial(paced_anew, trainer, source, settings.steps)
         log.info(f"baselines: {preset}, batch {size}: the first steps of {', '.join(blocks)}")
         for block in blocks.values():
             block()
@@ -94,16 +96,11 @@ def _compare(
     return measured + [record(name, False, none, none) for name, none in reasons.items()]
 
 
-def _our_block(trainer: Trainer, steps: int) -> float:
-    with closing(endless(trainer.loader)) as batches:
-        return paced(trainer.update, batches, steps, trainer.device)
-
-
 @contextmanager
 def _plain_block(
     name: str, preset: str, settings: Settings, device: torch.device, folder: Path
 ) -> Iterator[Block]:
-    """A plain trainer whose workers live from round to round, as they do in training."""
+    """Yield a block of a plain trainer whose workers live from round to round, as in training."""
     from bench.plain_trainer import LOADERS, PlainTrainer  # needs webdataset
 
     trainer = PlainTrainer(PRESETS[preset](), device)
@@ -112,12 +109,12 @@ def _plain_block(
 
 
 def report(records: list[Baseline]) -> str:
-    """A table per preset and batch size."""
+    """Show a table per preset and batch size."""
     tables = []
     for (preset, size), group in grouped(records, lambda r: (r.preset, r.batch_size)).items():
         rows = [["baseline", "images/s", "ours is faster by"]]
         for r in group:
-            name = f"{r.rung} = ours" if r.ours else r.rung
+            name = f"{r.name} = ours" if r.ours else r.name
             rows.append([name, f"{r.images_per_s}", f"{r.ours_is_faster_by:,.2f}"])
         tables.append(f"{preset}: baselines at batch {size:,}: {CELL}\n{table(rows)}")
     return "\n\n".join(tables)
@@ -138,7 +135,7 @@ def plot(records: list[Baseline], target: Path) -> None:
         1, len(presets), figsize=(5 * len(presets), 4), sharey=True, squeeze=False
     )
     for axis, (preset, group) in zip(axes[0], presets.items(), strict=True):
-        for name, points in grouped(group, lambda r: r.rung).items():
+        for name, points in grouped(group, lambda r: r.name).items():
             rates = {
                 r.batch_size: r.images_per_s for r in points if isinstance(r.images_per_s, Spread)
             }

@@ -16,11 +16,11 @@ MACS_UNIT = "multiply-adds in convolutions, one image"
 FLOPS_UNIT = "floating-point operations in convolutions, two per multiply-add, one image"
 
 
-Counts = dict[str, str | int]  # by part or pass, and the unit
+Counts = dict[str, str | int]  # by part of the model or pass; under "unit", the unit
 
 
 def parameters(model: VAE) -> dict[str, int]:
-    """Count the numbers in the encoder, the decoder and both."""
+    """Count the parameters of the encoder, the decoder and both."""
     encoder, decoder = (
         sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.decoder)
     )
@@ -28,7 +28,7 @@ def parameters(model: VAE) -> dict[str, int]:
 
 
 def multiply_adds(model: VAE) -> Counts | NotMeasured:
-    """Count by fvcore, which calls them flops; convolutions only."""
+    """Count the multiply-adds of the convolutions, by fvcore."""
     try:
         from fvcore.nn import FlopCountAnalysis
     except ImportError:
@@ -42,7 +42,7 @@ def multiply_adds(model: VAE) -> Counts | NotMeasured:
 
 
 def flops(model: VAE) -> Counts:
-    """Count the reconstruction from the mean, and that with the gradient of every parameter."""
+    """Count the FLOPs of a reconstruction from the mean, without and with its gradients."""
     return {
         "unit": FLOPS_UNIT,
         "forward": count_flops(lambda: model(_image())),
@@ -59,10 +59,10 @@ def count_flops(call: Callable[[], Any]) -> int:
 
 
 def _backward_flops(grad: Any, x: Any, weight: Any, *arguments: Any, **_: Any) -> int:
-    """From shapes: the gradients of input and weight each cost what the convolution did.
+    """Count the gradients of input and weight from shapes: each costs as much as the convolution.
 
-    torch's own formula ignores the groups: it takes the weight of a depthwise convolution for a
-    full one, and the backward pass of this model for 2.9 times what it is.
+    torch's own formula ignores the groups of a depthwise convolution: it overestimates the backward
+    pass of this model 2.9 times.
     """
     _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, needed = arguments
     positions = prod(x if transposed else grad)

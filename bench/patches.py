@@ -1,4 +1,4 @@
-"""The patches to measure on, in every form that a tool reads or packs: arrays, PNGs, our shards."""
+"""The patches to measure on, in every format that a tool reads: arrays, PNGs, our shards."""
 
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -20,8 +20,8 @@ from shards.pack.plan import PackOptions
 from shards.schema import CHANNELS, PATCH
 from shards.synthetic.generate import SyntheticConfig, generate, sources
 
-BASE = 4096  # patches drawn or read; larger sets repeat them, shifted
-SIDE = 32  # patches along a mosaic
+BASE = 4096  # distinct patches; larger sets repeat them, shifted
+MOSAIC_SIDE = 32  # patches along a side of a mosaic
 MAX_FILES = 50_000  # larger sets are packed from mosaics: 100,000 files take half a minute
 
 Pixels = NDArray[np.uint8]
@@ -43,7 +43,7 @@ def packed_folder(settings: Settings) -> Iterator[Path]:
 
 
 class PatchSet:
-    """A set of `count` patches in `folder`; each form is made when it is asked for first."""
+    """A set of `count` patches in `folder`; each format is written at its first use."""
 
     def __init__(self, folder: Path, base: Pixels, base_labels: NDArray[np.int64], count: int):
         self.folder, self.count = folder, count
@@ -70,12 +70,12 @@ class PatchSet:
 
     @property
     def pixels(self) -> Pixels:
-        """The array, mapped and not in memory."""
+        """The patches (n, 32, 32, 3), memory-mapped."""
         pixels: Pixels = np.load(self.array, mmap_mode="r")
         return pixels
 
     def pngs(self) -> Path:
-        """Class folders of PNG files as PIL compresses them."""
+        """Write class folders of PNG files, compressed by PIL."""
         root = self.folder / "png"
         if not root.exists():
             for i, (pixels, label) in enumerate(zip(self.pixels, self.labels, strict=True)):
@@ -85,7 +85,7 @@ class PatchSet:
         return root
 
     def packed(self, png: Literal["stored", "keep"]) -> Path:
-        """Our shards."""
+        """Pack the set to our shards."""
         out = self.folder / png
         if not out.exists():
             if self.count <= MAX_FILES:
@@ -95,21 +95,22 @@ class PatchSet:
         return out
 
     def _mosaics(self) -> Path:
-        """Images of 32x32 patches of one class; what does not fill one is left out."""
-        root, tiles = self.folder / "mosaics", SIDE * SIDE
+        """Write images of 32x32 patches of one class; patches that do not fill one are left out."""
+        root, tiles = self.folder / "mosaics", MOSAIC_SIDE * MOSAIC_SIDE
         for label in np.unique(self.labels):
             members = np.flatnonzero(self.labels == label)
             (root / f"class{label}").mkdir(parents=True)
             for number, start in enumerate(range(0, len(members) - tiles + 1, tiles)):
                 grid = self.pixels[members[start : start + tiles]]
-                grid = grid.reshape(SIDE, SIDE, PATCH, PATCH, CHANNELS).swapaxes(1, 2)
-                image = Image.fromarray(grid.reshape(SIDE * PATCH, SIDE * PATCH, CHANNELS))
+                grid = grid.reshape(MOSAIC_SIDE, MOSAIC_SIDE, PATCH, PATCH, CHANNELS).swapaxes(1, 2)
+                side = MOSAIC_SIDE * PATCH
+                image = Image.fromarray(grid.reshape(side, side, CHANNELS))
                 image.save(root / f"class{label}" / f"mosaic{number:06d}.png", compress_level=0)
         return root
 
 
 def patch_sets(settings: Settings, counts: Iterable[int]) -> Iterator[PatchSet]:
-    """Sets of as many patches, one after the other; each is removed when the next is asked for."""
+    """Yield a set of each number of patches; it is removed when the next is asked for."""
     base, labels = base_patches(settings)
     for count in counts:
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
@@ -117,7 +118,7 @@ def patch_sets(settings: Settings, counts: Iterable[int]) -> Iterator[PatchSet]:
 
 
 def base_patches(settings: Settings) -> tuple[Pixels, NDArray[np.int64]]:
-    """At most BASE patches (n, 32, 32, 3) and their labels, of `settings.data` or synthetic.
+    """Read at most BASE patches (n, 32, 32, 3) and labels of `settings.data`, or generate them.
 
     Raises:
         DataError: the data set has no train split.

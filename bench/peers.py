@@ -1,6 +1,6 @@
-"""Other tools on the work of the mode `read`, each used as its documentation has it.
+"""Readers by other tools for the mode `read`, each used as its documentation shows.
 
-A tool that is not installed is reported with its error; all are there with
+A tool that is not installed is reported with its error; all are installed by
 `uv run --with-requirements bench/peers.txt`.
 """
 
@@ -17,13 +17,13 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import PILToTensor
 
 from bench.patches import PatchSet
-from bench.readers import REFERENCE, Batch, Epochs, Reader
+from bench.readers import REFERENCE, Batch, Epochs, Reader, our_shards
 from common.machine import usable_cores
 from shards.schema import CHANNELS, PATCH
 
 SHUFFLE = 1000  # samples in webdataset's buffer
 SHARD = 1024
-START = "fork"  # what Linux does by itself, unless one of the tools has changed that for all
+START = "fork"  # the default on Linux, which one of the tools may have changed
 
 
 def _stacked(samples: Iterable[tuple[Any, Any]]) -> Batch:
@@ -33,7 +33,7 @@ def _stacked(samples: Iterable[tuple[Any, Any]]) -> Batch:
 
 
 def _identity(batch: Any) -> Any:
-    """Batches are made in the workers: nothing is left to collate."""
+    """Return a batch as it is: the workers have collated it."""
     return batch
 
 
@@ -46,7 +46,7 @@ def _data_loader(
 
 
 def _made_once(name: str, write: Callable[[PatchSet, Path], None]) -> Callable[[PatchSet], Path]:
-    """Write one tool's form of a set into a folder of its own when it is asked for first."""
+    """Write a set in a tool's format to a folder of its own, at its first use."""
 
     def make(patches: PatchSet) -> Path:
         root = patches.folder / name
@@ -62,14 +62,16 @@ def _png_samples(patches: PatchSet) -> Iterator[tuple[bytes, int]]:
         yield path.read_bytes(), int(path.parent.name.removeprefix("class"))
 
 
-def _write_tars(patches: PatchSet, root: Path) -> None:
+def write_tars(patches: PatchSet, root: Path) -> None:
+    """Write webdataset tars."""
     root.mkdir()
     with wds.ShardWriter(str(root / "train-%06d.tar"), maxcount=SHARD, verbose=0) as writer:
         for i, (png, label) in enumerate(_png_samples(patches)):
             writer.write({"__key__": f"s{i:09d}", "png": png, "cls": label})
 
 
-def _webdataset(decoder: str, workers: int, root: Path, batch: int) -> Epochs:
+def read_webdataset(decoder: str, workers: int, root: Path, batch: int) -> Epochs:
+    """Read tars with webdataset, decoded by `decoder`."""
     urls = sorted(str(path) for path in root.glob("*.tar"))
 
     def epoch(number: int) -> Iterator[Batch]:
@@ -81,7 +83,8 @@ def _webdataset(decoder: str, workers: int, root: Path, batch: int) -> Epochs:
     return epoch
 
 
-def _image_folder(workers: int, root: Path, batch: int) -> Epochs:
+def read_image_folder(workers: int, root: Path, batch: int) -> Epochs:
+    """Read PNG files with torchvision's ImageFolder."""
     dataset = ImageFolder(str(root), PILToTensor())
 
     def epoch(number: int) -> Iterator[Batch]:
@@ -97,7 +100,8 @@ def _litdata_sample(pixels: str, labels: str, index: int) -> dict[str, torch.Ten
     return {"image": image, "label": int(np.load(labels, mmap_mode="r")[index])}
 
 
-def _write_litdata(patches: PatchSet, root: Path) -> None:
+def write_litdata(patches: PatchSet, root: Path) -> None:
+    """Write chunks of litdata."""
     from litdata import optimize
 
     sample = partial(_litdata_sample, str(patches.array), str(patches.label_array))
@@ -105,7 +109,8 @@ def _write_litdata(patches: PatchSet, root: Path) -> None:
     optimize(sample, indices, str(root), chunk_bytes="16MB", num_workers=1, start_method=START)
 
 
-def _litdata(root: Path, batch: int) -> Epochs:
+def read_litdata(root: Path, batch: int) -> Epochs:
+    """Read chunks with litdata."""
     from litdata import StreamingDataLoader, StreamingDataset
 
     dataset = StreamingDataset(str(root), shuffle=True, drop_last=False)
@@ -118,7 +123,8 @@ def _dict_batches(loader: Iterable[dict[str, torch.Tensor]]) -> Iterator[Batch]:
         yield samples["image"].numpy(), samples["label"].numpy()
 
 
-def _write_mosaicml(patches: PatchSet, root: Path) -> None:
+def write_mosaicml(patches: PatchSet, root: Path) -> None:
+    """Write MDS shards of MosaicML streaming."""
     from streaming import MDSWriter
 
     columns = {"image": f"ndarray:uint8:{PATCH},{PATCH},{CHANNELS}", "label": "int"}
@@ -127,14 +133,16 @@ def _write_mosaicml(patches: PatchSet, root: Path) -> None:
             writer.write({"image": np.array(image), "label": int(label)})
 
 
-def _mosaicml(root: Path, batch: int) -> Epochs:
+def read_mosaicml(root: Path, batch: int) -> Epochs:
+    """Read MDS shards with MosaicML streaming."""
     from streaming import StreamingDataset
 
     dataset = StreamingDataset(local=str(root), shuffle=True, batch_size=batch)
     return lambda number: _dict_batches(DataLoader(dataset, batch))
 
 
-def _write_hf(patches: PatchSet, root: Path) -> None:
+def write_hf(patches: PatchSet, root: Path) -> None:
+    """Write a data set of Hugging Face datasets, PNGs inside."""
     from datasets import Dataset, Features, Image, Value
 
     samples = [
@@ -145,7 +153,8 @@ def _write_hf(patches: PatchSet, root: Path) -> None:
     Dataset.from_list(samples, features=features).save_to_disk(str(root))
 
 
-def _hf(root: Path, batch: int) -> Epochs:
+def read_hf(root: Path, batch: int) -> Epochs:
+    """Read a data set with Hugging Face datasets."""
     from datasets import load_from_disk
 
     dataset = load_from_disk(str(root)).with_format("numpy")
@@ -158,7 +167,8 @@ def _hf(root: Path, batch: int) -> Epochs:
     return epoch
 
 
-def _write_ffcv(patches: PatchSet, root: Path) -> None:
+def write_ffcv(patches: PatchSet, root: Path) -> None:
+    """Write raw pixels as a beton file of FFCV."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
@@ -168,7 +178,8 @@ def _write_ffcv(patches: PatchSet, root: Path) -> None:
     writer.from_indexed_dataset(list(zip(patches.pixels, patches.labels.tolist(), strict=True)))
 
 
-def _ffcv(root: Path, batch: int) -> Epochs:
+def read_ffcv(root: Path, batch: int) -> Epochs:
+    """Read a beton file with FFCV."""
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import Squeeze, ToTensor
@@ -187,21 +198,17 @@ def _ffcv(root: Path, batch: int) -> Epochs:
     return epoch
 
 
-def _our_tars(patches: PatchSet) -> Path:
-    return patches.packed("keep")
-
-
-_THEIR_TARS = _made_once("webdataset", _write_tars)
+_THEIR_TARS = _made_once("webdataset", write_tars)
 
 PEERS = {
-    REFERENCE: Reader(_THEIR_TARS, partial(_webdataset, "pil", 0)),
-    f"{REFERENCE}, 2 workers": Reader(_THEIR_TARS, partial(_webdataset, "pil", 2)),
-    "webdataset, rgb8, its own tar": Reader(_THEIR_TARS, partial(_webdataset, "rgb8", 0)),
-    "webdataset, rgb8, our tar": Reader(_our_tars, partial(_webdataset, "rgb8", 0)),
-    "ImageFolder": Reader(PatchSet.pngs, partial(_image_folder, 0)),
-    "ImageFolder, 2 workers": Reader(PatchSet.pngs, partial(_image_folder, 2)),
-    "litdata": Reader(_made_once("litdata", _write_litdata), _litdata),
-    "MosaicML streaming": Reader(_made_once("mosaicml", _write_mosaicml), _mosaicml),
-    "HF datasets": Reader(_made_once("datasets", _write_hf), _hf),
-    "FFCV, raw": Reader(_made_once("ffcv", _write_ffcv), _ffcv),
+    REFERENCE: Reader(_THEIR_TARS, partial(read_webdataset, "pil", 0)),
+    f"{REFERENCE}, 2 workers": Reader(_THEIR_TARS, partial(read_webdataset, "pil", 2)),
+    "webdataset, rgb8, its own tar": Reader(_THEIR_TARS, partial(read_webdataset, "rgb8", 0)),
+    "webdataset, rgb8, our tar": Reader(our_shards("keep"), partial(read_webdataset, "rgb8", 0)),
+    "ImageFolder": Reader(PatchSet.pngs, partial(read_image_folder, 0)),
+    "ImageFolder, 2 workers": Reader(PatchSet.pngs, partial(read_image_folder, 2)),
+    "litdata": Reader(_made_once("litdata", write_litdata), read_litdata),
+    "MosaicML streaming": Reader(_made_once("mosaicml", write_mosaicml), read_mosaicml),
+    "HF datasets": Reader(_made_once("datasets", write_hf), read_hf),
+    "FFCV, raw": Reader(_made_once("ffcv", write_ffcv), read_ffcv),
 }

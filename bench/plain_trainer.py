@@ -1,9 +1,9 @@
-"""A trainer and its loaders as one writes them without this project.
+"""A trainer and its loaders written without this project, for comparison.
 
 The peer of `train.loop.Trainer`: eager float32 in NCHW, kornia's random modules, AdamW as it comes,
 EMA by torch; PNG files or webdataset tars, read by DataLoader workers. The architecture, the
-objective, the clipping and the batch are ours, so that the work is the same. It is spared what many
-scripts do beside: it logs nothing, so nothing waits for the device.
+objective, the clipping and the batch are ours, so that the work is the same. It logs nothing, so
+that it never waits for the device.
 """
 
 import copy
@@ -33,7 +33,7 @@ from pipeline.reader import read_split
 from train.config import Config
 
 EMA_DECAY = 0.999
-PATCHES = 4096  # written out at most, or four batches where that is more
+MAX_PATCHES = 4096  # written out; four batches where that is more
 MAX_WORKERS = 8
 SHARDS_PER_WORKER = 4
 SHUFFLE = 1000  # samples of webdataset's buffer
@@ -51,9 +51,9 @@ def augmentation() -> nn.Module:
 
 
 def corruption_modules(config: CorruptionConfig) -> dict[str, K.IntensityAugmentationBase2D]:
-    """kornia's random modules by kind, each on its share of the images.
+    """Make kornia's random modules by kind, each for its share of the images.
 
-    Its noise has one sigma: the mean of ours. An image may be hit by several kinds or by none.
+    Its noise has one sigma, the mean of ours. An image may get several kinds of corruption or none.
     """
     total = sum(config.shares.values())
     p = {kind: share / total for kind, share in config.shares.items()}
@@ -67,17 +67,17 @@ def corruption_modules(config: CorruptionConfig) -> dict[str, K.IntensityAugment
 
 
 def mixture(config: CorruptionConfig) -> nn.Module:
-    """All kinds of corruption, one after the other."""
+    """Chain all kinds of corruption."""
     return K.AugmentationSequential(*corruption_modules(config).values())
 
 
 def nchw(model: VAE) -> VAE:
-    """The model in the memory format that it has unless one asks for another."""
+    """Convert a model to torch's default memory format."""
     return model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 class PlainTrainer:
-    """One process that trains a preset on float batches from the host."""
+    """A trainer of a preset in one process, on float batches from the host."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.config, self.device, self.done = config, device, 0
@@ -107,7 +107,7 @@ class PlainTrainer:
         self.done += 1
 
     def losses(self, x: Tensor, x_tilde: Tensor) -> dict[str, Tensor]:
-        """Losses of `Objective`, on random tensors of torch's global generator."""
+        """Compute the losses of `Objective`, with random tensors of torch's global generator."""
         noise = torch.randn((len(x), *self.config.model.latent_shape), device=self.device)
         g_B = torch.randint(1, self.objective.action.order, (len(x),), device=self.device)
         losses: dict[str, Tensor] = self.objective(self.model, Inputs(x, x_tilde, noise, g_B))
@@ -115,7 +115,7 @@ class PlainTrainer:
 
 
 def workers() -> int:
-    """One DataLoader worker per core, as its documentation advises, 8 at most."""
+    """Number of DataLoader workers: one per core, at most 8."""
     return min(MAX_WORKERS, usable_cores())
 
 
@@ -124,7 +124,7 @@ def write_out(split: Split, folder: Path, batch: int) -> None:
 
     webdataset's ShardWriter writes the tars from the same files.
     """
-    count = min(len(split), max(PATCHES, 4 * batch))
+    count = min(len(split), max(MAX_PATCHES, 4 * batch))
     pixels = read_split(split, np.arange(count))
     (folder / "tar").mkdir()
     tars = str(folder / "tar" / "train-%06d.tar")
@@ -138,14 +138,14 @@ def write_out(split: Split, folder: Path, batch: int) -> None:
 
 
 def webdataset_batches(folder: Path, batch: int, pin: bool) -> Batches:
-    """Endless, as the webdataset documentation has it."""
+    """Yield endless shuffled batches, as the webdataset documentation shows."""
     urls = _tars(folder)
     dataset = wds.WebDataset(urls, shardshuffle=len(urls)).shuffle(SHUFFLE)
     yield from _images(dataset.decode("torchrgb").to_tuple("png", "cls").repeat(), batch, pin)
 
 
 def tar_batches(folder: Path, batch: int, pin: bool) -> Batches:
-    """Every sample of the tars once, in the order of the workers."""
+    """Yield every sample of the tars once, in the order of the workers."""
     dataset = wds.WebDataset(_tars(folder), shardshuffle=False)
     yield from _images(dataset.decode("torchrgb").to_tuple("png", "cls"), batch, pin)
 
@@ -155,7 +155,7 @@ def _tars(folder: Path) -> list[str]:
 
 
 def image_folder_batches(folder: Path, batch: int, pin: bool) -> Batches:
-    """Endless, epoch after epoch on the same workers."""
+    """Yield shuffled epochs without end, by the same workers."""
     dataset = ImageFolder(str(folder / "png"), ToTensor())
     options = {"shuffle": True, "drop_last": True, "persistent_workers": True}
     yield from _images(dataset, batch, pin, epochs=sys.maxsize, **options)

@@ -1,4 +1,4 @@
-"""Processes that wait until they are told to go, so that what they do at once can be timed.
+"""Processes that wait for a signal, so that their simultaneous work can be timed.
 
 Such a process is a module of `bench.modes` with a main program: it prints READY when it is warm,
 does its work when a line arrives on its standard input, and ends when that is closed.
@@ -36,10 +36,10 @@ def started(module: str, arguments: Sequence[Sequence[str]]) -> Iterator[list[Pr
 
 
 def tell(processes: Sequence[Process]) -> None:
-    """Send each process a line: go, or go on."""
+    """Send each process a line, to start or to continue."""
     for process in processes:
         assert process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended: its next line says so
+        with suppress(BrokenPipeError):  # it has ended: `read_line` reports it
             print(GO, file=process.stdin, flush=True)
 
 
@@ -53,17 +53,16 @@ def read_line(process: Process) -> str:
     line = process.stdout.readline().strip()
     if not line:
         raise DataError(
-            f"one of several processes ended with exit status {process.wait()}; its error stands "
-            f"above"
+            f"one of several processes ended with exit status {process.wait()}; its error is above"
         )
     return line
 
 
 def expect_ready(processes: Sequence[Process]) -> None:
-    """Wait until every process says READY."""
+    """Wait until every process has written READY."""
     for process in processes:
         if (line := read_line(process)) != READY:
-            raise DataError(f"one of several processes said {line[:80]!r}, expected {READY!r}")
+            raise DataError(f"one of several processes wrote {line[:80]!r}, expected {READY!r}")
 
 
 def answer(text: str) -> None:

@@ -1,6 +1,6 @@
-"""Our ways to read shuffled batches, and what every reader of the mode `read` has to give.
+"""Our ways to read shuffled batches, and the interface of every reader of the mode `read`.
 
-A reader gives each patch once per epoch, in an order that changes, as uint8 arrays with labels.
+A reader yields each patch once per epoch, in a new order each time, as uint8 arrays with labels.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,18 +26,19 @@ Epochs = Callable[[int], Iterator[Batch]]  # epoch number to its batches
 
 
 class Reader(NamedTuple):
-    """`make` writes the reader's own form of the set, `open` opens it."""
+    """`make` writes the set in the reader's own format, `open` opens that."""
 
     make: Callable[[PatchSet], Path]
     open: Callable[[Path, int], Epochs]  # what `make` returned, batch size
 
 
 def consume(batches: Iterator[Batch]) -> int:
-    """Count the samples of an epoch; nothing is kept."""
+    """Read an epoch, and count its samples."""
     return sum(len(labels) for _, labels in batches)
 
 
-def _loader(storage: str, root: Path, batch: int) -> Epochs:
+def read_by_loader(storage: str, root: Path, batch: int) -> Epochs:
+    """Read our shards with the loader of training."""
     split = open_dataset(root).split("train")
     loader = Loader(split, batch, 0, torch.device("cpu"), storage)
 
@@ -48,12 +49,13 @@ def _loader(storage: str, root: Path, batch: int) -> Epochs:
     return epoch
 
 
-def _filling(root: Path, batch: int) -> Epochs:
-    """Open the set, decode all of it into memory and give the first epoch, each time."""
-    return lambda number: _loader("host", root, batch)(number)
+def fill_memory(root: Path, batch: int) -> Epochs:
+    """Open the set and decode all of it into memory for every epoch anew."""
+    return lambda number: read_by_loader("host", root, batch)(number)
 
 
-def _gather(root: Path, batch: int) -> Epochs:
+def gather(root: Path, batch: int) -> Epochs:
+    """Read random rows of a memory-mapped array."""
     pixels, labels = np.load(root / "pixels.npy", mmap_mode="r"), np.load(root / "labels.npy")
     flat = pixels.reshape(len(pixels), PATCH_BYTES)
 
@@ -66,16 +68,17 @@ def _gather(root: Path, batch: int) -> Epochs:
     return epoch
 
 
-def _shards(png: Literal["stored", "keep"]) -> Callable[[PatchSet], Path]:
+def our_shards(png: Literal["stored", "keep"]) -> Callable[[PatchSet], Path]:
+    """Make a function that packs a set to our shards."""
     return lambda patches: patches.packed(png)
 
 
 OURS = {
-    "stored, stream": Reader(_shards("stored"), partial(_loader, "stream")),
-    "keep, stream": Reader(_shards("keep"), partial(_loader, "stream")),
-    "stored, first epoch into memory": Reader(_shards("stored"), _filling),
-    "keep, first epoch into memory": Reader(_shards("keep"), _filling),
-    "from memory": Reader(_shards("stored"), partial(_loader, "host")),
-    LIMIT: Reader(attrgetter("folder"), _gather),
+    "stored, stream": Reader(our_shards("stored"), partial(read_by_loader, "stream")),
+    "keep, stream": Reader(our_shards("keep"), partial(read_by_loader, "stream")),
+    "stored, first epoch into memory": Reader(our_shards("stored"), fill_memory),
+    "keep, first epoch into memory": Reader(our_shards("keep"), fill_memory),
+    "from memory": Reader(our_shards("stored"), partial(read_by_loader, "host")),
+    LIMIT: Reader(attrgetter("folder"), gather),
 }
-LARGE = ("stored, stream", "from memory", LIMIT)  # for sets too large for a file per patch
+LARGE = ("stored, stream", "from memory", LIMIT)  # readers of sets of more than MAX_FILES

@@ -10,7 +10,7 @@ from msgspec import Struct
 K = TypeVar("K", bound=Hashable)
 R = TypeVar("R", bound="Record")
 
-CELL = "median (low..high)"  # how a spread is shown
+CELL = "median (low..high)"  # how tables show a spread
 
 
 class Record(Struct, frozen=True, tag_field="kind"):
@@ -35,7 +35,7 @@ class Spread(Struct, frozen=True):
         return cls.of([value / base for value, base in zip(values, reference, strict=True)])
 
     def times(self, factor: float) -> "Spread":
-        """The same in another unit."""
+        """Multiply by a factor, to change the unit."""
         return Spread(self.median * factor, self.low * factor, self.high * factor, self.repeats)
 
     def __format__(self, form: str) -> str:
@@ -44,7 +44,7 @@ class Spread(Struct, frozen=True):
 
 
 class NotMeasured(Struct, frozen=True):
-    """Stands in the place of a number and says why there is none."""
+    """The reason why there is no number, in its place."""
 
     not_measured: str
 
@@ -53,7 +53,7 @@ class NotMeasured(Struct, frozen=True):
 
 
 def grouped(records: Iterable[R], key: Callable[[R], K]) -> dict[K, list[R]]:
-    """Records by key, keys in the order in which they come first."""
+    """Group records by key, keys in the order of their first record."""
     groups: dict[K, list[R]] = defaultdict(list)
     for record in records:
         groups[key(record)].append(record)

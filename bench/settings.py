@@ -1,4 +1,4 @@
-"""How much is measured: the same settings for every mode, by default those of the device."""
+"""Settings of a measurement, one set for all modes, with defaults by device."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,10 +15,10 @@ class Settings:
     """Options of the command, as they are written to the JSON file."""
 
     batch_size: int
-    repeats: int  # rounds over all that is compared
-    steps: int  # in a row, timed together, in each round
+    repeats: int  # rounds; each measures everything that is compared once
+    steps: int  # consecutive steps that are timed together in each round
     compiled: bool  # also measure (model), or use (train), the compiled graph
-    window: float = 3.0  # seconds that runs side by side are watched in each round
+    window: float = 3.0  # seconds of each round of side-by-side
     data: str | None = None  # packed folder; None: a synthetic set made for the measurement
     peers: bool = False  # also measure other tools on the same work
     batch_sizes: tuple[int, ...] = ()  # of the baselines of `train`; none: the batch size alone
@@ -50,7 +50,7 @@ DEFAULTS = {
 
 
 class Variant(NamedTuple):
-    """How the same work is run."""
+    """Precision and compilation of the same training step."""
 
     precision: Precision
     compiled: bool

@@ -1,10 +1,9 @@
-"""Training steps to time: a trainer, endless batches, and where the time of a step goes.
+"""Training steps to time: a trainer, endless batches, and the parts of a step.
 
-The parts of a step are `train.loop.Trainer`'s own calls. They run as they are, with a mark of the
-device before and after each, so no copy of the step is measured. On a GPU marks are events in the
-stream: where the host is late, the wait is in the part that the host was in. The parts add up to
-the step. `copy` is how long the step waits for a batch that is copied beside the step before; on a
-CPU nothing is copied.
+The parts of a step are the calls of `train.loop.Trainer` itself, with a mark of the device before
+and after each. On a GPU marks are events in the stream: where the device waits for the host, the
+wait counts to the part that the host was in. The parts add up to the step. `copy` is the time that
+a step waits for its batch, which is copied during the step before; on a CPU nothing is copied.
 """
 
 import sys
@@ -34,16 +33,17 @@ from train.config import PRESETS
 from train.loop import Trainer
 
 PRESETS_TIMED = ("dvae", "eq-dvae")
-WARMUP = PREFETCH + 1  # steps until a loader runs at the pace of training
+WARMUP = PREFETCH + 1  # steps until the queue of a loader is as full as in training
 
-INSIDE = {"copy": "load", "augment": "forward", "corrupt": "forward"}  # part: the part around it
+INSIDE = {"copy": "load", "augment": "forward", "corrupt": "forward"}  # part: the part it is in
 STEP, REMAINDER = "step", "rest"
 
 Seconds = NDArray[np.float64]  # one number per step
+BatchSource = Callable[[], Generator[Batch, None, None]]
 
 
 class TrainRecord(Record, frozen=True):
-    """A record of the training of a preset."""
+    """Common fields of measurements of training steps."""
 
     preset: str
     architecture: str
@@ -68,14 +68,14 @@ def training_of(trainer: Trainer, preset: str) -> tuple[str, str, str | None, bo
 def make_trainer(
     preset: str, accelerator: Accelerator, dataset: Dataset, **changes: Any
 ) -> Trainer:
-    """Make the trainer of a changed preset as the entry point would; its run folder stays empty."""
+    """Make the trainer of a changed preset as train/main.py does; nothing is written."""
     config = replace(PRESETS[preset](), **changes)
     config = launch.resolve(config, dataset.split("train"), accelerator.device, 1)
     return Trainer(accelerator, config, dataset, dataset.root)
 
 
 def endless(loader: Loader) -> Generator[Batch, None, None]:
-    """Batch after batch: reads ahead never run out, as they would near the end of a budget."""
+    """Yield batches without end, so that reading ahead never stops."""
     yield from loader.batches(0, sys.maxsize)
 
 
@@ -85,16 +85,22 @@ def paced(
     steps: int,
     device: torch.device,
 ) -> float:
-    """Seconds per step, loader included, once it is at its pace."""
+    """Measure the seconds per step, loader included, after warm-up."""
     for _ in range(WARMUP):
         update(next(batches))
     return timed(lambda: update(next(batches)), steps, device)
 
 
+def paced_anew(trainer: Trainer, source: BatchSource, steps: int) -> float:
+    """Measure the seconds per step, as `paced`, with batches of a new iterator of `source`."""
+    with closing(source()) as batches:
+        return paced(trainer.update, batches, steps, trainer.device)
+
+
 def measure_parts(
     trainer: Trainer, loader: Loader, preset: str, settings: Settings
 ) -> list[StepPart]:
-    """Time the parts of the steps of a trainer, which moves on by those steps."""
+    """Time the parts of the steps of a trainer, which is trained by those steps."""
     log.info("timing the parts of a step")
     spans = Spans(trainer.device)
     with closing(endless(loader)) as batches, _watched(trainer, loader, spans):
@@ -115,9 +121,9 @@ def measure_parts(
 
 
 def step_parts(seconds: Mapping[str, list[float]]) -> tuple[Seconds, dict[str, Seconds]]:
-    """Seconds of each step, without the first ones, and of its parts, which add up to it.
+    """Compute the seconds of each step after warm-up, and of its parts, which add up to it.
 
-    A part that is called twice per step is summed; one inside another is taken from that.
+    Calls of one part in a step are summed; the time of a part inside another is subtracted there.
     """
     steps = len(seconds[STEP])
     parts = {
@@ -133,7 +139,7 @@ def step_parts(seconds: Mapping[str, list[float]]) -> tuple[Seconds, dict[str, S
 
 @contextmanager
 def _watched(trainer: Trainer, loader: Loader, spans: Spans) -> Iterator[None]:
-    """Put spans around the calls of an update; a call inside a compiled graph has none."""
+    """Time the calls of an update; those inside a compiled graph cannot be timed."""
     watched: list[tuple[Any, str, str]] = [
         (loader, "_arrived", "copy"),
         (train.loop, "generator_for", "draw"),

@@ -27,7 +27,7 @@ class Mark:
         self.time = time.perf_counter()
 
     def since(self, earlier: "Mark") -> float:
-        """Seconds from `earlier` to here; waits for the device to arrive."""
+        """Seconds from `earlier` to this mark; waits until the device has reached it."""
         if self.event is None or earlier.event is None:
             return self.time - earlier.time
         self.event.synchronize()
@@ -47,8 +47,8 @@ def timed(call: Callable[[], Any], steps: int, device: torch.device) -> float:
 def rounds(blocks: Mapping[K, Callable[[], float]], repeats: int) -> dict[K, list[float]]:
     """Call each block `repeats` times and return what it returned.
 
-    The blocks run in turn, in every other round backwards: a machine that becomes slower or
-    faster meanwhile does so for all of them alike, and the same round of two blocks compares.
+    The blocks run in turn, every other round in reverse order: if the machine becomes slower or
+    faster meanwhile, all are affected alike, and values of the same round can be compared.
     """
     values: dict[K, list[float]] = {name: [] for name in blocks}
     for i in range(repeats):
@@ -60,7 +60,7 @@ def rounds(blocks: Mapping[K, Callable[[], float]], repeats: int) -> dict[K, lis
 
 
 class Spans:
-    """Time spent inside named calls while the code around them runs as it is."""
+    """Measure the time inside named calls while the code around them runs unchanged."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -83,7 +83,7 @@ class Spans:
 
 
 class Usage(NamedTuple):
-    """What a piece of work used."""
+    """Time and memory that a piece of work used."""
 
     seconds: float
     core_seconds: float  # user and system, of children too once they have ended
@@ -91,7 +91,7 @@ class Usage(NamedTuple):
 
 
 def usage(work: Callable[[], object]) -> Usage:
-    """Do the work and return what it used."""
+    """Do the work, and measure its time and memory."""
     gc.collect()
     memory, cores, began = resident(), _core_seconds(), time.perf_counter()
     work()

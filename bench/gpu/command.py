@@ -24,13 +24,13 @@ from common.console import table
 from common.files import write_atomically
 
 TOTAL = 465.0  # seconds of all steps
-LEAST = 8.0  # seconds left without which no step is begun
+MIN_SECONDS = 8.0  # no step is begun with less time left
 TIMED_OUT = (124, 137)  # exit statuses of timeout(1)
 TESTS = re.compile(r"^(tests/\S+?::.+?)(?: (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b.*)?$", re.M)
 
 
 class Step(NamedTuple):
-    """A process, and the most seconds that it may take."""
+    """A process, and its time limit in seconds."""
 
     name: str
     limit: float
@@ -64,7 +64,7 @@ MEASURED = [
 
 @dataclass
 class Session:
-    """The steps of a run: those that run, and how the others ended."""
+    """A GPU run: its files, and how its steps ended."""
 
     out: Path
     data: Path
@@ -78,7 +78,7 @@ class Session:
         return self.out / "records.jsonl"
 
     def run(self, steps: Iterable[Step]) -> None:
-        """Run steps side by side, and write down how they ended."""
+        """Run steps side by side, and record how they ended."""
         with ExitStack() as stack:
             running = [started for step in steps if (started := self._start(step, stack))]
             for step, limit, process, log, began in running:
@@ -90,7 +90,7 @@ class Session:
     def _start(self, step: Step, stack: ExitStack) -> "Started | None":
         left = TOTAL - (time.monotonic() - self.began)
         limit = round(min(TOTAL if self.dry else step.limit, left), 1)
-        if limit < LEAST:
+        if limit < MIN_SECONDS:
             outcome = Outcome(step.name, "not begun", 0.0, step.limit, f"{left:.0f} s were left")
             self.outcomes.append(outcome)
             self.write()
@@ -99,27 +99,21 @@ class Session:
         log = stack.enter_context(
             (self.data.parent / f"{step.name}.log").open("w+", errors="replace")
         )
-        command = ["timeout", "--kill-after=3", str(limit), sys.executable]
-        command += self._tests() if step is TEST else self._work(step, limit)
+        command = ["timeout", "--kill-after=3", str(limit), sys.executable, "-m"]
+        if step is TEST:
+            mode = "--collect-only" if self.dry else "-vv"
+            command += ["pytest", mode, "-p", "no:cacheprovider", "-m", "gpu", "tests/test_gpu.py"]
+        else:
+            command += ["bench.gpu.work", *step.arguments, "--data", str(self.data)]
+            command += ["--records", str(self.records), "--seconds", str(limit)]
+            command += ["--dry"] if self.dry else []
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(self.data / "compiled")}
+        if self.dry:  # compiles nothing, and sees no GPU
+            environment |= {"TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment()
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
         )
         return Started(step, limit, process, log, time.monotonic())
-
-    def _tests(self) -> list[str]:
-        mode = ["--collect-only"] if self.dry else ["-vv"]
-        return ["-m", "pytest", *mode, "-p", "no:cacheprovider", "-m", "gpu", "tests/test_gpu.py"]
-
-    def _work(self, step: Step, limit: float) -> list[str]:
-        paths = ["--data", str(self.data), "--records", str(self.records)]
-        dry = ["--dry"] if self.dry else []
-        return ["-m", "bench.gpu.work", *step.arguments, *paths, "--seconds", str(limit), *dry]
-
-    def _environment(self) -> dict[str, str]:
-        """A compiler's cache of this run; in a dry run nothing is compiled, on a CPU."""
-        caches = {"TORCHINDUCTOR_CACHE_DIR": str(self.data / "compiled")}
-        dry = {"TORCHDYNAMO_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""} if self.dry else {}
-        return {**os.environ, **caches, **dry}
 
     def _end(self, step: Step, limit: float, status: int, printed: str, seconds: float) -> None:
         lines = [line for line in printed.splitlines() if line.strip()]
@@ -133,7 +127,7 @@ class Session:
         self.write()
 
     def write(self) -> None:
-        """Write all so far to gpu.json."""
+        """Write all results so far to gpu.json."""
         records = [json.loads(line) for line in self.lines()]
         document = {
             "dry": self.dry,
@@ -190,10 +184,10 @@ def _run(session: Session) -> None:
         for preset, size in jobs
     ]
     session.run([TEST, *compiling])
-    # which variant of a kernel is fastest was measured on a busy device: measure it anew
+    # the fastest variant of each kernel was chosen on a busy device: choose it again
     for choice in session.data.rglob("*.best_config"):
         choice.unlink()
-    if session.dry:  # no numbers that others could disturb
+    if session.dry:  # nobody reads these numbers, so the steps may disturb each other
         session.run(MEASURED)
     else:
         for step in MEASURED:

@@ -17,7 +17,7 @@ TOP = 30
 
 
 class Kernel(Struct, frozen=True):
-    """All launches of a kernel in a step."""
+    """The launches of one kernel in a step, and their total seconds."""
 
     name: str
     launches: int
@@ -25,7 +25,7 @@ class Kernel(Struct, frozen=True):
 
 
 class Kernels(Record, tag="kernels", frozen=True):
-    """The kernels of a step, by time; on a CPU its operations."""
+    """The kernels of a step, the slowest first; on a CPU its operations."""
 
     preset: str
     variant: str
@@ -38,7 +38,7 @@ class Kernels(Record, tag="kernels", frozen=True):
 
 
 def measure_kernels(trainer: Trainer, batch: Batch, preset: str, variant: str) -> Kernels:
-    """Profile one step after others."""
+    """Profile one training step, after warm-up."""
     device = trainer.device
     cuda = device.type == "cuda"
     for _ in range(WARMUP):

@@ -1,4 +1,4 @@
-"""Whole training steps on a batch that lies on the device: images/s, memory and compile time."""
+"""Whole training steps on a batch that is on the device: images/s, memory and compile time."""
 
 import gc
 import time
@@ -26,10 +26,10 @@ WARMUP = 5  # steps; CUDA graphs are recorded in the second and replayed from th
 class Effort(NamedTuple):
     """How much is measured."""
 
-    batch: int  # of everything but the points
+    batch: int  # images per step, except for the points
     sizes: tuple[int, ...]  # batch sizes of the points, the most informative first
     repeats: int
-    seconds: float  # that the steps of one repeat take, about
+    seconds: float  # approximate length of one repeat
     patches: int
 
 
@@ -46,14 +46,14 @@ class Point(Record, tag="point", frozen=True):
     images_per_s: Spread | None = None
     not_measured: str | None = None  # why there are no numbers
     step_s: Spread | None = None
-    host_s: float | None = None  # in which the host queues a step; the device may take longer
+    host_s: float | None = None  # until the host has queued a step; the device may take longer
     first_step_s: float | None = None  # compilation included
     peak_bytes: int | None = None  # of tensors in a step, the weights and one batch included
-    graph_cache_hits: int | None = None  # compiled graphs that a process before this one left
+    graph_cache_hits: int | None = None  # graphs taken from the compiler's cache
     cudagraph_skips: int | None = None  # graphs that torch could not record
 
 
-def trainer_of(
+def streaming_trainer(
     preset: str, variant: str, batch: int, accelerator: Accelerator, dataset: Dataset
 ) -> Trainer:
     """Make a trainer whose data is streamed, so that making it takes no time."""
@@ -79,12 +79,12 @@ def measure_point(
     dataset: Dataset,
     effort: Effort,
 ) -> Point:
-    """Time one point; what fails is recorded with its reason, so that the others are measured."""
+    """Time one point; a failure is recorded with its reason, so that the others are measured."""
     settings = Settings(batch, effort.repeats, steps=1, compiled=True)
     if reason := GPU_VARIANTS[variant].obstacle(accelerator.device, settings):
         return Point(preset, variant, batch, not_measured=reason)
     try:
-        trainer = trainer_of(preset, variant, batch, accelerator, dataset)
+        trainer = streaming_trainer(preset, variant, batch, accelerator, dataset)
         return _timed_point(trainer, fixed_batch(trainer), preset, variant, effort)
     except Exception as error:  # out of memory, or a compiler that gives up
         lines = str(error).strip().splitlines() or [""]
@@ -95,7 +95,7 @@ def measure_point(
 
 
 def release(device: torch.device) -> None:
-    """Give the device back what a trainer held."""
+    """Free the device memory of trainers that are no longer used."""
     torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":
@@ -142,7 +142,7 @@ def _timed_point(
 
 
 def plan_points(preset: str, sizes: Sequence[int]) -> list[tuple[str, int]]:
-    """Variants and batch sizes in the order in which they are measured.
+    """List variants and batch sizes in the order in which they are measured.
 
     `dvae` in every variant at every size; the others at the first two, and not in fp32.
     """

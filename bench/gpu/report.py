@@ -6,10 +6,10 @@ import msgspec
 
 from bench import roofline
 from bench.gpu.kernels import Kernels
-from bench.gpu.points import Point
+from bench.gpu.points import COMPILED, Point
 from bench.modes.augment import Augmentation, WholeStep
 from bench.records import CELL, Record, Spread, grouped
-from bench.roofline import Peaks, Shares
+from bench.roofline import Peaks, Roofline
 from bench.steps import StepPart, report_parts
 from common.console import table
 from common.machine import Environment
@@ -18,7 +18,7 @@ SHOWN = 12  # kernels in the table; the JSON file has more
 
 
 class Machine(Record, tag="machine", frozen=True):
-    """What was measured on."""
+    """The machine of a GPU run."""
 
     environment: Environment
     cuda: str | None  # the version that torch was built for
@@ -26,7 +26,7 @@ class Machine(Record, tag="machine", frozen=True):
 
 
 class SourceSpeed(Record, tag="source", frozen=True):
-    """Whole steps on batches from one storage, or on one that lies on the device."""
+    """Speed of whole steps on batches from one storage, or on one that is on the device."""
 
     variant: str
     batch_size: int
@@ -36,20 +36,10 @@ class SourceSpeed(Record, tag="source", frozen=True):
 
 
 class Embedded(Record, tag="embedded", frozen=True):
-    """One way to embed all images of the set."""
+    """Speed of one way to embed all images of the set."""
 
     name: str
     images_per_s: Spread
-
-
-class Limits(Record, tag="needs", frozen=True):
-    """What an image of a step needs, and the step's shares of the peaks."""
-
-    variant: str
-    flops: float
-    saved_bytes: float
-    moved_bytes: float
-    shares: Shares
 
 
 GpuRecord = (
@@ -62,7 +52,7 @@ GpuRecord = (
     | Embedded
     | Kernels
     | Peaks
-    | Limits
+    | Roofline
 )
 
 
@@ -73,11 +63,12 @@ def decode(line: bytes) -> GpuRecord:
 
 
 def report(records: list[GpuRecord]) -> str:
-    """Show the tables of everything that was measured."""
-    return "\n\n".join(_tables(records))
+    """Join the tables of everything that was measured."""
+    return "\n\n".join(tables(records))
 
 
-def _tables(records: list[GpuRecord]) -> Iterator[str]:
+def tables(records: list[GpuRecord]) -> Iterator[str]:
+    """Show every kind of record as tables of its own."""
     yield from (roofline.report_peaks(r) for r in records if isinstance(r, Peaks))
     points = [r for r in records if isinstance(r, Point)]
     for (preset, size), group in grouped(points, lambda r: (r.preset, r.batch_size)).items():
@@ -102,7 +93,9 @@ def _tables(records: list[GpuRecord]) -> Iterator[str]:
     if embeddings := [r for r in records if isinstance(r, Embedded)]:
         rows = [["embedding", "images/s"], *([r.name, f"{r.images_per_s}"] for r in embeddings)]
         yield table(rows)
-    yield from (_limits(r) for r in records if isinstance(r, Limits))
+    for record in records:
+        if isinstance(record, Roofline):
+            yield f"{record.preset}, {COMPILED}\n{roofline.report(record)}"
     yield from (_kernels(r) for r in records if isinstance(r, Kernels))
 
 
@@ -118,18 +111,6 @@ def _point_row(point: Point) -> list[str]:
         f"{point.first_step_s or 0:.1f}",
         f"{point.cudagraph_skips}",
     ]
-
-
-def _limits(record: Limits) -> str:
-    share = record.shares
-    rows = [["an image needs", "", "share of peak", "bound, images/s"]]
-    needed = [
-        ("MFLOP", record.flops, share.arithmetic, share.bound_arithmetic),
-        ("MB kept, written and read", 2 * record.saved_bytes, share.memory_kept, share.bound_kept),
-        ("MB moved, op by op", record.moved_bytes, share.memory_moved, share.bound_moved),
-    ]
-    rows += [[name, f"{n / 1e6:,.2f}", f"{p:.1%}", f"{b:,.0f}"] for name, n, p, b in needed]
-    return f"dvae, {record.variant}\n{table(rows)}"
 
 
 def _kernels(record: Kernels) -> str:

@@ -27,9 +27,9 @@ from bench.gpu.points import (
     measure_point,
     plan_points,
     release,
-    trainer_of,
+    streaming_trainer,
 )
-from bench.gpu.report import Embedded, Limits, Machine, SourceSpeed
+from bench.gpu.report import Embedded, Machine, SourceSpeed
 from bench.modes import augment
 from bench.modes.training import fitting_loaders, fixed_batch, speeds_by_source
 from bench.patches import PatchSet, base_patches
@@ -40,12 +40,12 @@ from common.machine import environment
 from pipeline.index import open_dataset
 from train.launch import start_accelerator
 
-SPARE = 1.5  # of the time that the slowest point of a kind took is left before another is begun
+SPARE = 1.5  # another point is begun while this multiple of the slowest one's time is left
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a step gets."""
+    """Files, time limit and size of the work of a step."""
 
     data: Path  # folder of the patches
     records: Path  # file to append to
@@ -62,7 +62,7 @@ class Work:
 
     @property
     def settings(self) -> Settings:
-        """For the modes of the bench, whose graphs are compiled."""
+        """Settings for the modes of the bench, with compiled graphs."""
         steps, repeats = (1, 1) if self.dry else (20, 5)
         return Settings(self.effort.batch, repeats, steps, compiled=True, data=str(self.packed))
 
@@ -85,7 +85,7 @@ class Work:
 
 
 def make_data(work: Work) -> None:
-    """Pack synthetic patches: a few thousand drawn, the others these, shifted."""
+    """Pack synthetic patches: a few thousand are drawn, the others are shifted copies of them."""
     patches = work.effort.patches
     base, labels = base_patches(replace(work.settings, data=None, patches=(patches,)))
     work.data.mkdir(parents=True, exist_ok=True)
@@ -93,10 +93,10 @@ def make_data(work: Work) -> None:
 
 
 def compile_graphs(work: Work, preset: str, batch: int) -> None:
-    """Fill the caches of the compiler; nothing is recorded."""
+    """Compile the graphs of a preset and batch size into the cache; nothing is recorded."""
     accelerator, dataset = work.start(), open_dataset(work.packed)
     for variant in (COMPILED, GRAPHS):
-        trainer = trainer_of(preset, variant, batch, accelerator, dataset)
+        trainer = streaming_trainer(preset, variant, batch, accelerator, dataset)
         trainer.update(fixed_batch(trainer))
         del trainer
         release(accelerator.device)
@@ -105,7 +105,7 @@ def compile_graphs(work: Work, preset: str, batch: int) -> None:
 
 
 def measure_machine(work: Work) -> None:
-    """Record the machine, and what it reaches in matrix products and copies."""
+    """Record the machine, and its peak rates of matrix products and copies."""
     device = work.start().device
     memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
     work.add([Machine(environment(), torch.version.cuda, memory)])
@@ -113,7 +113,7 @@ def measure_machine(work: Work) -> None:
 
 
 def measure_steps(work: Work, preset: str) -> None:
-    """Time whole steps; what no time is left for is left out and says so."""
+    """Time whole steps; points that no time is left for are recorded as not measured."""
     accelerator, dataset = work.start(), open_dataset(work.packed)
     longest = {True: 0.0, False: 0.0}  # seconds of a point, by whether it compiles
     for variant, batch in plan_points(preset, work.effort.sizes):
@@ -127,11 +127,11 @@ def measure_steps(work: Work, preset: str) -> None:
 
 
 def measure_storage(work: Work) -> None:
-    """Time steps on batches from each storage against a batch that lies on the device."""
+    """Time steps on batches from each storage, and on a batch that is on the device."""
     accelerator, dataset = work.start(), open_dataset(work.packed)
     batch = work.effort.batch
     for variant in (COMPILED, GRAPHS):
-        trainer = trainer_of("dvae", variant, batch, accelerator, dataset)
+        trainer = streaming_trainer("dvae", variant, batch, accelerator, dataset)
         loaders, fixed = fitting_loaders(trainer), fixed_batch(trainer)
         speeds = speeds_by_source(trainer, "dvae", fixed, loaders, work.settings)
         work.add(
@@ -144,7 +144,7 @@ def measure_storage(work: Work) -> None:
 def measure_shares(work: Work) -> None:
     """Time the parts of an eager step, then D4 and each corruption beside compiled steps."""
     accelerator, dataset = work.start(), open_dataset(work.packed)
-    trainer = trainer_of("dvae", "eager bf16", work.effort.batch, accelerator, dataset)
+    trainer = streaming_trainer("dvae", "eager bf16", work.effort.batch, accelerator, dataset)
     loader = [*fitting_loaders(trainer).values()][-1]
     work.add(measure_parts(trainer, loader, "dvae", work.settings))
     del trainer, loader
@@ -165,16 +165,14 @@ def measure_profile(work: Work) -> None:
     """Profile a compiled step with and without CUDA graphs, and compare it with the peaks."""
     accelerator, dataset = work.start(), open_dataset(work.packed)
     for variant in (COMPILED, GRAPHS):
-        trainer = trainer_of("dvae", variant, work.effort.batch, accelerator, dataset)
+        trainer = streaming_trainer("dvae", variant, work.effort.batch, accelerator, dataset)
         fixed = fixed_batch(trainer)
         kernels = measure_kernels(trainer, fixed, "dvae", variant)
         work.add([kernels])
         if variant == COMPILED:
             rates = roofline.peaks(accelerator.device, 1).rates
             rate = kernels.batch_size / kernels.step_s
-            needs = roofline.measure(trainer, fixed, "dvae", rate, rates)
-            counts = (needs.flops, needs.saved_bytes, needs.moved_bytes, needs.shares)
-            work.add([Limits(variant, *counts)])
+            work.add([roofline.measure(trainer, fixed, "dvae", rate, rates)])
         del trainer, fixed
         release(accelerator.device)
 
@@ -203,9 +201,9 @@ def main(argv: list[str]) -> int:
     options = vars(parser.parse_args(argv))
     until = time.monotonic() + options.pop("seconds")
     step = STEPS[options.pop("step")]
-    given = {name: options.pop(name) for name in ("preset", "batch")}
+    step_options = {name: options.pop(name) for name in ("preset", "batch")}
     work = Work(until=until, **options)
-    step(work, **{name: value for name, value in given.items() if value is not None})
+    step(work, **{name: value for name, value in step_options.items() if value is not None})
     return 0
 
 

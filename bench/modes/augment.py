@@ -1,9 +1,9 @@
 """`augment`: D4 and each corruption alone and mixed, beside the whole training step.
 
-Each is timed on a whole batch that lies on the device, its random numbers drawn anew in every
-call, as training does. Where the step is compiled, so is each of these, as a graph of its own:
-inside the step's graph there is no boundary to time at, and there it can only be cheaper. kornia's
-random modules, eager float32 as they are used, run on the same images with the same shares.
+Each is timed on a whole batch that is on the device, with new random numbers in every call, as in
+training. Where the step is compiled, each is compiled too, as a graph of its own: inside the graph
+of the step it cannot be timed, and costs at most as much. kornia's random modules run on the same
+images with the same shares, in eager float32.
 """
 
 from collections.abc import Callable
@@ -89,8 +89,8 @@ def ours(images: Tensor, compiled: bool) -> dict[str, Call]:
     }
 
 
-def kornias(images: Tensor) -> dict[str, Call]:
-    """The same calls by kornia's random modules."""
+def kornia_calls(images: Tensor) -> dict[str, Call]:
+    """Calls of kornia's random modules on the same images, by name."""
     from bench.plain_trainer import augmentation, corruption_modules, mixture
 
     x = to_float(images).contiguous()
@@ -110,7 +110,7 @@ def measure(settings: Settings, accelerator: Accelerator) -> list[Augmentation]:
         torch.compiler.reset()
         steps, images = _steps(settings, accelerator, dataset)
         calls = steps | ours(images, settings.compiled)
-        calls |= kornias(images) if settings.peers else {}
+        calls |= kornia_calls(images) if settings.peers else {}
         log.info(f"augment: warming up {', '.join(calls)}")
         for call in [*calls.values()] * WARMUP:
             call()
@@ -132,7 +132,7 @@ def measure(settings: Settings, accelerator: Accelerator) -> list[Augmentation]:
 def _steps(
     settings: Settings, accelerator: Accelerator, dataset: Dataset
 ) -> tuple[dict[str, Call], Tensor]:
-    """Whole steps on one batch by preset, and the images of that batch."""
+    """Make whole steps on one batch, by preset; also return the images of that batch."""
     steps: dict[str, Call] = {}
     for preset in PRESETS_TIMED:
         options = {"batch_size": settings.batch_size, "compile": settings.compiled}
@@ -144,7 +144,7 @@ def _steps(
 
 
 def report(records: list[Augmentation], settings: Settings) -> str:
-    """Show each beside the steps."""
+    """Show a row per augmentation and step."""
     steps = [record.name for record in records if isinstance(record, WholeStep)]
     mode = "compiled" if settings.compiled else "eager"
     rows = [["", "us per image", *(f"share of {name}" for name in steps)]]

@@ -1,10 +1,10 @@
-"""`embed`: from packed patches to embeddings on the disk, beside the loop that one writes first.
+"""`embed`: from packed patches to embeddings on the disk, beside a plain loop.
 
-Ours is the embedding command's own function: it opens and checks the data set, sorts it by path,
-reads with CRCs, encodes in float32 and writes Parquet with compression. The plain loop reads
-webdataset tars by DataLoader workers, encodes in NCHW float32 by batches of 256 and saves one
-array; it is timed from its first batch on, so the start of its workers costs it nothing. Both give
-the same numbers to 1e-5: the order of sums in a convolution is all that differs.
+Ours is the function behind `eval.embed`: it opens and checks the data set, sorts it by path, checks
+CRCs, encodes in float32 and writes compressed Parquet. The plain loop reads webdataset tars with
+DataLoader workers, encodes in NCHW float32 in batches of 256 and saves one array; it is timed from
+its first batch on, without the start of its workers. Both agree to 1e-5: only the order of sums in
+convolutions differs.
 """
 
 import tempfile
@@ -36,7 +36,7 @@ from pipeline.reader import read_split
 
 PLAIN_BATCH = 256
 OURS, ENCODING, PLAIN = "ours", "ours, encoding alone", "plain loop"
-ABOUT = RunInfo(
+RUN_INFO = RunInfo(
     preset="eq-dvae",
     seed=0,
     images_seen=1,
@@ -51,7 +51,7 @@ ABOUT = RunInfo(
 
 
 class EmbedSpeed(Record, tag="embed", frozen=True):
-    """One way to embed all images of a data set."""
+    """Speed of one way to embed all images of a data set."""
 
     name: str
     images_per_s: Spread
@@ -59,12 +59,12 @@ class EmbedSpeed(Record, tag="embed", frozen=True):
 
 
 def measure(settings: Settings, accelerator: Accelerator) -> list[EmbedSpeed]:
-    """Time every way in turn."""
+    """Time each way in turn."""
     keep_freed_memory()  # as the command does
     device = accelerator.device
     with packed_folder(settings) as root, tempfile.TemporaryDirectory(prefix="bench-") as folder:
         run, dataset = Path(folder) / "run", open_dataset(root)
-        snapshot.save(build(ModelConfig(), 0), run / "snapshot", asdict(ABOUT))
+        snapshot.save(build(ModelConfig(), 0), run / "snapshot", asdict(RUN_INFO))
         blocks = _ours(run, root, dataset, device)
         if settings.peers:
             from bench import plain_trainer  # needs webdataset
@@ -116,7 +116,7 @@ def _plain(model: VAE, folder: Path) -> float:
 
 
 def plain_embeddings(model: VAE, batches: Iterator[torch.Tensor]) -> Features:
-    """Encode float images (B, 3, 32, 32) by the loop that one writes first; (n, 384) means."""
+    """Encode batches of float images (B, 3, 32, 32) by a plain loop: posterior means (n, 384)."""
     device = next(model.parameters()).device
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as ours
         means = [model.encoder(images.to(device)).mean.flatten(1).cpu() for images in batches]
@@ -125,7 +125,7 @@ def plain_embeddings(model: VAE, batches: Iterator[torch.Tensor]) -> Features:
 
 
 def report(records: list[EmbedSpeed], settings: Settings) -> str:
-    """A row per way."""
+    """Show a row per way."""
     rows = [["embeddings by", "images/s", "ours is faster by"]]
     rows += [[r.name, f"{r.images_per_s}", f"{r.ours_is_faster_by:,.2f}"] for r in records]
     return f"embeddings of a data set: {CELL}\n{table(rows)}"

@@ -55,7 +55,7 @@ class Speed(ModelRecord, tag="speed", frozen=True):
 
 
 class Work(NamedTuple):
-    """A pass over one batch; `module` is the part of it that is compiled."""
+    """A pass over one batch; `module` is what is compiled."""
 
     module: nn.Module
     call: Callable[[], Any]
@@ -72,18 +72,18 @@ def _inference(module: nn.Module, images: Tensor, precision: Precision) -> Work:
     return Work(module, call)
 
 
-def _encode(config: ModelConfig, images: Tensor, precision: Precision) -> Work:
-    """The posterior, no gradient: what makes embeddings."""
+def encode(config: ModelConfig, images: Tensor, precision: Precision) -> Work:
+    """Encode to the posterior without gradients, as for embeddings."""
     return _inference(build(config, 0).encoder, images, precision)
 
 
-def _reconstruct(config: ModelConfig, images: Tensor, precision: Precision) -> Work:
-    """Encoder and decoder, no gradient."""
+def reconstruct(config: ModelConfig, images: Tensor, precision: Precision) -> Work:
+    """Encode and decode without gradients."""
     return _inference(build(config, 0), images, precision)
 
 
-def _learn(preset: str, config: ModelConfig, images: Tensor, precision: Precision) -> Work:
-    """The step of a preset, from uint8 to gradients, on random tensors drawn beforehand."""
+def learn(preset: str, config: ModelConfig, images: Tensor, precision: Precision) -> Work:
+    """Run the step of a preset from uint8 to gradients, with random tensors drawn beforehand."""
     settings = PRESETS[preset]()
     objective = Objective(settings.objective, config.latent_channels)
     model = build(config, 0)
@@ -99,10 +99,10 @@ def _learn(preset: str, config: ModelConfig, images: Tensor, precision: Precisio
 
 
 PASSES: dict[str, Callable[[ModelConfig, Tensor, Precision], Work]] = {
-    "encode": _encode,
-    "forward": _reconstruct,
-    "dvae forward+backward": partial(_learn, "dvae"),
-    "eq-dvae forward+backward": partial(_learn, "eq-dvae"),
+    "encode": encode,
+    "forward": reconstruct,
+    "dvae forward+backward": partial(learn, "dvae"),
+    "eq-dvae forward+backward": partial(learn, "eq-dvae"),
 }
 
 

@@ -34,7 +34,7 @@ Packer = Callable[[Path, Path], object]  # class folders of PNG files, new folde
 
 
 class PackSpeed(Record, tag="pack", frozen=True):
-    """A packer on a number of patches."""
+    """Speed of a packer on a number of patches."""
 
     packer: str
     patches: int
@@ -44,11 +44,11 @@ class PackSpeed(Record, tag="pack", frozen=True):
 
 
 def pack_folder(png: Literal["stored", "keep"], workers: int, root: Path, out: Path) -> None:
-    """Pack by our packer."""
+    """Pack with our packer."""
     pack(root, out, PackOptions(png=png, workers=workers, shard_size=SHARD))
 
 
-def _limit(root: Path, out: Path) -> None:
+def check_and_copy(root: Path, out: Path) -> None:
     """Check headers and CRCs, write labels and plain tar members; decode and hash nothing."""
     out.mkdir()
     files = _labelled_files(root)
@@ -64,16 +64,16 @@ def _limit(root: Path, out: Path) -> None:
             tar.write(ending(tar.tell()))
 
 
-def _shard_writer(image: Callable[[Path], object], root: Path, out: Path) -> None:
-    """Pack by webdataset's own writer, as its documentation has it."""
+def pack_by_webdataset(image: Callable[[Path], object], root: Path, out: Path) -> None:
+    """Pack with webdataset's own writer, used as its documentation shows."""
     out.mkdir()
     with wds.ShardWriter(str(out / "train-%06d.tar"), maxcount=SHARD, verbose=0) as writer:
         for i, (path, label) in enumerate(_labelled_files(root)):
             writer.write({"__key__": f"s{i:09d}", "png": image(path), "cls": label})
 
 
-def _decoded(path: Path) -> bytes:
-    """The file's bytes, after PIL has decoded them."""
+def decoded_by_pil(path: Path) -> bytes:
+    """Read the bytes of a file, and have PIL decode them."""
     data = path.read_bytes()
     with Image.open(BytesIO(data), formats=["PNG"]) as image:
         image.load()
@@ -88,12 +88,14 @@ def _labelled_files(root: Path) -> list[tuple[Path, int]]:
 OURS: dict[str, Packer] = {
     "stored": partial(pack_folder, "stored", 1),
     "keep": partial(pack_folder, "keep", 1),
-    "limit: CRC checks only, nothing decoded": _limit,
+    "limit: CRC checks only, nothing decoded": check_and_copy,
 }
 PEERS: dict[str, Packer] = {
-    REFERENCE: partial(_shard_writer, Path.read_bytes),
-    "webdataset ShardWriter, kept, each decoded by PIL": partial(_shard_writer, _decoded),
-    "webdataset ShardWriter, encodes pixels": partial(_shard_writer, lambda p: Image.open(p)),
+    REFERENCE: partial(pack_by_webdataset, Path.read_bytes),
+    "webdataset ShardWriter, kept, each decoded by PIL": partial(
+        pack_by_webdataset, decoded_by_pil
+    ),
+    "webdataset ShardWriter, encodes pixels": partial(pack_by_webdataset, lambda p: Image.open(p)),
 }
 
 
@@ -133,7 +135,7 @@ def _race(packers: dict[str, Packer], patches: PatchSet, repeats: int) -> list[P
 
 
 def report(records: list[PackSpeed], settings: Settings) -> str:
-    """A table per number of patches."""
+    """Show a table per number of patches."""
     tables = []
     for count, group in grouped(records, lambda r: r.patches).items():
         rates = {r.packer: r.patches_per_core_s.median for r in group}

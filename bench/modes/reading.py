@@ -1,7 +1,7 @@
 """`read`: shuffled epochs of uint8 batches with labels, by our loader and by other tools.
 
-Every reader gives each patch once per epoch, in an order that changes, as uint8 arrays and labels;
-ours check every sample read from a shard by its CRC. Memory is that of this process.
+Every reader yields each patch once per epoch, in a new order each time, as uint8 arrays and labels;
+ours check the CRC of every sample read from a shard. Memory is that of this process.
 """
 
 import time
@@ -18,19 +18,19 @@ from bench.timing import Usage, log, resident, rounds, usage
 from common.console import table
 
 BATCH = 512
-SECONDS = 0.5  # of a round, at least: an epoch from memory takes milliseconds
+MIN_SECONDS = 0.5  # of a round: an epoch from memory takes milliseconds
 
 
 class ReadSpeed(Record, tag="read", frozen=True):
-    """A reader on a number of patches."""
+    """Speed of a reader on a number of patches."""
 
     reader: str
     patches: int
     patches_per_s: Spread
     patches_per_core_s: Spread
-    opened_bytes: int  # of memory, when it is open and after its first epoch
-    grown_bytes: int  # of memory, by the epochs that are timed
-    bytes_per_patch: float  # on the disk
+    opened_bytes: int  # memory that opening and the first epoch take
+    grown_bytes: int  # memory that the timed epochs add
+    bytes_per_patch: float  # on disk
 
 
 class ReadFailure(Record, tag="read", frozen=True):
@@ -74,7 +74,7 @@ def race(
         log.info(f"read: {patches.count:,} patches: preparing {name}")
         try:
             opened[name] = _open(reader, patches, batch)
-        except Exception as error:  # a tool of others may fail in any way: the table says so
+        except Exception as error:  # other tools may fail in any way: the table reports it
             if name in OURS:
                 raise
             reason = NotMeasured(f"{type(error).__name__}: {error}")
@@ -106,7 +106,7 @@ def race(
 
 
 def _open(reader: Reader, patches: PatchSet, batch: int) -> _Opened:
-    """Make the reader's form of the set, open it and read the first epoch."""
+    """Write the set in the reader's format, open it and read the first epoch."""
     root = reader.make(patches)
     before = resident()
     epochs = reader.open(root, batch)
@@ -119,13 +119,13 @@ def _open(reader: Reader, patches: PatchSet, batch: int) -> _Opened:
 
 
 def _read_epochs(epochs: Epochs, first: int) -> tuple[int, Usage]:
-    """Read whole epochs from number `first` on, as many as fill SECONDS; return how many."""
+    """Read whole epochs from number `first` on, until MIN_SECONDS have passed; return how many."""
     done = 0
 
     def work() -> None:
         nonlocal done
         began = time.perf_counter()
-        while not done or time.perf_counter() - began < SECONDS:
+        while not done or time.perf_counter() - began < MIN_SECONDS:
             consume(epochs(first + done))
             done += 1
 
@@ -138,7 +138,7 @@ HEADER += ["opened MB", "grown MB"]
 
 
 def report(records: list[ReadSpeed | ReadFailure], settings: Settings) -> str:
-    """A table per number of patches; what could not be measured stands below, with the reason."""
+    """Show a table per number of patches; below it, readers that failed, with the reason."""
     tables = []
     for count, group in grouped(records, lambda r: r.patches).items():
         speeds = {r.reader: r for r in group if isinstance(r, ReadSpeed)}

@@ -1,8 +1,8 @@
 """`scaling`: packing and reading by 1, 2, 4 ... processes, up to the cores that may be used.
 
-Readers are the ranks of one training that streams: each gives its share of every global batch, and
-a round is an epoch of all of them together. Each round begins with a loader that holds no block, so
-that every block is read and checked; the shards are in the page cache.
+Readers are the ranks of one training run that streams: each yields its share of every global batch,
+and a round is an epoch of all of them together. Each round begins with an empty loader, so that
+every block is read and checked; the shards are in the page cache.
 """
 
 import shutil
@@ -33,7 +33,7 @@ PROCESSES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Scaling(Record, tag="scaling", frozen=True):
-    """A task by a number of processes."""
+    """Speed of a task by a number of processes."""
 
     task: str
     patches: int
@@ -46,7 +46,7 @@ def measure(settings: Settings, accelerator: Accelerator) -> list[Scaling]:
     counts = [n for n in PROCESSES if n <= usable_cores()]
     if min(settings.patches) < counts[-1]:
         raise DataError(
-            f"{min(settings.patches)} patches for {counts[-1]} processes: give more --patches"
+            f"{min(settings.patches)} patches for {counts[-1]} processes: raise --patches"
         )
     batches = [min(BATCH, count // counts[-1]) * counts[-1] for count in settings.patches]
     sizes = [count // batch * batch for count, batch in zip(settings.patches, batches, strict=True)]
@@ -65,7 +65,7 @@ def measure(settings: Settings, accelerator: Accelerator) -> list[Scaling]:
 
 
 def _pack(patches: PatchSet, counts: list[int], repeats: int) -> dict[int, list[float]]:
-    """Seconds by number of processes."""
+    """Measure the seconds of packing by number of processes."""
     root, out = patches.pngs(), patches.folder / "out"
 
     def seconds(workers: int) -> float:
@@ -78,11 +78,11 @@ def _pack(patches: PatchSet, counts: list[int], repeats: int) -> dict[int, list[
 
 
 def _read(patches: PatchSet, counts: list[int], batch: int, repeats: int) -> dict[int, list[float]]:
-    """Seconds by number of processes, until the last one has given its share of an epoch."""
+    """Measure the seconds until the last process has read its share, by number of processes."""
     root = patches.packed("stored")
     log.info(f"scaling: reading {patches.count:,} patches with {counts} processes")
     seconds: dict[int, list[float]] = {n: [] for n in counts}
-    for n in counts:  # not in turn: so many processes would lie in memory at once
+    for n in counts:  # not in turn, which would keep all processes in memory at once
         arguments = [[str(root), str(rank), str(n), str(batch)] for rank in range(n)]
         with started("bench.modes.scaling", arguments) as ranks:
             for _ in range(repeats):
@@ -94,7 +94,7 @@ def _read(patches: PatchSet, counts: list[int], batch: int, repeats: int) -> dic
 
 
 def read(root: Path, rank: int, world: int, batch: int) -> None:
-    """Read an epoch's share of one rank each time a line arrives; the main program of a reader."""
+    """Read a rank's share of an epoch for each line on standard input; the main program."""
     split = open_dataset(root).split("train")
     while True:
         loader = Loader(split, batch * world, 0, torch.device("cpu"), "stream", rank, world)
@@ -106,7 +106,7 @@ def read(root: Path, rank: int, world: int, batch: int) -> None:
 
 
 def report(records: list[Scaling], settings: Settings) -> str:
-    """A table per task and number of patches."""
+    """Show a table per task and number of patches."""
     tables = []
     for (task, patches), group in grouped(records, lambda r: (r.task, r.patches)).items():
         alone = group[0].patches_per_s.median

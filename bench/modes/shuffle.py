@@ -1,9 +1,9 @@
-"""`shuffle`: how good the order of streaming is, beside an exact permutation.
+"""`shuffle`: how well streaming shuffles, compared with an exact permutation.
 
-Two figures for splits of several sizes. Displacement: how far a sample comes from its place in
-the shards, as a share of the split; 1/3 on average after a uniform permutation. Mix: how far the
-classes of a batch are from those of the split (total variation distance, in [0, 1]), on the worst
-input there is, sorted by class; a uniform permutation has a distance too: batches are finite.
+Two measures for splits of several sizes. Displacement: how far a sample moves from its place in
+the shards, as a share of the split; 1/3 on average for a uniform permutation. Mix: how far the
+classes of a batch are from those of the split (total variation distance, in [0, 1]) on the worst
+input, sorted by class; not 0 for a uniform permutation either, since batches are finite.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ BLOCKS = {"stream": STREAM_BLOCK, "memory (exact)": 1}  # samples per block of a
 
 
 class Shuffling(Record, tag="shuffle", frozen=True):
-    """An order of a number of samples; a repeat is an epoch."""
+    """How well an order shuffles a number of samples; a repeat is an epoch."""
 
     samples: int
     order: str
@@ -60,7 +60,7 @@ def mix(order_N: NDArray[np.int64]) -> float:
 
 
 def report(records: list[Shuffling], settings: Settings) -> str:
-    """A row per number of samples and order."""
+    """Show a row per number of samples and order."""
     rows = [["samples, order", "displacement (uniform: 0.333)", "distance of the class mix"]]
     rows += [
         [f"{r.samples:,}, {r.order}", f"{r.displacement:.3f}", f"{r.mix:.4f}"] for r in records

@@ -1,9 +1,9 @@
 """`side-by-side`: the throughput of one device when 1, 2 and 4 training runs share it.
 
-Each run is a process of its own: it makes its trainer, warms up, says that it is ready and waits.
-When all are ready all are told to go; each counts the images of its steps until the window is
-over, and goes on training until every other is done too, so that none is watched alone. The total
-is the sum of what each reached in the same window. On a CPU the cores are shared out evenly.
+Each run is a process of its own: it makes its trainer, warms up, reports that it is ready and
+waits. When all are ready, all start at once; each counts the images of its steps until the window
+is over, and goes on training until every other is done too, so that none is measured alone. The
+total is the sum over runs in the same window. On a CPU the cores are divided evenly.
 """
 
 import sys
@@ -36,7 +36,7 @@ RUNS = (1, 2, 4)
 
 
 class Runs(Record, tag="runs", frozen=True):
-    """A number of runs at once."""
+    """Throughput of a number of runs at once."""
 
     preset: str
     runs: int
@@ -46,7 +46,7 @@ class Runs(Record, tag="runs", frozen=True):
 
 
 class RunSettings(msgspec.Struct, frozen=True):
-    """What the process of one run is told."""
+    """Settings of the process of one run."""
 
     settings: Settings
     threads: int
@@ -59,8 +59,8 @@ def measure(settings: Settings, accelerator: Accelerator) -> list[Runs]:
         for runs in RUNS:
             threads = max(1, usable_cores() // runs)
             log.info(f"side by side: {runs} at once, {threads} threads each: starting")
-            told = RunSettings(replace(settings, data=str(root)), threads)
-            arguments = [[msgspec.json.encode(told).decode()]] * runs
+            run_settings = RunSettings(replace(settings, data=str(root)), threads)
+            arguments = [[msgspec.json.encode(run_settings).decode()]] * runs
             with started("bench.modes.side_by_side", arguments) as processes:
                 log.info(f"side by side: {settings.repeats} windows of {settings.window:g} s")
                 rates = [_window(processes) for _ in range(settings.repeats)]
@@ -72,16 +72,16 @@ def measure(settings: Settings, accelerator: Accelerator) -> list[Runs]:
 
 
 def _window(processes: list[Process]) -> list[float]:
-    """Images/s of each over one window."""
+    """Measure the images/s of each run over one window."""
     tell(processes)
     rates = [float(read_line(process)) for process in processes]
-    tell(processes)  # all have been watched: they may pause
+    tell(processes)  # all have been measured: they may pause
     expect_ready(processes)
     return rates
 
 
 def train(settings: Settings, threads: int) -> None:
-    """Train as standard input says, until it is closed; the main program of a run."""
+    """Train and answer lines on standard input until it is closed; the main program of a run."""
     accelerator = launch.start_accelerator()
     torch.set_num_threads(threads)
     assert settings.data is not None
@@ -93,7 +93,7 @@ def train(settings: Settings, threads: int) -> None:
         _steps(trainer, batches, WARMUP)
         answer(READY)
         while sys.stdin.readline():
-            answer(str(watched_rate(trainer, batches, settings)))
+            answer(str(measured_rate(trainer, batches, settings)))
             pause = threading.Thread(target=sys.stdin.readline, daemon=True)
             pause.start()
             while pause.is_alive():
@@ -101,17 +101,17 @@ def train(settings: Settings, threads: int) -> None:
             answer(READY)
 
 
-def watched_rate(trainer: Trainer, batches: Iterator[Batch], settings: Settings) -> float:
-    """Images/s over a window, in whole steps."""
+def measured_rate(trainer: Trainer, batches: Iterator[Batch], settings: Settings) -> float:
+    """Measure the images/s of whole steps over a window."""
     began, steps = time.perf_counter(), 0
-    while (passed := time.perf_counter() - began) < settings.window:
+    while (seconds := time.perf_counter() - began) < settings.window:
         _steps(trainer, batches, settings.steps)
         steps += settings.steps
-    return steps * trainer.schedule.batch / passed
+    return steps * trainer.schedule.batch / seconds
 
 
 def _steps(trainer: Trainer, batches: Iterator[Batch], steps: int) -> None:
-    """Make steps in a row, done when this returns."""
+    """Make steps in a row, and wait until the device is done."""
     for _ in range(steps):
         trainer.update(next(batches))
     if trainer.device.type == "cuda":
@@ -119,7 +119,7 @@ def _steps(trainer: Trainer, batches: Iterator[Batch], steps: int) -> None:
 
 
 def report(records: list[Runs], settings: Settings) -> str:
-    """A row per number of runs."""
+    """Show a row per number of runs."""
     alone = records[0].images_per_s.median
     rows = [["runs at once", "threads each", "all together", "each", "all / one alone"]]
     for r in records:

@@ -1,10 +1,10 @@
 """`train`: steps of `train.loop.Trainer`, loader included.
 
-First the same steps with batches from every storage, against one batch that lies on the device;
-then the parts of a step, its share of what the machine can do, and plain trainers beside it.
+Steps on batches from every storage are compared with steps on one batch that is on the device
+already; then come the parts of a step, its share of the machine's peaks, and plain trainers.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,13 @@ from bench.roofline import Peaks, Roofline
 from bench.settings import Settings
 from bench.steps import (
     PRESETS_TIMED,
+    BatchSource,
     StepPart,
     TrainRecord,
     endless,
     make_trainer,
     measure_parts,
-    paced,
+    paced_anew,
     report_parts,
     training_of,
 )
@@ -34,9 +35,7 @@ from pipeline.index import Dataset, open_dataset
 from pipeline.loader import STORES, Batch, Loader, choose_storage
 from train.loop import Trainer
 
-FIXED = "fixed"  # one batch that lies on the device already
-
-Source = Callable[[], Generator[Batch, None, None]]
+FIXED = "fixed"  # one batch that is on the device already
 
 
 class StepSpeed(TrainRecord, tag="speed", frozen=True):
@@ -79,7 +78,7 @@ def _preset(
 
 
 def fitting_loaders(trainer: Trainer) -> dict[str, Loader]:
-    """A loader by storage, for every one that the split fits in, the slowest first."""
+    """Make a loader for every storage that the split fits in, the slowest first."""
     device, train = trainer.device, trainer.split
     fitting = {"stream", choose_storage(train, torch.device("cpu")), choose_storage(train, device)}
     return {
@@ -89,13 +88,13 @@ def fitting_loaders(trainer: Trainer) -> dict[str, Loader]:
 
 
 def fixed_batch(trainer: Trainer) -> Batch:
-    """A batch that lies on the device, as dense as those that are copied there."""
+    """Load a batch to the device, in the memory format of the batches that are copied there."""
     with closing(endless(trainer.loader)) as batches:
         batch = next(batches)
     return batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
 
 
-def _again(batch: Batch) -> Generator[Batch, None, None]:
+def _repeat_forever(batch: Batch) -> Generator[Batch, None, None]:
     while True:
         yield batch
 
@@ -104,17 +103,15 @@ def speeds_by_source(
     trainer: Trainer, preset: str, fixed: Batch, loaders: dict[str, Loader], settings: Settings
 ) -> list[StepSpeed]:
     """Time whole steps on a fixed batch, and on those of each loader."""
-    sources: dict[str, Source] = {FIXED: partial(_again, fixed)}
+    sources: dict[str, BatchSource] = {FIXED: partial(_repeat_forever, fixed)}
     sources |= {name: partial(endless, loader) for name, loader in loaders.items()}
     log.info(f"train: {'compiling the step' if trainer.config.compile else 'the first step'}")
     trainer.update(next(sources[FIXED]()))
     log.info(f"train: timing {', '.join(sources)}: {settings.steps} steps each in a round")
-
-    def block(source: Source) -> float:
-        with closing(source()) as batches:
-            return paced(trainer.update, batches, settings.steps, trainer.device)
-
-    blocks = {name: partial(block, source) for name, source in sources.items()}
+    blocks = {
+        name: partial(paced_anew, trainer, source, settings.steps)
+        for name, source in sources.items()
+    }
     seconds = rounds(blocks, settings.repeats)
     return [
         StepSpeed(

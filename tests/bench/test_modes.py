@@ -61,7 +61,7 @@ def test_our_embeddings_are_those_of_the_plain_loop(
     architecture: Any, small_dataset: Path, tmp_path: Path
 ) -> None:
     model = build(ModelConfig(architecture), 0)
-    snapshot.save(model, tmp_path / "snapshot", asdict(embedding.ABOUT))
+    snapshot.save(model, tmp_path / "snapshot", asdict(embedding.RUN_INFO))
     pixels = read_split(open_dataset(small_dataset).split("train"))
     plain = nchw(load(tmp_path, "cpu").model)
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 255

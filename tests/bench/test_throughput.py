@@ -96,7 +96,7 @@ def everything(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) ->
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(launch, "usable_cores", lambda: 1)
         patched.setattr(command, "MODES", TWO)
-        patched.setitem(roofline.MATRIX, "cpu", 64)
+        patched.setitem(roofline.MATRIX_SIDE, "cpu", 64)
         patched.setitem(roofline.COPY_BYTES, "cpu", 1 << 16)
         with redirect_stdout(StringIO()) as printed:
             assert command.main([*argv, *tiny]) == 0
