@@ -14,8 +14,8 @@ from torch import Tensor
 
 from eval.features import Features
 from eval.measure import readouts
-from eval.measure.metrics import batch_for, evaluating
-from eval.measure.readouts import READOUTS, Symmetry
+from eval.measure.metrics import Symmetry, batch_for, evaluating
+from eval.measure.readouts import READOUTS
 from eval.run import load_info
 from models import snapshot
 from models.vae import VAE

@@ -3,7 +3,6 @@
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -163,18 +162,19 @@ def _latent(session: RunSession, images: torch.Tensor) -> Latent:
 
 
 def _equivariance(session: RunSession, images: torch.Tensor) -> Equivariance:
-    info, few = session.info, images[:READOUT_IMAGES]
+    few, symmetry = images[:READOUT_IMAGES], session.symmetry
 
-    def encode(x: torch.Tensor) -> Any:
-        return session.model.encoder(x).mean
+    def encode(x: torch.Tensor) -> torch.Tensor:
+        mean: torch.Tensor = session.model.encoder(x).mean
+        return mean
 
     with timed("equivariance"), metrics.evaluating(session.model):
-        errors = metrics.equivariance_errors(encode, images, info.group, info.fibres)
+        errors = metrics.equivariance_errors(encode, images, symmetry)
         by_readout = {
             name: metrics.summary_of_errors(
-                readouts.equivariance_of(encode, few, name, session.symmetry), info.group
+                readouts.equivariance_of(encode, few, name, symmetry), symmetry.group
             )
             for name in session.config.readouts
         }
-    summary = metrics.summary_of_errors(errors, info.group)
+    summary = metrics.summary_of_errors(errors, symmetry.group)
     return Equivariance(**asdict(summary), by_readout=by_readout)

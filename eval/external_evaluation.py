@@ -166,8 +166,8 @@ def equivariance(
         embed: maps patches (n, 32, 32, 3) uint8 to grids (n, C, N, N), which have to move with the
             patch, or to vectors (n, d), which have to stay as they are (the invariance error).
         pixels: patches (n, 32, 32, 3); at most 2048 are used.
-        group: "D4" or "C4".
-        fibres: "trivial", or "regular" for channels that are permuted.
+        group: the symmetry group, "D4" or "C4".
+        fibres: "trivial", or "regular" where group elements also permute the channels.
     """
 
     def grid(x_BCHW: Tensor) -> Tensor:
@@ -175,7 +175,8 @@ def equivariance(
         # a vector is a grid of one cell, which nothing moves
         return codes[:, :, None, None] if codes.ndim == 2 else codes
 
-    errors = metrics.equivariance_errors(grid, to_tensor(pixels), group, fibres)
+    symmetry = metrics.Symmetry(group, fibres)
+    errors = metrics.equivariance_errors(grid, to_tensor(pixels), symmetry)
     return metrics.summary_of_errors(errors, group)
 
 

@@ -19,7 +19,15 @@ from torch import Tensor
 
 from common.files import atomic_path
 from eval.features import Features
-from eval.measure.metrics import ELEMENTS, elements_of, evaluating, kl_per_dimension, psnr, rho
+from eval.measure.metrics import (
+    ELEMENTS,
+    Symmetry,
+    elements_of,
+    evaluating,
+    kl_per_dimension,
+    psnr,
+    rho,
+)
 from eval.run import LogLine, load_metrics
 from eval.session import RunSession
 from models.vae import VAE
@@ -60,7 +68,7 @@ def draw(session: RunSession, images: Tensor, features: Features) -> None:
     rows = session.probe_rows(split)
     if info.decodes:
         reconstructions(model, images, session.corruption, folder / "reconstructions.png")
-        orbit(model, images[0], folder / "orbit.png", info.group, info.fibres)
+        orbit(model, images[0], folder / "orbit.png", session.symmetry)
     if lines := load_metrics(session.run):
         curves(lines, folder / "curves.png")
     if len(features) > 2:
@@ -129,21 +137,19 @@ def reconstructions(model: VAE, images: Tensor, corruption: CorruptionConfig, pa
     return save(figure, path)
 
 
-def orbit(
-    model: VAE, image: Tensor, path: Path, group: str = "D4", fibres: str = "trivial"
-) -> Path:
-    """Draw how the code follows when a patch x (3, 32, 32) is moved.
+def orbit(model: VAE, image: Tensor, path: Path, symmetry: Symmetry) -> Path:
+    """Draw how the code changes when a patch x (3, 32, 32) is moved.
 
     For every element g of D4 (C4 with regular fibres) there are g x, D(mu(g x)), D(rho(g) mu(x)),
     and the difference of the last two in grey levels.
     """
     x = to_float(image[None])
-    elements = (0, *elements_of(group, fibres))
+    elements = (0, *elements_of(symmetry))
     moved = torch.cat([d4.act_one(x, g) for g in elements])
     with evaluating(model):
         mu = model.encoder(x).mean
         own = model(moved)
-        carried = model.decoder(torch.cat([rho(mu, g, group, fibres) for g in elements]))
+        carried = model.decoder(torch.cat([rho(mu, g, symmetry) for g in elements]))
     difference = 255 * (own - carried).abs().mean(1).cpu()
     figure = Figure((1.25 * len(elements) + 1.2, 5.8), layout="constrained")
     ratios = [1.0] * len(elements) + [0.08]  # the last column holds the colour scale

@@ -15,8 +15,9 @@ from common.console import log
 from common.errors import DataError
 from eval import run as runs
 from eval.measure.baselines import BASELINES
+from eval.measure.metrics import Symmetry
 from eval.measure.probe import PROBES
-from eval.measure.readouts import READOUTS, Symmetry
+from eval.measure.readouts import READOUTS
 from models import snapshot
 from models.vae import VAE
 from pipeline.corruptions import CorruptionConfig

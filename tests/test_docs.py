@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from eval.encoder import PatchEncoder
-from eval.measure.readouts import Symmetry
+from eval.measure.metrics import Symmetry
 from models.vae import ModelConfig, build
 from tests.helpers.patches import write_patches
 from tests.helpers.tars import members, samples, write_tar

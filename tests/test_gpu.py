@@ -14,7 +14,7 @@ import torch._dynamo.testing
 from accelerate import Accelerator
 
 from eval.encoder import PatchEncoder
-from eval.measure.readouts import Symmetry
+from eval.measure.metrics import Symmetry
 from models.vae import build
 from pipeline import corruptions, d4
 from pipeline.corruptions import CorruptionConfig

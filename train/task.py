@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.errors import DataError
-from eval.measure.metrics import batch_for, evaluating
+from eval.measure.metrics import Symmetry, batch_for, evaluating
 from eval.measure.metrics import validate as validate_reconstruction
 from models.classification import Classification
 from models.classification import scores as classification_scores
@@ -75,7 +75,7 @@ def _validate_reconstruction(
     config: ObjectiveConfig, model: VAE, ema: VAE, held: HeldOut
 ) -> tuple[dict[str, float], str]:
     """Score the EMA weights."""
-    scores = validate_reconstruction(ema, held.images, config.group, config.fibres)
+    scores = validate_reconstruction(ema, held.images, Symmetry(config.group, config.fibres))
     return scores, (
         f"PSNR {scores['psnr']:.2f} dB  KL {scores['kl']:.0f} nats  active "
         f"{scores['active_units']:.0f}  equivariance error {scores['equivariance_error']:.3f}"

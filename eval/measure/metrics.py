@@ -1,11 +1,13 @@
-"""Reconstruction, rate and equivariance of a model, in float32: per image, then the mean.
+"""Reconstruction, rate and equivariance of a model, in float32, averaged over images.
 
 Shapes: B batch, images (B, 3, 32, 32) uint8 or float in [0, 1], codes mu (B, 24, 4, 4), D = 384
 latent dimensions. PSNR in dB, KL in nats.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -41,6 +43,17 @@ ELEMENTS = (
 )
 
 
+@dataclass(frozen=True)
+class Symmetry:
+    """A symmetry group of patches and how it acts on codes."""
+
+    group: str = "D4"  # or "C4"
+    fibres: str = "trivial"  # "regular": group elements also permute channels
+
+
+TRIVIAL_D4 = Symmetry()
+
+
 @contextmanager
 def evaluating(model: VAE) -> Iterator[None]:
     """Turn off gradients, autocast and TF32; restore the model's train or eval mode at the end."""
@@ -58,29 +71,29 @@ def evaluating(model: VAE) -> Iterator[None]:
 
 
 def batch_for(device: torch.device) -> int:
-    """Images per pass through a model; no result depends on it."""
+    """Number of images per pass through a model; results do not depend on it."""
     return BATCH.get(device.type, GPU_BATCH)
 
 
 def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio (B,) in dB, peak 1.0, at most PSNR_CAP."""
+    """Compute the peak signal-to-noise ratio (B,) in dB, peak 1.0, at most PSNR_CAP."""
     each = peak_signal_noise_ratio(x_hat, x, data_range=1.0, reduction="none", dim=(1, 2, 3))
     return each.clamp(max=PSNR_CAP)
 
 
 def ssim(x_hat: Tensor, x: Tensor) -> Tensor:
-    """Structural similarity (B,), Gaussian window 11x11 of sigma 1.5, borders reflected."""
+    """Compute the structural similarity (B,), Gaussian window 11x11 of sigma 1.5."""
     each = structural_similarity_index_measure(x_hat, x, data_range=1.0, reduction="none")
     return torch.as_tensor(each)
 
 
 def kl_per_dimension(mean: Tensor, log_var: Tensor) -> Tensor:
-    """KL(q || N(0, 1)) of every latent dimension (D,) in nats, averaged over images."""
+    """Compute KL(q || N(0, 1)) of every latent dimension (D,) in nats, averaged over images."""
     return kl_terms(mean.float(), log_var.float()).flatten(1).mean(0)
 
 
 def active_units(kl_D: Tensor) -> int:
-    """Number of dimensions whose mean KL exceeds 0.05 nats."""
+    """Count the dimensions whose mean KL exceeds 0.05 nats."""
     return int((kl_D > ACTIVE_NATS).sum())
 
 
@@ -102,31 +115,30 @@ def latent_summary(mean: Tensor, log_var: Tensor) -> Latent:
     )
 
 
-def rho(z_BCNN: Tensor, element: int, group: str, fibres: str) -> Tensor:
+def rho(z_BCNN: Tensor, element: int, symmetry: Symmetry) -> Tensor:
     """Act on codes with a group element: cells move; for regular fibres channels do as well."""
     moved = d4.act_one(z_BCNN, element)
-    if fibres == "trivial":
+    if symmetry.fibres == "trivial":
         return moved
-    return moved[:, d4.channel_index(z_BCNN.shape[1], group)[element].to(moved.device)]
+    return moved[:, d4.channel_index(z_BCNN.shape[1], symmetry.group)[element].to(moved.device)]
 
 
-def elements_of(group: str, fibres: str) -> range:
-    """Elements other than the identity whose error is defined.
+def elements_of(symmetry: Symmetry) -> range:
+    """List the elements other than the identity whose error is defined.
 
     They are all 7 of D4, also for a model trained on C4, except for regular fibres of C4, on which
     reflections do not act.
     """
-    return range(1, d4.ORDER["C4" if (group, fibres) == ("C4", "regular") else "D4"])
+    return range(1, d4.ORDER["C4" if symmetry == Symmetry("C4", "regular") else "D4"])
 
 
 def equivariance_errors(
     encode: Encode,
     images: Tensor,
-    group: str = "D4",
-    fibres: str = "trivial",
+    symmetry: Symmetry = TRIVIAL_D4,
     elements: Iterable[int] = (),
 ) -> dict[int, float]:
-    """Relative error of the code, by group element g other than the identity.
+    """Measure the relative error of the code, by group element g other than the identity.
 
         eps_g = sqrt(E ||mu(g x) - rho(g) mu(x)||^2 / (2 E ||mu - E mu||^2))
 
@@ -137,15 +149,15 @@ def equivariance_errors(
         images: uint8 (n, 3, 32, 32); the first 2048 are used.
         elements: group elements; by default all that are defined (`elements_of`).
     """
-    elements = tuple(elements) or elements_of(group, fibres)
+    elements = tuple(elements) or elements_of(symmetry)
     images = images[:EQUIVARIANCE_IMAGES]
-    return relative_errors(encode, images, lambda z, g: rho(z, g, group, fibres), elements)
+    return relative_errors(encode, images, lambda z, g: rho(z, g, symmetry), elements)
 
 
 def relative_errors(
     encode: Encode, images: Tensor, act: Callable[[Tensor, int], Tensor], elements: Iterable[int]
 ) -> dict[int, float]:
-    """Relative errors of features of any shape (b, ...), on which g acts as `act(features, g)`."""
+    """Measure relative errors of features (b, ...), on which g acts as `act(features, g)`."""
     elements = tuple(elements)
     squared = dict.fromkeys(elements, 0.0)
     codes = []
@@ -161,18 +173,18 @@ def relative_errors(
     return {g: (s / spread) ** 0.5 if spread else float("nan") for g, s in squared.items()}
 
 
-def mean_error(errors: dict[int, float], group: str = "D4") -> float:
-    """Combine the errors of the elements of a group: the mean of squares stands under the root."""
-    squares = [e * e for g, e in errors.items() if g < d4.ORDER[group]]
+def mean_error(errors: dict[int, float], symmetry_group: str = "D4") -> float:
+    """Combine the errors of the elements of a symmetry group: their root mean square."""
+    squares = [e * e for g, e in errors.items() if g < d4.ORDER[symmetry_group]]
     return float((sum(squares) / len(squares)) ** 0.5)
 
 
-def summary_of_errors(errors: dict[int, float], group: str) -> EquivarianceErrors:
-    """Errors over `group`, over every group whose elements are all measured, and by element."""
-    groups = [name for name, order in d4.ORDER.items() if order <= len(errors) + 1]
+def summary_of_errors(errors: dict[int, float], symmetry_group: str) -> EquivarianceErrors:
+    """Summarise errors: of one group, of every group that is wholly measured, and by element."""
+    measured = [name for name, order in d4.ORDER.items() if order <= len(errors) + 1]
     return EquivarianceErrors(
-        error=mean_error(errors, group),
-        by_group={name: mean_error(errors, name) for name in groups},
+        error=mean_error(errors, symmetry_group),
+        by_group={name: mean_error(errors, name) for name in measured},
         by_element={ELEMENTS[g]: error for g, error in errors.items()},
     )
 
@@ -182,33 +194,34 @@ def denoising(
 ) -> dict[str, ReconstructionScores]:
     """Measure PSNR and SSIM to the clean image, by kind of corruption.
 
-    They are of the reconstruction from the posterior mean, and of the corrupted input itself (None
-    for `identity`, whose input is the clean image).
+    `psnr` and `ssim` are those of the reconstruction from the posterior mean, `input_psnr` and
+    `input_ssim` those of the corrupted image (None for `identity`, whose input is the clean image).
 
     Args:
         images: uint8 (n, 3, 32, 32) on the model's device.
     """
-    sums = {kind: torch.zeros(4, dtype=torch.float64) for kind in config.shares}
+    sums = {kind: defaultdict[str, float](float) for kind in config.shares}
     with evaluating(model):
         for first in range(0, len(images), CHUNK):
             x = to_float(images[first : first + CHUNK])
-            for kind in sums:
-                seen = corrupt_as(kind, x, config, first)
-                x_hat = model(seen)
-                values = psnr(x_hat, x), ssim(x_hat, x), psnr(seen, x), ssim(seen, x)
-                sums[kind] += torch.stack([v.double().sum() for v in values]).cpu()
+            for kind, totals in sums.items():
+                x_tilde = corrupt_as(kind, x, config, first)
+                x_hat = model(x_tilde)
+                totals["psnr"] += psnr(x_hat, x).double().sum().item()
+                totals["ssim"] += ssim(x_hat, x).double().sum().item()
+                totals["input_psnr"] += psnr(x_tilde, x).double().sum().item()
+                totals["input_ssim"] += ssim(x_tilde, x).double().sum().item()
     scores = {}
-    for kind, total in sums.items():
-        output_psnr, output_ssim, *inputs = (total / len(images)).tolist()
-        input_psnr, input_ssim = (None, None) if kind == "identity" else inputs
-        scores[kind] = ReconstructionScores(
-            psnr=output_psnr, ssim=output_ssim, input_psnr=input_psnr, input_ssim=input_ssim
-        )
+    for kind, totals in sums.items():
+        means = {name: total / len(images) for name, total in totals.items()}
+        if kind == "identity":  # nothing to compare: the input is the clean image
+            del means["input_psnr"], means["input_ssim"]
+        scores[kind] = ReconstructionScores(**means)
     return scores
 
 
 def posterior(model: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log variance (n, 24, 4, 4) of the code of uint8 images (n, 3, 32, 32)."""
+    """Encode uint8 images (n, 3, 32, 32): mean and log variance (n, 24, 4, 4) of the code."""
     with evaluating(model):
         batches = images.split(batch_for(images.device))
         posteriors = [model.encoder(to_float(batch)) for batch in batches]
@@ -218,15 +231,15 @@ def posterior(model: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
 def validate(
     model: VAE,
     images_u8: Tensor,
-    group: str = "D4",
-    fibres: str = "trivial",
+    symmetry: Symmetry = TRIVIAL_D4,
     batch: int | None = None,
 ) -> dict[str, float]:
-    """Metrics that the training loop logs: psnr, ssim, kl, active_units, equivariance_error.
+    """Measure what the training loop logs: psnr, ssim, kl, active_units, equivariance_error.
 
     Args:
         images_u8: (n, 3, 32, 32) uint8 on the model's device; the equivariance error takes at
-            most 2048 of them and is that of the elements of `group`.
+            most 2048 of them.
+        symmetry: the group whose elements the equivariance error is over.
         batch: images per pass; by default what suits the device.
     """
     batch = batch or batch_for(images_u8.device)
@@ -238,10 +251,8 @@ def validate(
             x_hat = model.decoder(q.mean)
             scores += torch.stack([psnr(x_hat, x).double().sum(), ssim(x_hat, x).double().sum()])
             kl.append(kl_per_dimension(q.mean, q.log_var) * len(x))
-        elements = range(1, d4.ORDER[group])
-        errors = equivariance_errors(
-            lambda x: model.encoder(x).mean, images_u8, group, fibres, elements
-        )
+        elements = range(1, d4.ORDER[symmetry.group])
+        errors = equivariance_errors(lambda x: model.encoder(x).mean, images_u8, symmetry, elements)
     kl_D = torch.stack(kl).sum(0) / len(images_u8)
     means = (scores / len(images_u8)).tolist()
     return {
@@ -249,5 +260,5 @@ def validate(
         "ssim": means[1],
         "kl": float(kl_D.sum()),
         "active_units": float(active_units(kl_D)),
-        "equivariance_error": mean_error(errors, group),
+        "equivariance_error": mean_error(errors, symmetry.group),
     }

@@ -1,4 +1,4 @@
-"""Readouts of a model: the features that are made of its codes.
+"""Readouts of a model: features made of its codes.
 
 Shapes: n images, d features, G = |group| elements, codes mu (n, 24, 4, 4). Features are float32.
 """
@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from eval.features import Features
-from eval.measure.metrics import Encode, batch_for, evaluating, relative_errors, rho
+from eval.measure.metrics import (
+    TRIVIAL_D4,
+    Encode,
+    Symmetry,
+    batch_for,
+    evaluating,
+    relative_errors,
+    rho,
+)
 from models.vae import LATENT_SIDE, VAE
 from pipeline import d4
 from pipeline.pixels import to_float, to_tensor
@@ -22,27 +30,17 @@ PRIMARY = "mean"  # the readout of every headline number
 
 
 @dataclass(frozen=True)
-class Symmetry:
-    """The group of the orbit readouts and how it acts on codes."""
-
-    group: str = "D4"
-    fibres: str = "trivial"
-
-
-@dataclass(frozen=True)
 class Readout:
-    """A feature of the codes mu(g x) of an orbit (|G|, b, 24, 4, 4); element 0 is the identity."""
+    """Features made of the codes mu(g x) of an orbit (|G|, b, 24, 4, 4); g = 0 is the identity."""
 
     orbit: bool  # False: the codes of x alone are enough, shaped (1, b, 24, 4, 4)
-    of: Callable[[Tensor, Symmetry], Tensor]
-    act: Callable[[Tensor, int, Symmetry], Tensor]  # what a group element should do to it
+    compute: Callable[[Tensor, Symmetry], Tensor]  # from codes to features (b, d)
+    act: Callable[[Tensor, int, Symmetry], Tensor]  # the action of a group element on features
 
 
 def orbit_aligned(mu_GBCNN: Tensor, symmetry: Symmetry) -> Tensor:
     """Average rho(g)^-1 mu(g x) over the group: the mean itself for an equivariant encoder."""
-    moved_back = [
-        rho(mu, d4.inverse(g), symmetry.group, symmetry.fibres) for g, mu in enumerate(mu_GBCNN)
-    ]
+    moved_back = [rho(mu, d4.inverse(g), symmetry) for g, mu in enumerate(mu_GBCNN)]
     return torch.stack(moved_back).mean(0).flatten(1)
 
 
@@ -53,14 +51,15 @@ def channel_stats(mu_GBCNN: Tensor, symmetry: Symmetry) -> Tensor:
 
 
 def as_code(features: Tensor, element: int, symmetry: Symmetry) -> Tensor:
+    """Act on features that are a flattened code (b, C N N)."""
     mu_BCNN = features.view(len(features), -1, LATENT_SIDE, LATENT_SIDE)
-    return rho(mu_BCNN, element, symmetry.group, symmetry.fibres).flatten(1)
+    return rho(mu_BCNN, element, symmetry).flatten(1)
 
 
 def as_channels(features: Tensor, element: int, symmetry: Symmetry) -> Tensor:
     """Permute channel statistics: channels of regular fibres change places, trivial ones stay."""
     stats_BC11 = features.view(2 * len(features), -1, 1, 1)
-    return rho(stats_BC11, element, symmetry.group, symmetry.fibres).view(len(features), -1)
+    return rho(stats_BC11, element, symmetry).view(len(features), -1)
 
 
 READOUTS: dict[str, Readout] = {
@@ -72,7 +71,7 @@ READOUTS: dict[str, Readout] = {
 
 
 def equivariance_of(
-    encode: Encode, images: Tensor, name: str, symmetry: Symmetry = Symmetry()
+    encode: Encode, images: Tensor, name: str, symmetry: Symmetry = TRIVIAL_D4
 ) -> dict[int, float]:
     """Measure the relative equivariance error of a readout by element of the group of `symmetry`.
 
@@ -88,17 +87,17 @@ def equivariance_of(
 
 
 def readouts_of(
-    encode: Encode, x: Tensor, readouts: Iterable[str], symmetry: Symmetry = Symmetry()
+    encode: Encode, x: Tensor, readouts: Iterable[str], symmetry: Symmetry = TRIVIAL_D4
 ) -> dict[str, Tensor]:
     """Compute readouts of float images (b, 3, 32, 32); the orbit is encoded once for all."""
     by_name = {name: READOUTS[name] for name in readouts}
     order = d4.ORDER[symmetry.group] if any(r.orbit for r in by_name.values()) else 1
     codes = torch.stack([encode(d4.act_one(x, g)) for g in range(order)])
-    return {name: readout.of(codes, symmetry) for name, readout in by_name.items()}
+    return {name: readout.compute(codes, symmetry) for name, readout in by_name.items()}
 
 
 def embed_batches(
-    model: VAE, batches: Iterable[Pixels], readouts: Iterable[str], symmetry: Symmetry = Symmetry()
+    model: VAE, batches: Iterable[Pixels], readouts: Iterable[str], symmetry: Symmetry = TRIVIAL_D4
 ) -> Iterator[dict[str, Features]]:
     """Compute readouts of batches of images, one dictionary per batch."""
     device = next(model.parameters()).device
@@ -114,7 +113,7 @@ def embed_batches(
 
 
 def embed_pixels(
-    model: VAE, pixels: Pixels, readouts: Iterable[str], symmetry: Symmetry = Symmetry()
+    model: VAE, pixels: Pixels, readouts: Iterable[str], symmetry: Symmetry = TRIVIAL_D4
 ) -> dict[str, Features]:
     """Compute readouts of images in memory."""
     names = tuple(readouts)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from eval.encoder import PatchEncoder, load
-from eval.measure.readouts import READOUTS, Symmetry, embed_pixels
+from eval.measure.metrics import Symmetry
+from eval.measure.readouts import READOUTS, embed_pixels
 from models.vae import ModelConfig
 from tests.helpers.trained_runs import save_snapshot
 

@@ -19,8 +19,8 @@ from eval import run
 from eval.evaluation import evaluate
 from eval.features import COLUMNS, read_embeddings
 from eval.measure import baselines, readouts, robustness
+from eval.measure.metrics import Symmetry
 from eval.measure.probe import Labelled, fit
-from eval.measure.readouts import Symmetry
 from eval.measure.scores import Condition, read_scores
 from eval.report import __main__ as report_command
 from eval.report.report import write_report

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eval.measure.metrics import equivariance_errors
+from eval.measure.metrics import Symmetry, equivariance_errors
 from models.blocks import (
     UPSAMPLE,
     BiasSiLU,
@@ -246,8 +246,10 @@ def test_the_measured_error_of_a_preset_is_rounding(preset: str) -> None:
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     group, fibres = config.objective.group, config.objective.fibres
     with torch.no_grad():
-        errors = equivariance_errors(lambda x: model.encoder(x).mean, images, group, fibres)
-        wrong = equivariance_errors(lambda x: model.encoder(x).mean, images, group, "trivial")
+        errors = equivariance_errors(
+            lambda x: model.encoder(x).mean, images, Symmetry(group, fibres)
+        )
+        wrong = equivariance_errors(lambda x: model.encoder(x).mean, images, Symmetry(group))
     assert len(errors) == d4.ORDER[group] - 1 and max(errors.values()) < 1e-5
     assert config.objective.equivariance == 0 and max(wrong.values()) > 0.1
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from common.machine import keep_freed_memory
 from eval.measure import metrics
-from eval.measure.readouts import READOUTS, Symmetry, equivariance_of
+from eval.measure.metrics import Symmetry
+from eval.measure.readouts import READOUTS, equivariance_of
 from models.vae import ModelConfig, build
 from pipeline import d4
 from pipeline.corruptions import TRAINABLE, CorruptionConfig
@@ -99,13 +100,13 @@ def lifted(group: str) -> Callable[[Tensor], Tensor]:
 @pytest.mark.parametrize("group", ["D4", "C4"])
 def test_the_error_of_an_exactly_equivariant_encoder_is_0(group: str) -> None:
     images = uint8_images(40)
-    trivial = metrics.equivariance_errors(pooled, images, group, "trivial")
+    trivial = metrics.equivariance_errors(pooled, images, Symmetry(group))
     assert set(trivial) == set(range(1, 8))  # all of D4 also for a model trained on C4
     assert max(trivial.values()) < 1e-5
-    regular = metrics.equivariance_errors(lifted(group), images, group, "regular")
+    regular = metrics.equivariance_errors(lifted(group), images, Symmetry(group, "regular"))
     assert set(regular) == set(range(1, d4.ORDER[group]))
     assert max(regular.values()) < 1e-5
-    assert min(metrics.equivariance_errors(lifted(group), images, group).values()) > 0.1
+    assert min(metrics.equivariance_errors(lifted(group), images, Symmetry(group)).values()) > 0.1
 
 
 @pytest.mark.parametrize("readout", READOUTS)
