@@ -3,7 +3,8 @@
 run                    reads the files of a run folder
 encoder                a trained encoder for use from Python
 session                configuration, and the data set, run and model, opened
-features               embeddings in files: written for others and read from others
+features               our files of embeddings
+external_features      files of embeddings made elsewhere
 measure/               metrics, readouts, baselines and probes of a model
 stats/                 intervals and contrasts over groups and seeds
 figures                pictures of a run; colours and projection that reports share

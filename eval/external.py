@@ -1,6 +1,6 @@
 """`python -m eval.external FEATURES --data DIR --name NAME --out OUT`: evaluate any encoder.
 
-FEATURES is what `eval.features.read_external` reads; the library is `eval.external_evaluation`.
+FEATURES is a file or folder that `eval.external_features` reads.
 """
 
 import sys
@@ -14,7 +14,8 @@ from common.command import run_command
 from common.machine import keep_freed_memory
 from eval.external_evaluation import DEFAULTS, ExternalConfig, evaluate_embeddings
 
-_Features = Annotated[Path, tyro.conf.arg(metavar="FEATURES", help=".parquet, .npy, .h5, a folder")]
+_FEATURES = "embeddings to evaluate: a .parquet, .npy or .h5 file, or a folder of them"
+_Features = Annotated[Path, tyro.conf.arg(metavar="FEATURES", help=_FEATURES)]
 _Config = Annotated[ExternalConfig, tyro.conf.arg(name="")]
 
 
@@ -25,12 +26,12 @@ def _command(
     out: Path,
     config: _Config = DEFAULTS,
 ) -> Callable[[], None]:
-    """Probe embeddings made elsewhere: OUT/results.json and OUT/scores.parquet.
+    """Evaluate embeddings made elsewhere: OUT/results.json and OUT/scores.parquet.
 
     Args:
-        data: Packed data set that they are of, or its URL.
+        data: Packed data set whose patches the embeddings are of, or its URL.
         name: Name of the encoder in reports.
-        out: Folder of the results.
+        out: Folder to write results.json and scores.parquet to.
     """
 
     def action() -> None:

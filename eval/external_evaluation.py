@@ -1,8 +1,8 @@
 """The evaluation of any encoder, by its embeddings or as a function from pixels to features.
 
-Embeddings in files (`eval.features`) give OUT/results.json and OUT/scores.parquet in the format of
-eval.main, so that eval.report and eval.stats.contrasts put them beside runs. `equivariance` and
-`robustness_of` measure an encoder that is at hand.
+From embeddings in files (`eval.external_features`) come OUT/results.json and OUT/scores.parquet in
+the format of eval.main, so that eval.report and eval.stats.contrasts compare them with runs.
+`equivariance` and `robustness_of` measure an encoder that can be called from Python.
 """
 
 import time
@@ -20,7 +20,8 @@ from torch import Tensor
 from common.console import log
 from common.errors import DataError
 from common.machine import environment
-from eval.features import Features, matched, read_external
+from eval.external_features import match_samples, read_external
+from eval.features import Features
 from eval.measure import metrics, robustness
 from eval.measure.baselines import BASELINES
 from eval.measure.probe import Labelled, fit
@@ -114,8 +115,8 @@ def evaluate_embeddings(
     session = _open(data, config)
     with timed(f"reading {features}"):
         external = read_external(features)
-        embedded, unused = matched(external, session.data, SPLITS)
-    if unused and external.by != "order":
+        embedded, unused = match_samples(external, session.data, SPLITS)
+    if unused and external.named_by != "order":
         session.notice(f"{unused:,} embeddings of {features} are of no patch of train, val or test")
     session.notice("no encoder: reconstruction, equivariance and robustness are not measured")
     state = xxhash.xxh3_64()  # in the order of the data set, whatever file they came in
@@ -138,7 +139,7 @@ def evaluate_embeddings(
         model=ModelFacts(snapshot=snapshot),
         external=ExternalFacts(
             features=str(features),
-            matched_by=external.by,
+            matched_by=external.named_by,
             dimensions=external.vectors.shape[1],
             config=asdict(config),
         ),

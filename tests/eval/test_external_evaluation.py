@@ -21,7 +21,8 @@ from eval.external_evaluation import (
     evaluate_embeddings,
     robustness_of,
 )
-from eval.features import Features, read_embeddings, read_external, with_embeddings
+from eval.external_features import read_external
+from eval.features import Features, read_embeddings, with_embeddings
 from eval.measure import metrics
 from eval.measure.scores import Condition, read_scores
 from eval.report.report import write_report
