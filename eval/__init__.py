@@ -8,7 +8,9 @@ external_features      files of embeddings made elsewhere
 measure/               metrics, readouts, baselines and probes of a model
 stats/                 intervals and contrasts over groups and seeds
 figures                pictures of a run; colours and projection that reports share
+json_records           records in JSON files
 results                the records of results.json
+writing                writes what every evaluation writes
 evaluation             evaluates a run (command `eval.main`)
 embedding              embeds any patches (command `eval.embed`)
 external_evaluation    evaluates the embeddings of any encoder (command `eval.external`)

@@ -1,25 +1,18 @@
 """The evaluation of a run: RUN/results.json, scores.parquet, embeddings and figures."""
 
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from common.console import log
-from common.machine import environment
 from eval import figures
 from eval import run as runs
 from eval.features import Features, write_embeddings
 from eval.measure import metrics, readouts
 from eval.measure.probing import probe_protocol, probe_run
 from eval.measure.readouts import PRIMARY
-from eval.measure.scores import SCORES
 from eval.results import (
-    RESULTS,
-    VERSION,
-    DataFacts,
     Equivariance,
     Latent,
     ModelFacts,
@@ -28,33 +21,32 @@ from eval.results import (
     Reconstruction,
     Results,
     RunFacts,
-    save,
 )
-from eval.session import WHOLE, EvalConfig, RunSession, open_run, subset, timed
+from eval.session import DEFAULTS, EvalConfig, RunSession, open_run, subset, timed
+from eval.writing import data_facts, write
 from pipeline.corruptions import TEST_SEED
 from pipeline.pixels import to_tensor
 from pipeline.reader import read_batches, read_split
 from shards.remote.cache import local
 
-READOUT_IMAGES = 256  # for the equivariance of readouts: an orbit encodes each 64 times
+READOUT_IMAGES = 256  # for the equivariance of readouts: orbits encode each image 64 times
 
 
 def evaluate(
     run: Path,
     data: Path | str | None = None,
-    config: EvalConfig = WHOLE,
+    config: EvalConfig = DEFAULTS,
 ) -> Results:
     """Evaluate a finished run and return what was written to RUN/results.json.
 
     Deterministic on CPU at an equal thread count, except for the field `seconds`.
 
     Args:
-        data: the packed data set, or its URL; by default the one that the run trained on.
+        data: the packed data set, or its URL; by default the one that the run was trained on.
 
     Raises:
         DataError: the run or the data set cannot be used.
     """
-    start = time.monotonic()
     session = open_run(Path(run), None if data is None else local(data), config)
     rows = subset(len(session.metrics_split), config.test_images)
     images = to_tensor(read_split(session.metrics_split, rows), session.device)
@@ -64,39 +56,23 @@ def evaluate(
     equivariance = _equivariance(session, images)
     embedded = embed_splits(session)
     probed = probe_run(session, embedded)
-    if probed is not None:
-        probed.book.write(session.run / SCORES, session.hashes)
     if config.figures:
         with timed("figures"):
             figures.draw(session, images, embedded[session.metrics_split.name])
     results = Results(
-        version=VERSION,
         run=RunFacts(**asdict(session.info)),
-        data=DataFacts(hash=session.data.hash, root=str(session.data.root)),
+        data=data_facts(session),
         model=_model_facts(session),
         protocol=protocol,
         reconstruction=reconstruction,
         latent=latent,
         equivariance=equivariance,
-        notices=session.notices,
-        environment=environment(),
-        seconds=round(time.monotonic() - start, 1),
     )
-    if probed is not None:
-        results = replace(
-            results,
-            probe=probed.probe,
-            other_probes=probed.other_probes,
-            budgets=probed.budgets,
-            robustness=probed.robustness,
-        )
-    save(session.run / RESULTS, results)
-    log.info(f"{session.run / RESULTS} written after {results.seconds} s")
-    return results
+    return write(session.run, session, results, probed, session.hashes)
 
 
 def embed_splits(session: RunSession) -> dict[str, Features]:
-    """Write the embeddings of every split to RUN/embeddings; return those that are probed."""
+    """Write the embeddings of every split to RUN/embeddings; return those to probe, by split."""
     probed = {}
     for name, split in session.splits.items():
         rows = session.embed_rows(split)
@@ -156,8 +132,8 @@ def _latent(session: RunSession, images: torch.Tensor) -> Latent:
         latent = metrics.latent_summary(*metrics.posterior(session.model, images))
     if session.info.stochastic:
         return latent
-    what = "an autoencoder" if session.info.decodes else "a classifier"
-    session.notice(f"{what} has no posterior variance: no KL and no active units")
+    kind = "an autoencoder" if session.info.decodes else "a classifier"
+    session.notice(f"{kind} has no posterior variance: no KL and no active units")
     return replace(latent, kl=None, active_units=None, posterior_std=None, kl_per_dimension=None)
 
 

@@ -1,11 +1,10 @@
-"""The evaluation of any encoder, by its embeddings or as a function from pixels to features.
+"""The evaluation of any encoder, by its embeddings or by a function from pixels to features.
 
 From embeddings in files (`eval.external_features`) come OUT/results.json and OUT/scores.parquet in
 the format of eval.main, so that eval.report and eval.stats.contrasts compare them with runs.
 `equivariance` and `robustness_of` measure an encoder that can be called from Python.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -19,7 +18,6 @@ from torch import Tensor
 
 from common.console import log
 from common.errors import DataError
-from common.machine import environment
 from eval.external_features import match_samples, read_external
 from eval.features import Features
 from eval.measure import metrics, robustness
@@ -34,20 +32,16 @@ from eval.measure.probing import (
     read_rows,
 )
 from eval.measure.readouts import PRIMARY
-from eval.measure.scores import SCORES
 from eval.results import (
-    RESULTS,
-    VERSION,
-    DataFacts,
     EquivarianceErrors,
     ExternalFacts,
     ExternalRunFacts,
     ModelFacts,
     Results,
     Robustness,
-    save,
 )
 from eval.session import EvalConfig, Session, timed
+from eval.writing import data_facts, write
 from models.vae import ModelConfig, build
 from pipeline.index import open_dataset
 from pipeline.pixels import to_pixels, to_tensor
@@ -58,32 +52,35 @@ from shards.sources.splits import SPLITS
 
 Embed = Callable[[Pixels], NDArray[np.floating]]  # (n, 32, 32, 3) uint8 to (n, d) or (n, C, N, N)
 
-# an untrained encoder says something only of its own architecture
-BESIDE = tuple(name for name in BASELINES if name != "random_init")
+# without random_init, an untrained encoder of our architecture: theirs is another
+EXTERNAL_BASELINES = tuple(name for name in BASELINES if name != "random_init")
 
 
 @dataclass(frozen=True)
 class ExternalConfig:
-    """Choose the probes, as in eval.main, and limit their images."""
+    """Choose the probes and baselines, and limit the images."""
 
-    baselines: tuple[str, ...] = BESIDE
-    """Features without training, probed beside the embeddings."""
+    baselines: tuple[str, ...] = EXTERNAL_BASELINES
+    """Baselines, features without training, to probe as well."""
     probes: tuple[str, ...] = EvalConfig.probes
-    """Classifiers."""
+    """Classifiers to fit."""
     budgets: bool = EvalConfig.budgets
-    """Probe with labels of 1, 2, 5 groups per class and of 1, 5, 10 % of them, 20 draws each."""
+    """Also probe with few labels: of 1, 2, 5 groups (patients, slides or source images) per class,
+    and of 1, 5, 10 % of the groups; 20 random draws each."""
     probe_images: int = EvalConfig.probe_images
-    """Maximum images per split used by probes; a seeded random subset of more."""
+    """Maximum images per split used by probes; of more, a seeded random subset."""
     seed: int = 0
-    """Seed of the encoder's training; results of one name are one arm in reports."""
+    """Seed that the encoder was trained with; reports average results of one name over seeds."""
 
     def __post_init__(self) -> None:
-        if unknown := set(self.baselines) - set(BESIDE):
-            raise ValueError(f"unknown baselines {sorted(unknown)}; there are {list(BESIDE)}")
+        if unknown := set(self.baselines) - set(EXTERNAL_BASELINES):
+            raise ValueError(
+                f"unknown baselines {sorted(unknown)}; there are {list(EXTERNAL_BASELINES)}"
+            )
         self.protocol()
 
     def protocol(self) -> EvalConfig:
-        """Give the configuration of an evaluation of embeddings alone."""
+        """Make the configuration of an evaluation without a model."""
         return EvalConfig(
             baselines=self.baselines,
             probes=self.probes,
@@ -111,7 +108,6 @@ def evaluate_embeddings(
         DataError: the embeddings cannot be read, or are not those of the data set, one per patch;
             or the data set cannot be probed.
     """
-    start = time.monotonic()
     session = _open(data, config)
     with timed(f"reading {features}"):
         external = read_external(features)
@@ -119,23 +115,21 @@ def evaluate_embeddings(
     if unused and external.named_by != "order":
         session.notice(f"{unused:,} embeddings of {features} are of no patch of train, val or test")
     session.notice("no encoder: reconstruction, equivariance and robustness are not measured")
-    state = xxhash.xxh3_64()  # in the order of the data set, whatever file they came in
+    hasher = xxhash.xxh3_64()  # in the order of the data set, for any file format
     for split in SPLITS:
-        state.update(np.ascontiguousarray(embedded[split]).data)
-    snapshot = state.hexdigest()
+        hasher.update(np.ascontiguousarray(embedded[split]).data)
+    snapshot = hasher.hexdigest()
     rows = read_rows(session)
     probed_rows = {split: session.probe_rows(session.splits[split]) for split in SPLITS}
     primary = {split: embedded[split][probed_rows[split]] for split in SPLITS}
-    no_model = build(ModelConfig(), 0)  # no baseline of BESIDE looks at it
-    # the embeddings stand in the place of a run's primary readout
+    no_model = build(ModelConfig(), 0)  # EXTERNAL_BASELINES do not use it
+    # the embeddings take the place of the primary readout of a run
     sets = chain(
         [FeatureSet(PRIMARY, "readout", primary)], baseline_sets(session, rows.pixels, no_model)
     )
-    probed = probe_sets(session, rows, sets)
     results = Results(
-        version=VERSION,
         run=ExternalRunFacts(preset=name, seed=config.seed),
-        data=DataFacts(hash=session.data.hash, root=str(session.data.root)),
+        data=data_facts(session),
         model=ModelFacts(snapshot=snapshot),
         external=ExternalFacts(
             features=str(features),
@@ -144,18 +138,9 @@ def evaluate_embeddings(
             config=asdict(config),
         ),
         protocol=probe_protocol(session),
-        probe=probed.probe,
-        other_probes=probed.other_probes,
-        budgets=probed.budgets,
-        notices=session.notices,
-        environment=environment(),
-        seconds=round(time.monotonic() - start, 1),
     )
-    facts = {"snapshot_xxh3": snapshot, "dataset_hash": session.data.hash}
-    probed.book.write(out / SCORES, facts)
-    save(out / RESULTS, results)
-    log.info(f"{out / RESULTS} written after {results.seconds} s")
-    return results
+    hashes = {"snapshot_xxh3": snapshot, "dataset_hash": session.data.hash}
+    return write(out, session, results, probe_sets(session, rows, sets), hashes)
 
 
 def equivariance(
@@ -194,8 +179,8 @@ def robustness_of(embed: Embed, data: Path | str, config: ExternalConfig = DEFAU
     clean = rows.labelled({split: _vectors(embed, rows.pixels[split]) for split in SPLITS})
     probe = fit(clean["train"], clean["val"])
 
-    def score(kind: str, severity: int, seen: Pixels) -> float:
-        auroc, _ = probe.auroc(Labelled(_vectors(embed, seen), rows.labels["test"]))
+    def score(kind: str, severity: int, corrupted: Pixels) -> float:
+        auroc, _ = probe.auroc(Labelled(_vectors(embed, corrupted), rows.labels["test"]))
         log.info(f"{kind}, severity {severity}: AUROC {auroc:.3f}")
         return auroc
 

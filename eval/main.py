@@ -10,21 +10,20 @@ import tyro
 from common.command import run_command
 from common.machine import keep_freed_memory
 from eval.evaluation import evaluate
-from eval.session import WHOLE, EvalConfig
+from eval.session import DEFAULTS, EvalConfig
 
 _Run = Annotated[Path, tyro.conf.arg(metavar="RUN", help="folder of a finished run")]
-_Data = Annotated[
-    str | None, tyro.conf.arg(metavar="DIR", help="data set or URL; default: the run's own")
-]
+_DATA = "packed data set, or its URL; default: the one that the run was trained on"
+_Data = Annotated[str | None, tyro.conf.arg(metavar="DIR", help=_DATA)]
 _Config = Annotated[EvalConfig, tyro.conf.arg(name="")]
 
 
 def _command(
     run: tyro.conf.Positional[_Run],
     data: _Data = None,
-    config: _Config = WHOLE,
+    config: _Config = DEFAULTS,
 ) -> Callable[[], None]:
-    """Evaluate a run: RUN/results.json, RUN/embeddings, RUN/figures."""
+    """Evaluate a run: write results.json, scores.parquet, embeddings and figures to RUN."""
 
     def action() -> None:
         keep_freed_memory()

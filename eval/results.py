@@ -1,32 +1,23 @@
 """The records of results.json: what evaluations write and reports read.
 
-A field of value None is written as null, except those marked ABSENT, which are left out. Reading
-tolerates missing and unknown fields, so that a report can show older results, and refuses values
-of the wrong type.
+In field names and values of results.json, `group` is a symmetry group in the sections run, model
+and equivariance, and a group of patches (patient, slide or source image) in protocol and budgets.
 """
 
-import json
-import math
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 
-import msgspec
-
-from common.errors import DataError
-from common.files import atomic_path, read_json
+from common.files import read_json
 from common.machine import Environment
+from eval.json_records import ABSENT, parse
 
 VERSION = 2
 RESULTS = "results.json"
-ABSENT = {"absent": True}  # metadata of a field that is not written where it is None
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What the snapshot of a run says of its training."""
+    """Training of a run, from its snapshot: `eval.run.RunInfo`; older results lack fields."""
 
     preset: str | None = None
     seed: int | None = None
@@ -34,7 +25,7 @@ class RunFacts:
     noise_var: float | None = None  # also None for a model trained on labels
     beta: float | None = field(default=None, metadata=ABSENT)
     equivariance: float | None = field(default=None, metadata=ABSENT)  # lambda
-    group: str | None = field(default=None, metadata=ABSENT)
+    group: str | None = field(default=None, metadata=ABSENT)  # symmetry group
     fibres: str | None = field(default=None, metadata=ABSENT)
     stochastic: bool | None = field(default=None, metadata=ABSENT)
     dataset_hash: str | None = field(default=None, metadata=ABSENT)
@@ -67,10 +58,10 @@ class Parameters:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """The config of the model, its size, and the xxh3-64 of its weights (or embeddings)."""
+    """Configuration and size of the model, and the xxh3-64 of its weights (or embeddings)."""
 
     architecture: str | None = field(default=None, metadata=ABSENT)
-    group: str | None = field(default=None, metadata=ABSENT)
+    group: str | None = field(default=None, metadata=ABSENT)  # symmetry group
     widths: tuple[int, ...] | None = field(default=None, metadata=ABSENT)
     latent_channels: int | None = field(default=None, metadata=ABSENT)
     stage1_kernel: int | None = field(default=None, metadata=ABSENT)
@@ -87,7 +78,7 @@ class ExternalFacts:
     features: str
     matched_by: str | None = None
     dimensions: int | None = None
-    config: dict[str, Any] | None = None
+    config: dict[str, object] | None = None  # fields of `ExternalConfig`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +101,12 @@ class SplitCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How the numbers were made; the first fields are of evaluations of a run only."""
+    """How the numbers were measured; the first fields are set by evaluations of runs only."""
 
     metrics_split: str | None = field(default=None, metadata=ABSENT)
     metrics_images: int | None = field(default=None, metadata=ABSENT)
     equivariance_images: int | None = field(default=None, metadata=ABSENT)
-    corruption: dict[str, Any] | None = field(default=None, metadata=ABSENT)
+    corruption: dict[str, object] | None = field(default=None, metadata=ABSENT)
     corruption_seed: int | None = field(default=None, metadata=ABSENT)
     active_units_above_nats: float | None = field(default=None, metadata=ABSENT)
     embed_images: int | None = field(default=None, metadata=ABSENT)
@@ -129,7 +120,7 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionScores:
-    """Means over patches, against the clean patch; `input_*` are those of the corrupted patch."""
+    """Means over patches of scores against the clean patch; `input_*` score the corrupted patch."""
 
     psnr: float | None = None
     ssim: float | None = None
@@ -139,14 +130,14 @@ class ReconstructionScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction(ReconstructionScores):
-    """Scores of clean patches, and by kind of corruption."""
+    """Scores on clean patches, and by kind of corruption."""
 
     by_kind: dict[str, ReconstructionScores] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latent:
-    """Rate (nats per patch) and scales of the code."""
+    """Rate (KL in nats per patch) and standard deviations of the code."""
 
     kl: float | None = None
     active_units: int | None = None
@@ -158,7 +149,7 @@ class Latent:
 
 @dataclass(frozen=True, kw_only=True)
 class EquivarianceErrors:
-    """Relative errors over the group, over each group that is defined, and by element."""
+    """Relative errors over the model's symmetry group, over each group, and by group element."""
 
     error: float | None = None
     by_group: dict[str, float | None] = field(default_factory=dict)
@@ -167,14 +158,14 @@ class EquivarianceErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class Equivariance(EquivarianceErrors):
-    """Errors of the code, and of every readout."""
+    """Equivariance errors of the code, and of every readout."""
 
     by_readout: dict[str, EquivarianceErrors] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeScores:
-    """The scores on test of a probe: `eval.measure.probe.ProbeResult`."""
+    """Scores of a probe on test; see `eval.measure.probe`."""
 
     accuracy: float | None = None
     balanced_accuracy: float | None = None
@@ -201,7 +192,7 @@ class FeatureScores(ProbeScores, _FeatureSet):  # fields of the last base come f
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """The fewest and most patches that a draw of labels has."""
+    """The fewest and most labelled patches over the draws of a budget."""
 
     min: int | None = None
     max: int | None = None
@@ -209,7 +200,7 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetScores:
-    """The primary probe with few labels, over draws of the labelled groups."""
+    """Scores of the primary probe with few labels, over draws of the labelled groups."""
 
     groups_per_class: list[int] = field(default_factory=list)
     patches: Range | None = None
@@ -220,7 +211,7 @@ class BudgetScores:
 
 @dataclass(frozen=True, kw_only=True)
 class SeverityScores:
-    """One severity of a corruption; PSNR in dB of the reconstruction and of the corrupted patch."""
+    """Scores at one severity; PSNR in dB of the reconstruction and of the corrupted patch."""
 
     severity: int
     level: float | None = None
@@ -231,7 +222,7 @@ class SeverityScores:
 
 @dataclass(frozen=True, kw_only=True)
 class RobustnessCurve:
-    """One kind of corruption; `area` is the mean AUROC over severities."""
+    """Scores on one kind of corruption; `area` is the mean AUROC over severities."""
 
     unit: str | None = None
     trained: bool | None = None
@@ -249,7 +240,7 @@ class BaselineCurves:
 
 @dataclass(frozen=True, kw_only=True)
 class Robustness:
-    """The probe of clean patches on corrupted ones."""
+    """Scores on corrupted patches of the probe that was fitted on clean ones."""
 
     clean: float | None = None
     area: float | None = None
@@ -259,7 +250,7 @@ class Robustness:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """RUN/results.json; a section that was not measured is None."""
+    """The contents of RUN/results.json; a section that was not measured is None."""
 
     version: int | None = None
     run: RunFacts = field(default_factory=RunFacts)
@@ -288,34 +279,3 @@ def load_results(run: Path) -> Results:
     command = f"python -m eval.main {run}"
     raw = read_json(run / RESULTS, f"evaluate with: {command}")
     return parse(raw, Results, run / RESULTS, f"evaluate again with: {command}")
-
-
-def parse(raw: Any, kind: type[T], path: Path, remedy: str) -> T:
-    """Convert JSON to a record.
-
-    Raises:
-        DataError: a required field is missing or a value is not of its type; names both.
-    """
-    try:
-        return msgspec.convert(raw, kind)
-    except msgspec.ValidationError as error:
-        raise DataError(f"{path} was not written by this version ({error}): {remedy}") from None
-
-
-def save(path: Path, record: object) -> None:
-    """Write a record as JSON, whole or not at all."""
-    text = json.dumps(as_json(record), indent=1, allow_nan=False, ensure_ascii=False)
-    with atomic_path(path) as temp:
-        temp.write_text(text + "\n", encoding="utf-8")
-
-
-def as_json(value: Any) -> Any:
-    """Convert records to plain JSON, with null for every number that is not finite."""
-    if is_dataclass(value) and not isinstance(value, type):
-        pairs = ((f, getattr(value, f.name)) for f in fields(value))
-        return {f.name: as_json(v) for f, v in pairs if v is not None or f.metadata != ABSENT}
-    if isinstance(value, dict):
-        return {name: as_json(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

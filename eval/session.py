@@ -1,4 +1,4 @@
-"""What an evaluation works on: its configuration, and the data, the run and the model, opened."""
+"""The configuration of an evaluation, and its opened data set, run and model."""
 
 import time
 from collections.abc import Iterator
@@ -29,25 +29,26 @@ class EvalConfig:
     """Choose the measurements, and limit the images of each."""
 
     baselines: tuple[str, ...] = tuple(BASELINES)
-    """Features without training, probed beside those of the model."""
+    """Baselines, features without training, to probe as well."""
     probes: tuple[str, ...] = tuple(PROBES)
-    """Classifiers: logistic for all features, the others for the primary readout and baselines."""
+    """Classifiers to fit: logistic on all features, the others on the mean and the baselines."""
     budgets: bool = True
-    """Probe with labels of 1, 2, 5 groups per class and of 1, 5, 10 % of them, 20 draws each."""
+    """Also probe with few labels: of 1, 2, 5 groups (patients, slides or source images) per class,
+    and of 1, 5, 10 % of the groups; 20 random draws each."""
     robustness: bool = True
-    """Probe corrupted test patches: five kinds, five severities."""
+    """Also test the probes on corrupted patches: five kinds of corruption, five severities."""
     figures: bool = True
-    """Draw RUN/figures."""
+    """Draw figures to RUN/figures."""
     readouts: tuple[str, ...] = tuple(READOUTS)
     """Features of the model to probe; an orbit costs eight encodings per image (C4: four)."""
     orbit_probe: bool = True
-    """Also fit a probe of the mean on every train image moved by every group element."""
+    """Also fit a probe of the mean on all rotations and reflections of the train images."""
     embed_images: int = 1_000_000
-    """Maximum images per split in RUN/embeddings (1.6 KB each); a seeded random subset of more."""
+    """Maximum images per split in RUN/embeddings (1.6 KB each); of more, a seeded random subset."""
     probe_images: int = 50_000
     """Maximum images per split used by probes; a subset of the embedded ones."""
     test_images: int = 20_000
-    """Maximum images used by reconstruction and latent metrics; a seeded random subset of more."""
+    """Maximum images for reconstruction and latent metrics; of more, a seeded random subset."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the model; auto takes a GPU where torch can use one."""
 
@@ -64,16 +65,22 @@ class EvalConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 2")
 
 
-WHOLE = EvalConfig()  # the evaluation that eval.main makes by default
+DEFAULTS = EvalConfig()
 
 
 @dataclass(frozen=True)
 class Session:
-    """A data set, opened, and how to probe it; `notices` collects what a reader must know."""
+    """An opened data set and how to probe it; `notices` are warnings for readers of the results."""
 
     data: Dataset
     config: EvalConfig
     notices: list[str] = field(default_factory=list, kw_only=True)
+    start: float = field(default_factory=time.monotonic, kw_only=True)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the session was opened."""
+        return round(time.monotonic() - self.start, 1)
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -102,7 +109,7 @@ class Session:
 
 @dataclass(frozen=True)
 class RunSession(Session):
-    """A run and its data, opened."""
+    """An opened run and its data set."""
 
     run: Path
     info: runs.RunInfo
@@ -119,7 +126,7 @@ class RunSession(Session):
 
     @property
     def hashes(self) -> dict[str, str]:
-        """What embeddings and scores are of: metadata of their files."""
+        """Hashes of the model and the data set: metadata of files of embeddings and scores."""
         return {"snapshot_xxh3": runs.snapshot_hash(self.run), "dataset_hash": self.data.hash}
 
 
@@ -132,7 +139,7 @@ def timed(task: str) -> Iterator[None]:
 
 
 def open_run(run: Path, data: Path | None, config: EvalConfig) -> RunSession:
-    """Open RUN and its data set, or the data set in `data`.
+    """Open a run, and the data set in `data`, by default the one that the run was trained on.
 
     Raises:
         DataError: the run or the data set cannot be used.
@@ -143,7 +150,7 @@ def open_run(run: Path, data: Path | None, config: EvalConfig) -> RunSession:
     dataset = open_dataset(data or runs.data_root(run))
     session = RunSession(dataset, config, run, info, model, corruption)
     if not session.splits:
-        raise DataError(f"{dataset.root} holds no samples: there is nothing to evaluate on")
+        raise DataError(f"{dataset.root} has no samples to evaluate on")
     counts = ", ".join(f"{name} {len(split):,}" for name, split in session.splits.items())
     log.info(f"evaluating {run} on {dataset.root} ({counts}), on {session.device}")
     if dataset.hash != info.dataset_hash:
@@ -157,14 +164,14 @@ def open_run(run: Path, data: Path | None, config: EvalConfig) -> RunSession:
 
 
 def device_named(name: str) -> torch.device:
-    """Find the device; "auto" is a GPU where torch can use one."""
+    """Return the device of this name; "auto" is a GPU where torch can use one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
 
 
 def subset(count: int, limit: int) -> NDArray[np.int64]:
-    """Draw `limit` of `count` rows from a fixed seed, ascending; all where there are no more."""
+    """Draw at most `limit` of `count` rows from a fixed seed, ascending."""
     if count <= limit:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).choice(count, limit, replace=False))

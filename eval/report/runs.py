@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError
+from eval.json_records import as_json
 from eval.measure.probe import PRIMARY_PROBE
 from eval.measure.readouts import PRIMARY
 from eval.measure.scores import SCORES, Condition, ScoreBook, Scores, read_scores
@@ -31,7 +32,6 @@ from eval.results import (
     Robustness,
     RobustnessCurve,
     SeverityScores,
-    as_json,
     load_results,
 )
 from pipeline.corruptions import GRADED

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from common.files import read_json
 from common.machine import Environment
-from eval.results import ProbeScores, RunFacts, parse
+from eval.json_records import parse
+from eval.results import ProbeScores, RunFacts
 
 VERSION = 1
 TRANSFER = "transfer.json"

@@ -17,11 +17,11 @@ from common.errors import DataError
 from common.files import atomic_path
 from common.machine import environment
 from eval import run as runs
+from eval.json_records import as_json, save
 from eval.measure.baselines import BASELINES, Transform
 from eval.measure.readouts import PRIMARY, embed_mean
 from eval.report.document import Document
 from eval.report.writers import to_markdown
-from eval.results import as_json, save
 from eval.session import EvalConfig, device_named
 from eval.transfer import experiment
 from eval.transfer.datasets import ProbedData, open_datasets, short_names, site_labels

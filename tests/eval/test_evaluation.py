@@ -18,6 +18,7 @@ from eval import main as command
 from eval import run
 from eval.evaluation import evaluate
 from eval.features import COLUMNS, read_embeddings
+from eval.json_records import as_json
 from eval.measure import baselines, readouts, robustness
 from eval.measure.metrics import Symmetry
 from eval.measure.probe import Labelled, fit
@@ -25,7 +26,6 @@ from eval.measure.scores import Condition, read_scores
 from eval.report import __main__ as report_command
 from eval.report.report import write_report
 from eval.report.writers import escape_markdown as escape
-from eval.results import as_json
 from eval.session import EvalConfig
 from models import snapshot
 from models.vae import build

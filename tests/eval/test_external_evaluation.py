@@ -23,10 +23,10 @@ from eval.external_evaluation import (
 )
 from eval.external_features import read_external
 from eval.features import Features, read_embeddings, with_embeddings
+from eval.json_records import as_json
 from eval.measure import metrics
 from eval.measure.scores import Condition, read_scores
 from eval.report.report import write_report
-from eval.results import as_json
 from eval.session import EvalConfig
 from models import snapshot
 from pipeline.index import Dataset, open_dataset

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from common.errors import DataError
+from eval.json_records import as_json
 from eval.results import (
     RESULTS,
     DataFacts,
@@ -16,7 +17,6 @@ from eval.results import (
     Latent,
     Results,
     RunFacts,
-    as_json,
     load_results,
     save,
 )
