@@ -7,7 +7,8 @@ features               our files of embeddings
 external_features      files of embeddings made elsewhere
 measure/               metrics, readouts, baselines and probes of a model
 stats/                 intervals and contrasts over groups and seeds
-figures                pictures of a run; colours and projection that reports share
+figures                colours, styles and the projection that figures share
+run_figures            figures of a run
 json_records           records in JSON files
 results                the records of results.json
 writing                writes what every evaluation writes

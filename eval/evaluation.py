@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval import figures
 from eval import run as runs
+from eval import run_figures
 from eval.features import Features, write_embeddings
 from eval.measure import metrics, readouts
 from eval.measure.probing import probe_protocol, probe_run
@@ -58,7 +58,7 @@ def evaluate(
     probed = probe_run(session, embedded)
     if config.figures:
         with timed("figures"):
-            figures.draw(session, images, embedded[session.metrics_split.name])
+            run_figures.draw(session, images, embedded[session.metrics_split.name])
     results = Results(
         run=RunFacts(**asdict(session.info)),
         data=data_facts(session),

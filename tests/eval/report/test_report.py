@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from eval import figures
+from eval import run_figures
 from eval.measure.scores import Condition, read_scores
 from eval.report import atlas, ranking, svg, tables, verdicts
 from eval.report.document import Table, shown
@@ -341,9 +341,9 @@ def test_nearest_neighbours_agree_with_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(60, 16)).astype(np.float32)
     labels = np.repeat([0, 1, 2], 20)
-    queries = figures.queries(labels)
+    queries = run_figures.queries(labels)
     assert np.bincount(labels[queries]).tolist() == [2, 2, 2]
-    neighbours, cosines = figures.nearest(features, queries)
+    neighbours, cosines = run_figures.nearest(features, queries)
     centred = features - features.mean(0)
     search = NearestNeighbors(n_neighbors=9, metric="cosine").fit(centred)
     distances, expected = search.kneighbors(centred[queries])
