@@ -62,7 +62,7 @@ class StepPart(TrainRecord, tag="split", frozen=True):
 def training_of(trainer: Trainer, preset: str) -> tuple[str, str, str | None, bool]:
     """Fields of `TrainRecord`, in their order."""
     config = trainer.config
-    return preset, config.model.architecture, config.precision, config.compile
+    return preset, config.model.architecture, config.precision, bool(config.compile)
 
 
 def make_trainer(

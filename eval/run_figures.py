@@ -110,12 +110,12 @@ def orbit(model: VAE, image: Tensor, path: Path, symmetry: Symmetry) -> Path:
     with evaluating(model):
         mu = model.encoder(x).mean
         x_hat = model(moved)
-        moved_code = model.decoder(torch.cat([rho(mu, g, symmetry) for g in elements]))
-    difference = 255 * (x_hat - moved_code).abs().mean(1).cpu()
+        x_hat_moved = model.decoder(torch.cat([rho(mu, g, symmetry) for g in elements]))
+    difference = 255 * (x_hat - x_hat_moved).abs().mean(1).cpu()
     figure = Figure((1.25 * len(elements) + 1.2, 5.8), layout="constrained")
     ratios = [1.0] * len(elements) + [0.08]  # the last column holds the colour scale
     axes = figure.subplots(4, len(ratios), squeeze=False, width_ratios=ratios)
-    rows = [(r"$g\,x$", moved), (r"$D(\mu(g\,x))$", x_hat), (r"$D(\rho(g)\,\mu(x))$", moved_code)]
+    rows = [(r"$g\,x$", moved), (r"$D(\mu(g\,x))$", x_hat), (r"$D(\rho(g)\,\mu(x))$", x_hat_moved)]
     for row, (name, batch) in enumerate(rows):
         axes[row][0].set_ylabel(name, fontsize=10)
         axes[row][-1].axis("off")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from common.errors import DataError
-from eval.json_records import as_json
+from eval.json_records import as_json, save
 from eval.results import (
     RESULTS,
     DataFacts,
@@ -18,7 +18,6 @@ from eval.results import (
     Results,
     RunFacts,
     load_results,
-    save,
 )
 
 
