@@ -14,7 +14,7 @@ import train.step
 from bench import baselines, plain_trainer, roofline, steps
 from bench.baselines import Baseline
 from bench.modes import training
-from bench.modes.side_by_side import watched_rate
+from bench.modes.side_by_side import measured_rate
 from bench.plain_trainer import PlainTrainer
 from bench.records import NotMeasured, Spread
 from bench.settings import Settings
@@ -158,7 +158,7 @@ def test_the_plain_loaders_give_the_patches(small_dataset: Path, tmp_path: Path)
 
 def test_a_watched_run_counts_its_own_images(trainer: Trainer) -> None:
     batch = training.fixed_batch(trainer)
-    rate = watched_rate(trainer, iter([batch] * 9), replace(TINY, steps=2))
+    rate = measured_rate(trainer, iter([batch] * 9), replace(TINY, steps=2))
     assert trainer.done == 2 and rate > 0
 
 
