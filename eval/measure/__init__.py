@@ -3,6 +3,7 @@
 metrics     reconstruction, rate and equivariance of a model
 readouts    features made of the codes of a model
 baselines   features without training
+logistic    logistic regression over a grid of penalties
 probe       classifiers on features, selected on val
 budgets     the primary probe with few labels
 robustness  the primary probe on corrupted patches

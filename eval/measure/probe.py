@@ -5,24 +5,23 @@ left out.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from common.errors import DataError
+from eval.measure.logistic import fit_path
 from shards.schema import NO_LABEL
 
-MAX_ITERATIONS = 1000
 HIDDEN, EPOCHS = 128, 40  # of the MLP, which stops there by design
 
 
@@ -33,34 +32,52 @@ class Labelled(NamedTuple):
     labels: NDArray[np.int64]
 
 
+# standardised features (n, d), labels and settings to a fitted classifier of scikit-learn per
+# setting, and whether it converged
+Fit = Callable[
+    [NDArray[np.float64], NDArray[np.int64], Sequence[float]], Iterator[tuple[Any, bool]]
+]
+
+
+def each(make: Callable[[float], Any]) -> Fit:
+    """Fit the classifier of every setting by itself; where one stops by design is no matter."""
+
+    def fit_each(
+        features: NDArray[np.float64], labels: NDArray[np.int64], grid: Sequence[float]
+    ) -> Iterator[tuple[Any, bool]]:
+        for setting in grid:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                classifier = make(setting).fit(features, labels)
+            yield classifier, True
+
+    return fit_each
+
+
 @dataclass(frozen=True)
 class Family:
     """Classifiers on standardised features that differ in one setting."""
 
     setting: str
     grid: tuple[float, ...]  # from the simplest to the most flexible; ties go to the simplest
-    make: Callable[[float], Any]
-    iterates: bool  # whether an end before convergence is worth a notice
+    fit: Fit
 
 
 PROBES: dict[str, Family] = {
     "logistic": Family(  # the primary one; C is the inverse strength of the L2 penalty
         "C",
         (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
-        lambda c: LogisticRegression(C=c, max_iter=MAX_ITERATIONS),
-        iterates=True,
+        fit_path,
     ),
     "mlp": Family(
         "alpha",
         (100.0, 10.0, 1.0, 0.1),
-        lambda a: MLPClassifier((HIDDEN,), alpha=a, max_iter=EPOCHS, random_state=0),
-        iterates=False,
+        each(lambda a: MLPClassifier((HIDDEN,), alpha=a, max_iter=EPOCHS, random_state=0)),
     ),
     "knn": Family(
         "k",
         (200, 50, 20, 5),
-        lambda k: KNeighborsClassifier(int(k), algorithm="brute"),
-        iterates=False,
+        each(lambda k: KNeighborsClassifier(int(k), algorithm="brute")),
     ),
 }
 PRIMARY_PROBE = "logistic"
@@ -145,20 +162,19 @@ def fit(train: Labelled, val: Labelled, family: str = PRIMARY_PROBE) -> Probe:
     if kind.setting == "k":  # there cannot be more neighbours than samples
         count = len(train.labels)
         grid = tuple(k for k in grid if k <= count) or (float(count),)
-    for setting in grid:
-        model = make_pipeline(StandardScaler(), kind.make(setting))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ConvergenceWarning)
-            model.fit(train.features.astype(np.float64), train.labels)
-        stopped = any(issubclass(w.category, ConvergenceWarning) for w in caught)
-        converged &= not (stopped and kind.iterates)
-        scores = model.predict_proba(val.features.astype(np.float64))
-        auroc = macro_auroc(scores, model.classes_, val.labels)
-        accuracy = _balanced_accuracy(val.labels, model.classes_[scores.argmax(1)])
+    scaler = StandardScaler().fit(train.features.astype(np.float64))
+    features, seen = (scaler.transform(s.features.astype(np.float64)) for s in (train, val))
+    fits = kind.fit(features, train.labels, grid)
+    for setting, (classifier, is_solved) in zip(grid, fits, strict=True):
+        converged &= is_solved
+        scores = classifier.predict_proba(seen)
+        auroc = macro_auroc(scores, classifier.classes_, val.labels)
+        accuracy = _balanced_accuracy(val.labels, classifier.classes_[scores.argmax(1)])
         if (auroc, accuracy) > best_val:
-            best, best_val = (model, setting), (auroc, accuracy)
+            best, best_val = (classifier, setting), (auroc, accuracy)
     assert best is not None
-    return Probe(*best, best_val[0], converged, len(train.labels), len(val.labels))
+    model = Pipeline([("scaler", scaler), ("classifier", best[0])])
+    return Probe(model, best[1], best_val[0], converged, len(train.labels), len(val.labels))
 
 
 def macro_auroc(

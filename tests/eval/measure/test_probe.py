@@ -12,6 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from common.errors import DataError
+from eval.measure import logistic
 from eval.measure import probe as module
 from eval.measure.probe import Labelled, ProbeResult, fit, macro_auroc
 
@@ -54,6 +55,21 @@ def test_it_is_the_plain_scikit_learn_pipeline(classes: int) -> None:
     assert result.balanced_accuracy == pytest.approx(expected)
     assert result.converged
     assert (result.n_train, result.n_val, result.n_test, result.n_classes) == (150, 80, 90, classes)
+
+
+@pytest.mark.parametrize(("classes", "count"), [(2, 150), (4, 150), (2, 40), (5, 40)])
+def test_every_fit_is_the_minimum_that_scikit_learn_finds(classes: int, count: int) -> None:
+    """With more samples than features, and with fewer, correlated and constant ones among them."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(count, 60)) @ rng.normal(size=(60, 60)) * 10.0 ** -np.arange(0, 6, 0.1)
+    x = StandardScaler().fit_transform(np.hstack([noise, noise[:, :5], np.ones((count, 1))]))
+    labels = 3 * rng.integers(classes, size=count)
+    grid = module.PROBES["logistic"].grid
+    for c, (fitted, converged) in zip(grid, logistic.fit_path(x, labels, grid), strict=True):
+        plain = LogisticRegression(C=c, max_iter=100_000, tol=1e-9).fit(x, labels)
+        assert converged and c == fitted.C
+        np.testing.assert_array_equal(fitted.classes_, plain.classes_)
+        np.testing.assert_allclose(fitted.predict_proba(x), plain.predict_proba(x), atol=1e-4)
 
 
 def test_c_maximises_val_and_never_sees_test() -> None:
@@ -141,7 +157,7 @@ def test_a_solver_that_stops_early_is_recorded_without_a_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     three = splits(3)
-    monkeypatch.setattr(module, "MAX_ITERATIONS", 2)
+    monkeypatch.setattr(logistic, "MAX_ITERATIONS", 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         stopped = probed(*three)
