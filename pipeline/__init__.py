@@ -7,5 +7,6 @@ loader       batches on the device, from disk, host memory or device memory
 pixels       bytes to floats in [0, 1] and back
 d4           exact flips and quarter turns of images and latents
 corruptions  noise, blur, JPEG and other changes of a clean batch
+jitter       random colours of training patches
 stain        haematoxylin and eosin: jitter and normalisation
 """

@@ -53,7 +53,9 @@ class Trainer:
         self.task = make_task(config, dataset)
         objective = self.task.objective
         assert config.precision is not None
-        self.step = TrainStep(model, objective, config.corruption, config.precision, config.augment)
+        self.step = TrainStep(
+            model, objective, config.corruption, config.precision, config.augment, config.jitter
+        )
         self.step.to(self.device)
         self.model = self.step.model
         self.ema = copy.deepcopy(self.model).requires_grad_(False)

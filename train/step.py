@@ -12,12 +12,14 @@ from torch import Generator, Tensor, nn
 
 from models.objective import Inputs, Learner
 from models.vae import VAE
-from pipeline import corruptions, d4
+from pipeline import corruptions, d4, jitter
 from pipeline.corruptions import CorruptionConfig
+from pipeline.jitter import JitterConfig
 from pipeline.pixels import to_float
 from shards.schema import PATCH
 
 Precision = Literal["bf16", "fp32"]
+NO_JITTER = JitterConfig()
 
 
 class Draws(NamedTuple):
@@ -27,6 +29,7 @@ class Draws(NamedTuple):
     element_B: Tensor  # elements of the symmetry group other than the identity, for L_eq
     latent_noise: Tensor  # (B, 24, 4, 4) standard normal
     corruption: corruptions.Draws
+    jitter: Tensor | None = None  # (B, 8), of `pipeline.jitter`; None where it is off
 
 
 def generator_for(seed: int, images_seen: int, rank: int, device: torch.device) -> Generator:
@@ -36,7 +39,7 @@ def generator_for(seed: int, images_seen: int, rank: int, device: torch.device) 
 
 
 class TrainStep(nn.Module):
-    """Augmentation, corruption, model and losses of one local batch."""
+    """Augmentation, colour jitter, corruption, model and losses of one local batch."""
 
     objective: Learner
     pixels: Tensor
@@ -48,10 +51,11 @@ class TrainStep(nn.Module):
         corruption: CorruptionConfig,
         precision: Precision = "fp32",
         augment: bool = True,
+        jitter: JitterConfig = NO_JITTER,
     ) -> None:
         super().__init__()
         self.model, self.objective, self.corruption = model, objective, corruption
-        self.bf16, self.augment = precision == "bf16", augment
+        self.bf16, self.augment, self.jitter = precision == "bf16", augment, jitter
         self.order = d4.ORDER[objective.config.group]
         self.register_buffer("pixels", d4.pixel_index(PATCH), persistent=False)
         for module in objective.untrained(model):
@@ -65,6 +69,8 @@ class TrainStep(nn.Module):
             torch.randint(1, self.order, (batch,), **on),
             torch.randn((batch, *self.model.config.latent_shape), **on),
             corruptions.draw(self.corruption, batch, PATCH, generator),
+            # last, so that runs without it keep their random numbers
+            jitter.draw(self.jitter, batch, generator) if self.jitter.on else None,
         )
 
     def forward(
@@ -72,6 +78,8 @@ class TrainStep(nn.Module):
     ) -> dict[str, Tensor]:
         """Map uint8 images (B, 3, 32, 32), draws and labels to the losses, float32 scalars."""
         x = to_float(d4.act(images_BCHW, draws.augment_B, self.pixels))
+        if draws.jitter is not None:
+            x = jitter.apply(x, self.jitter, draws.jitter)
         x_tilde = corruptions.corrupt(x, self.corruption, draws.corruption)
         inputs = Inputs(x, x_tilde, draws.latent_noise, draws.element_B, labels_B)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):

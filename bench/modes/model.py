@@ -87,7 +87,9 @@ def learn(preset: str, config: ModelConfig, images: Tensor, precision: Precision
     settings = PRESETS[preset]()
     objective = Objective(settings.objective, config.latent_channels)
     model = build(config, 0)
-    step = TrainStep(model, objective, settings.corruption, precision, settings.augment)
+    step = TrainStep(
+        model, objective, settings.corruption, precision, settings.augment, settings.jitter
+    )
     step.to(images.device)
     draws = step.draw(len(images), generator_for(0, 0, 0, images.device))
 

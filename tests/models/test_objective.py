@@ -21,6 +21,7 @@ from models.objective import (
 from models.vae import ModelConfig, build
 from pipeline import d4
 from pipeline.corruptions import CorruptionConfig
+from pipeline.jitter import JitterConfig
 from train.step import TrainStep, generator_for
 
 D = 3 * 32 * 32
@@ -175,9 +176,11 @@ def test_relative_term_is_the_reported_error_and_shrinking_codes_does_not_lower_
         assert float(term) == pytest.approx(by_hand, rel=1e-3)
 
 
-def test_step_is_one_graph_without_recompilation() -> None:
+@pytest.mark.parametrize("jitter", [JitterConfig(), JitterConfig(0.2, 0.05, 0.1, 0.1)])
+def test_step_is_one_graph_without_recompilation(jitter: JitterConfig) -> None:
+    torch._dynamo.reset()
     objective = Objective(ObjectiveConfig(equivariance=0.3), 24)
-    step = TrainStep(build(ModelConfig(), 0), objective, CorruptionConfig())
+    step = TrainStep(build(ModelConfig(), 0), objective, CorruptionConfig(), jitter=jitter)
     counter = torch._dynamo.testing.CompileCounter()
     compiled = torch.compile(step, backend=counter, fullgraph=True, dynamic=False)
     for i in range(3):

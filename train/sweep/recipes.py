@@ -27,6 +27,10 @@ def preset(name: str) -> Arm:
     return Arm(name, PRESETS[name]())
 
 
+DVAE_REFINED = Arm("dvae-refined", Config(model=ModelConfig("refined")))
+REGULAR = ObjectiveConfig(fibres="regular")  # without a term: how evaluation moves the codes
+
+
 def headline() -> list[Arm]:
     """The three models of the primary contrasts."""
     return [preset(name) for name in ("vae", "dvae", "eq-dvae")]
@@ -51,12 +55,25 @@ def groups() -> list[Arm]:
     return [preset(name) for name in names]
 
 
+def relaxed() -> list[Arm]:
+    """An EQ-DVAE that is equivariant, between no symmetry and exact symmetry, at equal width.
+
+    `dvae-relaxed` begins at the same tied weights without the term that holds the model there.
+    """
+    return [
+        Arm("vae-refined", replace(PRESETS["vae"](), model=ModelConfig("refined"))),
+        DVAE_REFINED,
+        preset("eq-dvae-relaxed"),
+        Arm("dvae-relaxed", replace(Config(), model=ModelConfig("relaxed"), objective=REGULAR)),
+        preset("d4-dvae"),
+    ]
+
+
 def parameters() -> list[Arm]:
     """Weight tying at about the parameters of `refined` (219,279): D4 227,379, C4 206,403."""
-    untied = Arm("dvae-refined", replace(Config(), model=ModelConfig("refined")))
     d4, c4 = PRESETS["d4-dvae"](), PRESETS["c4-dvae"]()
     return [
-        untied,
+        DVAE_REFINED,
         Arm("d4-dvae-wide", replace(d4, model=replace(d4.model, widths=(48, 96, 192)))),
         Arm("c4-dvae-wide", replace(c4, model=replace(c4.model, widths=(32, 64, 128)))),
     ]
@@ -136,6 +153,7 @@ RECIPES: dict[str, Callable[[], list[Arm]]] = {
     "models": models,
     "ceiling": ceiling,
     "groups": groups,
+    "relaxed": relaxed,
     "parameters": parameters,
     "lambda": lambdas,
     "beta": beta,
