@@ -12,6 +12,7 @@ run_figures            figures of a run
 json_records           records in JSON files
 results                the records of results.json
 writing                writes what every evaluation writes
+export/                what others take away: model card, formats
 evaluation             evaluates a run (command `eval.main`)
 embedding              embeds any patches (command `eval.embed`)
 external_evaluation    evaluates the embeddings of any encoder (command `eval.external`)

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -13,7 +12,9 @@ from common.command import DONE, UNUSABLE_DATA, run_command
 from common.machine import keep_freed_memory, usable_cores
 from eval.embedding import DEFAULTS, EmbedOptions, embed
 
-_Run = Annotated[Path, tyro.conf.arg(metavar="RUN", help="folder of a finished run")]
+_Run = Annotated[
+    str, tyro.conf.arg(metavar="RUN", help="folder of a run or of a snapshot, or a hub id")
+]
 _Source = Annotated[str, tyro.conf.arg(metavar="SOURCE", help="data set, URL, folder or image")]
 _Options = Annotated[EmbedOptions, tyro.conf.arg(name="")]
 

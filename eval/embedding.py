@@ -30,6 +30,7 @@ from eval.encoder import PatchEncoder, load
 from eval.features import Format
 from eval.measure.readouts import READOUTS
 from eval.run import snapshot_hash
+from models.hub import SNAPSHOT
 from pipeline.index import Dataset, open_dataset
 from pipeline.reader import READ_SIZE, Reader
 from shards.pack.packing import pack
@@ -90,7 +91,7 @@ class EmbeddingFile:
     rows: NDArray[np.int64]
 
 
-def embed(run: Path, source: Path | str, options: EmbedOptions = DEFAULTS) -> Path:
+def embed(run: Path | str, source: Path | str, options: EmbedOptions = DEFAULTS) -> Path:
     """Write the embeddings of a source, or of the data set at a URL; return their folder.
 
     Raises:
@@ -99,7 +100,7 @@ def embed(run: Path, source: Path | str, options: EmbedOptions = DEFAULTS) -> Pa
     """
     features.require_libraries(options.formats)
     root = ranks.main_process_first(lambda: local(source))
-    out = options.out or run / "embeddings" / features.file_name(root.resolve().name)
+    out = options.out or default_folder(run) / features.file_name(root.resolve().name)
     ranks.require_shared(out)
     cuda = torch.cuda.is_available()
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu"
@@ -119,6 +120,17 @@ def embed(run: Path, source: Path | str, options: EmbedOptions = DEFAULTS) -> Pa
         numbers = encoder.dimensions(options.readout)
         log.info(f"{len(samples):,} embeddings of {numbers} numbers in {len(files)} files")
     return out
+
+
+def default_folder(run: Path | str) -> Path:
+    """Name the folder of a run's embeddings.
+
+    Raises:
+        DataError: it is not a run, but only its snapshot: the folder has to be named.
+    """
+    if not (Path(run) / SNAPSHOT).is_dir():
+        raise DataError(f"{run} is not the folder of a run: name one for the files with --out DIR")
+    return Path(run) / "embeddings"
 
 
 def plan_files(out: Path, samples: int, part_rows: int | None) -> list[EmbeddingFile]:

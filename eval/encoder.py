@@ -1,4 +1,4 @@
-"""Embeddings from Python: `load(run).encode(images)`.
+"""Embeddings from Python: `load(run).encode(images)`, with a run, a snapshot or a hub id.
 
 On a CPU, a process that embeds much calls `common.machine.keep_freed_memory` once, as the commands
 do: it halves the time.
@@ -18,6 +18,7 @@ from eval.measure.metrics import Symmetry, batch_for, evaluating
 from eval.measure.readouts import READOUTS
 from eval.run import load_info
 from models import snapshot
+from models.hub import locate
 from models.vae import VAE
 from pipeline.pixels import to_float
 from shards.schema import CHANNELS, PATCH
@@ -70,14 +71,17 @@ class PatchEncoder:
 
 
 def load(run: Path | str, device: str | torch.device | None = None) -> PatchEncoder:
-    """Load the encoder of a finished run, by default on a GPU where torch can use one.
+    """Load a trained encoder, by default on a GPU where torch can use one.
+
+    Args:
+        run: the folder of a finished run or of its snapshot, or a model on the Hugging Face hub,
+            `owner/model` or `owner/model@revision` (with the extra `hub`).
 
     Raises:
-        DataError: `run` holds no snapshot, or one that is damaged.
+        DataError: there is no snapshot, or one that is damaged.
     """
-    run = Path(run)
     info = load_info(run)
-    model = snapshot.load(run / "snapshot").to(
+    model = snapshot.load(locate(run)).to(
         device or ("cuda" if torch.cuda.is_available() else "cpu")
     )
     return PatchEncoder(model, Symmetry(info.group, info.fibres))

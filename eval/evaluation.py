@@ -8,6 +8,7 @@ import torch
 
 from eval import run as runs
 from eval import run_figures
+from eval.export.model_card import write_card
 from eval.features import Features, write_embeddings
 from eval.measure import metrics, readouts
 from eval.measure.probing import probe_protocol, probe_run
@@ -68,7 +69,9 @@ def evaluate(
         latent=latent,
         equivariance=equivariance,
     )
-    return write(session.run, session, results, probed, session.hashes)
+    results = write(session.run, session, results, probed, session.hashes)
+    write_card(session.run, results, probed.book if probed else None)
+    return results
 
 
 def embed_splits(session: RunSession) -> dict[str, Features]:

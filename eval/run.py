@@ -20,6 +20,7 @@ from common.files import read_json
 from common.machine import Environment
 from common.records import convert
 from models import snapshot
+from models.hub import locate
 from pipeline.corruptions import CorruptionConfig
 
 CONFIG, STATUS, METRICS = "config.json", "status.json", "metrics.jsonl"
@@ -80,18 +81,17 @@ class LogLine(msgspec.Struct, frozen=True):
     equivariance_error: float | None = None
 
 
-def load_info(run: Path) -> RunInfo:
-    """Read what RUN/snapshot/config.json says of the training.
+def load_info(run: Path | str) -> RunInfo:
+    """Read what the config.json of a snapshot says of the training.
+
+    Args:
+        run: as in `models.hub.locate`.
 
     Raises:
-        DataError: the run has no snapshot, or a field is missing or not of its type.
+        DataError: there is no snapshot, or a field is missing or not of its type.
     """
-    path = run / "snapshot" / snapshot.CONFIG
-    raw = read_json(
-        path,
-        f"{run} is not the folder of a finished run. "
-        f"Train one with: python train/main.py --out {run}",
-    )
+    path = locate(run) / snapshot.CONFIG
+    raw = read_json(path, f"{run} is not the folder of a finished run")
     return _converted(raw.get("about"), RunInfo, f"{path}: about: save the snapshot again")
 
 
@@ -156,6 +156,10 @@ def load_metrics(run: Path) -> list[LogLine]:
     return rows
 
 
-def snapshot_hash(run: Path) -> str:
-    """Hash the weights (xxh3-64): the name of the model in embeddings and results."""
-    return xxhash.xxh3_64_hexdigest((run / "snapshot" / snapshot.WEIGHTS).read_bytes())
+def snapshot_hash(run: Path | str) -> str:
+    """Hash the weights (xxh3-64): the name of the model in embeddings and results.
+
+    Args:
+        run: as in `models.hub.locate`.
+    """
+    return xxhash.xxh3_64_hexdigest((locate(run) / snapshot.WEIGHTS).read_bytes())

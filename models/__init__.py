@@ -6,4 +6,6 @@ vae             `ModelConfig`, the registry `ARCHITECTURES`, and a model with se
 objective       the losses of a VAE, and the protocol `Learner`
 classification  the same protocol for training on labels
 snapshot        saving a model as files, and loading it
+hub             where a snapshot is: in a run, by itself, or on the Hugging Face hub
+export          the encoder as ONNX or torch.export (a command)
 """

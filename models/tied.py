@@ -90,6 +90,14 @@ def tie(
             parametrize.register_parametrization(layer, name, tied)
 
 
+def untie(network: nn.Module) -> None:
+    """Expand tied weights in place: the network stays the same function, its weights are free."""
+    for layer in list(network.modules()):
+        if parametrize.is_parametrized(layer):
+            for name in list(layer.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(layer, name)
+
+
 def vector(channels: int, group: str) -> Tied:
     """Tie a vector: one number per fibre."""
     n = _fibres(channels, group)

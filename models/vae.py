@@ -13,7 +13,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from models.blocks import (
     GAMMA_SILU,
@@ -25,7 +24,7 @@ from models.blocks import (
     ResidualBlock,
     ScaledConv2d,
 )
-from models.tied import tie
+from models.tied import tie, untie
 from pipeline import d4
 from shards.schema import CHANNELS, PATCH
 
@@ -278,10 +277,7 @@ def build_relaxed(config: ModelConfig, channel_mean: Sequence[float] | None) -> 
     """
     networks = build_tied(config, channel_mean)
     for network in networks:
-        for layer in list(network.modules()):
-            if parametrize.is_parametrized(layer):
-                for name in list(layer.parametrizations):  # type: ignore[arg-type]
-                    parametrize.remove_parametrizations(layer, name)
+        untie(network)
     return networks
 
 

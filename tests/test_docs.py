@@ -21,6 +21,7 @@ from eval.measure.metrics import Symmetry
 from models.vae import ModelConfig, build
 from tests.helpers.patches import write_patches
 from tests.helpers.tars import members, samples, write_tar
+from tests.helpers.trained_runs import save_snapshot
 from train.arguments import parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -230,6 +231,23 @@ def test_unlabelled_patches_pack_train_and_embed(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "patches", tmp_path / "data/synthetic/raw/test/class")
     (snippet,) = code_blocks(text_of("README.md"), "python")
     run(["python", "-c", snippet + "assert features.shape == (40, 384)"], tmp_path)
+
+
+@pytest.mark.slow
+def test_the_model_is_taken_away_as_described(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="needs the extra export")
+    pytest.importorskip("onnxruntime", reason="needs the extra export")
+    run_folder = save_snapshot(tmp_path / "data/processed/eq-dvae-s0", ModelConfig())
+    page = "docs/taking-away.md"
+    for command in commands(page, "The encoder as ONNX or torch.export"):
+        assert "largest difference from PyTorch" in run(command, tmp_path)
+    assert {file.name for file in (run_folder / "export").iterdir()} == {
+        "encoder.onnx",
+        "encoder.pt2",
+    }
+    (snippet, *_) = code_blocks(text_of(page), "python")
+    images = "import numpy as np\nimages = np.zeros((3, 32, 32, 3), np.uint8)\n"
+    run(["python", "-c", images + snippet + "assert features.shape == (3, 384)"], tmp_path)
 
 
 @pytest.mark.long
