@@ -52,7 +52,8 @@ class EmbedOptions:
     out: Path | None = None
     """Folder of the embeddings; default: RUN/embeddings/ and the name of SOURCE."""
     readout: str = "mean"
-    """mean (384 numbers, the primary one), orbit_aligned, orbit_invariant or channel_stats."""
+    """mean (384 numbers, the primary one), orbit_aligned, orbit_invariant, channel_stats,
+    stage_stats or stage_stats_invariant."""
     formats: tuple[Format, ...] = ()
     """Formats beside Parquet: npy, one array of all rows; h5, a file per slide."""
     part_rows: int | None = None

@@ -4,7 +4,6 @@ On a CPU, a process that embeds much calls `common.machine.keep_freed_memory` on
 do: it halves the time.
 """
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,7 @@ class PatchEncoder:
 
     def __init__(self, model: VAE, symmetry: Symmetry) -> None:
         self.model, self.symmetry = model, symmetry
+        self.encoders = readouts.encoders_of(model)
 
     @property
     def device(self) -> torch.device:
@@ -43,7 +43,7 @@ class PatchEncoder:
             images: any number of 32x32 RGB patches, (n, 3, 32, 32) or (n, 32, 32, 3), uint8 in
                 0..255 or float in [0, 1]; an array, or a tensor on any device.
             readout: "mean" (384 numbers, the primary one), "orbit_aligned", "orbit_invariant"
-                (384 each) or "channel_stats" (48).
+                (384 each), "channel_stats" (48), "stage_stats" or "stage_stats_invariant" (480).
 
         Raises:
             ValueError: another shape, dtype or range, or an unknown readout.
@@ -58,16 +58,16 @@ class PatchEncoder:
             with evaluating(self.model):
                 on_device = images_BCHW.to(self.device)
                 x = to_float(on_device) if on_device.dtype == torch.uint8 else on_device.float()
-                features = readouts.readouts_of(
-                    lambda x: self.model.encoder(x).mean, x, [readout], self.symmetry
-                )
+                features = readouts.readouts_of(self.encoders, x, [readout], self.symmetry)
             batches.append(features[readout].cpu().numpy())
         return np.concatenate(batches)
 
     def dimensions(self, readout: str = "mean") -> int:
         """Count the numbers d that a readout gives per image."""
-        shape = self.model.config.latent_shape
-        return 2 * shape[0] if readout == "channel_stats" else math.prod(shape)
+        pixels = torch.zeros(1, CHANNELS, PATCH, PATCH, device=self.device)
+        with evaluating(self.model):
+            features = readouts.readouts_of(self.encoders, pixels, [readout], self.symmetry)
+        return features[readout].shape[1]
 
 
 def load(run: Path | str, device: str | torch.device | None = None) -> PatchEncoder:

@@ -142,16 +142,12 @@ def _latent(session: RunSession, images: torch.Tensor) -> Latent:
 
 def _equivariance(session: RunSession, images: torch.Tensor) -> Equivariance:
     few, symmetry = images[:READOUT_IMAGES], session.symmetry
-
-    def encode(x: torch.Tensor) -> torch.Tensor:
-        mean: torch.Tensor = session.model.encoder(x).mean
-        return mean
-
+    encoders = readouts.encoders_of(session.model)
     with timed("equivariance"), metrics.evaluating(session.model):
-        errors = metrics.equivariance_errors(encode, images, symmetry)
+        errors = metrics.equivariance_errors(encoders["mean"], images, symmetry)
         by_readout = {
             name: metrics.summary_of_errors(
-                readouts.equivariance_of(encode, few, name, symmetry), symmetry.group
+                readouts.equivariance_of(encoders, few, name, symmetry), symmetry.group
             )
             for name in session.config.readouts
         }

@@ -126,6 +126,11 @@ class VAE(nn.Module):
         images: Tensor = self.decoder(self.encoder(x_BCHW).mean)
         return images
 
+    def stages(self, x_BCHW: Tensor) -> list[Tensor]:
+        """Return the maps of the encoder's stages; of one without them, what its head reads."""
+        stages: Callable[[Tensor], list[Tensor]] | None = getattr(self.encoder, "stages", None)
+        return stages(x_BCHW) if stages else [self.encoder(x_BCHW).features]
+
 
 def build(config: ModelConfig, seed: int, channel_mean: Sequence[float] | None = None) -> VAE:
     """Make a new model whose weights depend on (config, seed) only.
@@ -216,6 +221,19 @@ class Encoder(nn.Module):
         features = self.body(stem)
         mean, log_var = _full(self.head(self.head_act(features))).chunk(2, dim=1)
         return Posterior(mean, log_var.clamp(*self.log_var_range), _full(features))
+
+    def stages(self, x_BCHW: Tensor) -> list[Tensor]:
+        """Return what each stage makes of images: maps (B, C, N, N) of sides 32, 16, 8 and 4.
+
+        Each is taken before it is halved; the last is the map that the head reads.
+        """
+        maps = []
+        x = self.stem((x_BCHW - self.input_shift) * self.input_scale)
+        for layer in self.body:
+            if isinstance(layer, Downsample):
+                maps.append(_full(x))
+            x = layer(x)
+        return [*maps, _full(x)]
 
 
 class Decoder(nn.Module):

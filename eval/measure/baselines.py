@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from eval.features import Features
-from eval.measure.readouts import embed_mean
+from eval.measure.readouts import embed_mean, embed_pixels
 from models.vae import VAE, build
 from pipeline.pixels import to_float, to_tensor
 from shards.codec.png import Pixels
@@ -65,9 +65,14 @@ def raw_pixels(train: Pixels, model: VAE) -> Transform:
 
 def random_init(train: Pixels, model: VAE) -> Transform:
     """Posterior mean of an untrained encoder of the model's architecture: 384 numbers."""
-    device = next(model.parameters()).device
-    untrained = build(model.config, RANDOM_INIT_SEED).to(device)
+    untrained = _untrained(model)
     return lambda pixels: embed_mean(untrained, pixels)
+
+
+def random_init_stages(train: Pixels, model: VAE) -> Transform:
+    """`stage_stats` of an untrained encoder of the model's architecture: 480 numbers."""
+    untrained = _untrained(model)
+    return lambda pixels: embed_pixels(untrained, pixels, ["stage_stats"])["stage_stats"]
 
 
 BASELINES: dict[str, Callable[[Pixels, VAE], Transform]] = {
@@ -77,7 +82,12 @@ BASELINES: dict[str, Callable[[Pixels, VAE], Transform]] = {
     "pca384": principal_components,
     "raw_pixels": raw_pixels,
     "random_init": random_init,
+    "random_init_stages": random_init_stages,
 }
+
+
+def _untrained(model: VAE) -> VAE:
+    return build(model.config, RANDOM_INIT_SEED).to(next(model.parameters()).device)
 
 
 def _unit(pixels: Pixels) -> Features:

@@ -1,10 +1,11 @@
-"""Readouts of a model: features made of its codes.
+"""Readouts of a model: features made of its codes, or of the maps inside its encoder.
 
 Shapes: n images, d features, G = |group| elements, codes mu (n, 24, 4, 4). Features are float32.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,13 +30,17 @@ from shards.codec.png import Pixels
 PRIMARY = "mean"  # the readout of every headline number
 
 
+Source = Literal["mean", "stages"]
+
+
 @dataclass(frozen=True)
 class Readout:
-    """Features made of the codes mu(g x) of an orbit (|G|, b, 24, 4, 4); g = 0 is the identity."""
+    """Features made of what an encoder gives for an orbit, (|G|, b, ...); g = 0 is the identity."""
 
-    orbit: bool  # False: the codes of x alone are enough, shaped (1, b, 24, 4, 4)
-    compute: Callable[[Tensor, Symmetry], Tensor]  # from codes to features (b, d)
+    orbit: bool  # False: the images themselves are enough, (1, b, ...)
+    compute: Callable[[Tensor, Symmetry], Tensor]  # to features (b, d)
     act: Callable[[Tensor, int, Symmetry], Tensor]  # the action of a group element on features
+    source: Source = "mean"  # codes (b, 24, 4, 4), or `stage_stats` (b, 480)
 
 
 def orbit_aligned(mu_GBCNN: Tensor, symmetry: Symmetry) -> Tensor:
@@ -44,10 +49,13 @@ def orbit_aligned(mu_GBCNN: Tensor, symmetry: Symmetry) -> Tensor:
     return torch.stack(moved_back).mean(0).flatten(1)
 
 
-def channel_stats(mu_GBCNN: Tensor, symmetry: Symmetry) -> Tensor:
-    """Compute the spatial mean and (biased) standard deviation of every channel."""
-    cells = mu_GBCNN[0].flatten(2)
-    return torch.cat([cells.mean(2), cells.std(2, correction=0)], 1)
+def channel_stats(maps: Sequence[Tensor]) -> Tensor:
+    """Compute the spatial means (b, C) of all channels of maps (b, c, N, N), C in all, then the
+    (biased) standard deviations: (b, 2 C).
+    """
+    cells = [x.flatten(2) for x in maps]
+    deviations = [x.std(2, correction=0) for x in cells]
+    return torch.cat([*(x.mean(2) for x in cells), *deviations], 1)
 
 
 def as_code(features: Tensor, element: int, symmetry: Symmetry) -> Tensor:
@@ -66,12 +74,24 @@ READOUTS: dict[str, Readout] = {
     "mean": Readout(False, lambda mu, _: mu[0].flatten(1), as_code),  # the primary one
     "orbit_aligned": Readout(True, orbit_aligned, as_code),
     "orbit_invariant": Readout(True, lambda mu, _: mu.mean(0).flatten(1), lambda x, *_: x),
-    "channel_stats": Readout(False, channel_stats, as_channels),
+    "channel_stats": Readout(False, lambda mu, _: channel_stats(mu[:1].unbind()), as_channels),
+    "stage_stats": Readout(False, lambda stats, _: stats[0], as_channels, "stages"),
+    "stage_stats_invariant": Readout(
+        True, lambda stats, _: stats.mean(0), lambda x, *_: x, "stages"
+    ),
 }
 
 
+def encoders_of(model: VAE) -> dict[Source, Encode]:
+    """Return what each kind of readout is made of, from float images (b, 3, 32, 32)."""
+    return {
+        "mean": lambda x: model.encoder(x).mean,
+        "stages": lambda x: channel_stats(model.stages(x)),
+    }
+
+
 def equivariance_of(
-    encode: Encode, images: Tensor, name: str, symmetry: Symmetry = TRIVIAL_D4
+    encoders: Mapping[Source, Encode], images: Tensor, name: str, symmetry: Symmetry = TRIVIAL_D4
 ) -> dict[int, float]:
     """Measure the relative equivariance error of a readout by element of the group of `symmetry`.
 
@@ -79,7 +99,7 @@ def equivariance_of(
         images: uint8 (n, 3, 32, 32); an orbit readout encodes each |G|^2 times.
     """
     return relative_errors(
-        lambda x: readouts_of(encode, x, [name], symmetry)[name],
+        lambda x: readouts_of(encoders, x, [name], symmetry)[name],
         images,
         lambda features, g: READOUTS[name].act(features, g, symmetry),
         range(1, d4.ORDER[symmetry.group]),
@@ -87,13 +107,23 @@ def equivariance_of(
 
 
 def readouts_of(
-    encode: Encode, x: Tensor, readouts: Iterable[str], symmetry: Symmetry = TRIVIAL_D4
+    encoders: Mapping[Source, Encode],
+    x: Tensor,
+    readouts: Iterable[str],
+    symmetry: Symmetry = TRIVIAL_D4,
 ) -> dict[str, Tensor]:
-    """Compute readouts of float images (b, 3, 32, 32); the orbit is encoded once for all."""
-    by_name = {name: READOUTS[name] for name in readouts}
-    order = d4.ORDER[symmetry.group] if any(r.orbit for r in by_name.values()) else 1
-    codes = torch.stack([encode(d4.act_one(x, g)) for g in range(order)])
-    return {name: readout.compute(codes, symmetry) for name, readout in by_name.items()}
+    """Compute readouts of float images (b, 3, 32, 32).
+
+    The orbit is encoded once for all readouts of one source.
+    """
+    features: dict[str, Tensor] = {}
+    for source, encode in encoders.items():
+        by_name = {n: READOUTS[n] for n in readouts if READOUTS[n].source == source}
+        order = d4.ORDER[symmetry.group] if any(r.orbit for r in by_name.values()) else 1
+        if by_name:
+            encoded = torch.stack([encode(d4.act_one(x, g)) for g in range(order)])
+            features |= {n: readout.compute(encoded, symmetry) for n, readout in by_name.items()}
+    return features
 
 
 def embed_batches(
@@ -101,12 +131,12 @@ def embed_batches(
 ) -> Iterator[dict[str, Features]]:
     """Compute readouts of batches of images, one dictionary per batch."""
     device = next(model.parameters()).device
-    readouts = tuple(readouts)
+    readouts, encoders = tuple(readouts), encoders_of(model)
     for pixels in batches:
         images = to_tensor(pixels, device)
         with evaluating(model):
             passes = [
-                readouts_of(lambda v: model.encoder(v).mean, to_float(x), readouts, symmetry)
+                readouts_of(encoders, to_float(x), readouts, symmetry)
                 for x in images.split(batch_for(device))
             ]
         yield {name: torch.cat([f[name] for f in passes]).cpu().numpy() for name in readouts}

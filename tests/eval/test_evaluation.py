@@ -113,7 +113,7 @@ def test_one_probe_is_fitted_on_the_orbit_of_every_train_patch(evaluated: Path, 
 
 def test_results_are_complete_and_the_same_twice(evaluated: Path) -> None:
     first = results_of(evaluated)
-    names = {"mean", "mean_full_orbit", "orbit_aligned", "orbit_invariant", "channel_stats"}
+    names = {"mean_full_orbit", *readouts.READOUTS}
     assert set(first["probe"]) == names | set(baselines.BASELINES)
     assert first["probe"]["pca384"]["dimensions"] == 48  # as many as there are train images
     assert first["probe"]["mean_rgb"]["auroc"] > 0.7  # the classes differ by their mean colour
@@ -163,18 +163,20 @@ def test_embeddings_read_back_in_sample_order(evaluated: Path, data: Path) -> No
 
 def test_orbit_readouts_are_what_they_promise() -> None:
     x = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    pooled = readouts.readouts_of(lambda v: F.avg_pool2d(v, 8), x, readouts.READOUTS)
+    encoders: dict[readouts.Source, readouts.Encode] = {"mean": lambda v: F.avg_pool2d(v, 8)}
+    pooled = readouts.readouts_of(encoders, x, readouts.READOUTS)
     torch.testing.assert_close(pooled["orbit_aligned"], pooled["mean"])
     model = build(SMALL, 0)
     with torch.no_grad():
         for group, element in (("D4", 6), ("C4", 1)):
             still, moved = (
                 readouts.readouts_of(
-                    lambda v: model.encoder(v).mean, v, readouts.READOUTS, Symmetry(group)
+                    readouts.encoders_of(model), v, readouts.READOUTS, Symmetry(group)
                 )
                 for v in (x, readouts.d4.act_one(x, element))
             )
-            torch.testing.assert_close(still["orbit_invariant"], moved["orbit_invariant"])
+            for name in ("orbit_invariant", "stage_stats_invariant"):
+                torch.testing.assert_close(still[name], moved[name])
             assert not torch.allclose(still["mean"], moved["mean"], atol=1e-4)
             aligned = still["orbit_aligned"].unflatten(1, (24, 4, 4))
             expected = readouts.d4.act_one(aligned, element).flatten(1)
