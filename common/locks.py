@@ -25,27 +25,30 @@ def locked(
     Raises:
         DataError: another process holds the lock and `wait` is off, or the folder is unusable.
     """
-    handle = _open(path)
-    try:
-        _acquire(handle, path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, busy, wait)
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    while True:
         try:
-            yield
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise DataError(f"{path.parent} cannot be used: {error.strerror}") from None
+        try:
+            if _acquire(handle, path, kind, busy, wait):
+                try:
+                    yield
+                finally:
+                    if remove:
+                        path.unlink(missing_ok=True)
+                return
         finally:
-            if remove:
-                path.unlink(missing_ok=True)
-    finally:
-        os.close(handle)
+            os.close(handle)
 
 
-def _open(path: Path) -> int:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise DataError(f"{path.parent} cannot be used: {error.strerror}") from None
+def _acquire(handle: int, path: Path, kind: int, busy: str, wait: bool) -> bool:
+    """Lock an open file; False if the holder before this one has removed it at its end.
 
-
-def _acquire(handle: int, path: Path, kind: int, busy: str, wait: bool) -> None:
+    A lock on a removed file excludes nobody: the file must be made again.
+    """
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -55,6 +58,7 @@ def _acquire(handle: int, path: Path, kind: int, busy: str, wait: bool) -> None:
         fcntl.flock(handle, kind)
     except OSError as error:
         raise DataError(f"{path} cannot be locked: {error.strerror}") from None
-    # the holder may have removed the file at its end: a lock on a removed file excludes nobody
-    if not path.exists() or path.stat().st_ino != os.fstat(handle).st_ino:
-        raise DataError(busy)
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False

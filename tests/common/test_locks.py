@@ -59,6 +59,24 @@ def test_waiting_for_a_holder_logs_why(tmp_path: Path, caplog: pytest.LogCapture
     assert order == ["first", "second"] and caplog.messages == ["waiting for another"]
 
 
+def test_a_lock_file_that_its_holder_removed_is_made_again(tmp_path: Path) -> None:
+    path, held = tmp_path / ".lock", threading.Event()
+
+    def hold() -> None:
+        with locked(path, "busy", remove=True):
+            held.set()
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(10)
+    with locked(path, "waiting for another", wait=True):
+        assert path.exists()
+        with pytest.raises(DataError, match=r"^busy$"), locked(path, "busy"):
+            pass
+    thread.join()
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
