@@ -55,7 +55,8 @@ def leave_one_out(listed: Path, out: Path, options: SiteOptions | None = None) -
 
     Raises:
         DataError: `listed` cannot be read, a row has no site, there is only one site or a group
-            lies in two of them, two sites would share a file, a file of `out` exists already.
+            lies in two of them, two sites would share a file, a file of `out` holds another
+            list.
     """
     options = options or SiteOptions()
     values = _packed(listed) if listed.is_dir() else read_manifest(listed, options.columns).values
@@ -68,11 +69,9 @@ def leave_one_out(listed: Path, out: Path, options: SiteOptions | None = None) -
     if len({name.lower() for name in names.values()}) < len(sites):
         raise DataError(f"{listed}: two sites would share one file name: {names}; rename a site")
     out.mkdir(parents=True, exist_ok=True)
-    for name in names.values():
-        if (out / name).exists():
-            raise DataError(f"{out / name} exists: remove it, or choose another folder")
-    rows = [("site", *(f"{split} patches" for split in SPLITS), "train groups", "val groups")]
-    for site, name in names.items():
+    rows: dict[str, tuple[str, ...]] = {}
+    # lists that exist first: those of another command are refused before anything is written
+    for site, name in sorted(names.items(), key=lambda item: not (out / item[1]).exists()):
         members = zip(groups, labels, values["site"], strict=True)
         others = [(group, label) for group, label, of_site in members if of_site != site]
         drawn, warnings = draw_splits(others, options.val, 0, options.seed)
@@ -88,8 +87,9 @@ def leave_one_out(listed: Path, out: Path, options: SiteOptions | None = None) -
             log.warning(f"{name}: {warning}")
         patches, groups_of = Counter(splits), Counter(drawn.values())
         counts = (*(patches[split] for split in SPLITS), groups_of["train"], groups_of["val"])
-        rows.append((printable(site), *(f"{count:,}" for count in counts)))
-    log.info(table(rows))
+        rows[site] = (printable(site), *(f"{count:,}" for count in counts))
+    header = ("site", *(f"{split} patches" for split in SPLITS), "train groups", "val groups")
+    log.info(table([header, *(rows[site] for site in sites)]))
     return [out / name for name in names.values()]
 
 
@@ -145,6 +145,7 @@ def _groups(listed: Path, values: Values) -> list[Group]:
 
 
 def _write(path: Path, values: Values) -> None:
+    """Write a list, unless an earlier run of the same command has written it."""
     types = {"x": pa.int64(), "y": pa.int64(), "mpp": pa.float64()}
     columns: dict[str, pa.Array] = {}
     for field_name in FIELDS:
@@ -153,8 +154,13 @@ def _write(path: Path, values: Values) -> None:
             columns[field_name] = column
     sink = pa.BufferOutputStream()
     pa_csv.write_csv(pa.table(columns), sink)
+    data = memoryview(sink.getvalue())
+    if path.exists():
+        if path.read_bytes() != data:
+            raise DataError(f"{path} exists with another list: remove it, or choose another folder")
+        return
     with atomic_file(path) as file:
-        file.write(memoryview(sink.getvalue()))
+        file.write(data)
 
 
 _List = Annotated[Path, tyro.conf.arg(metavar="LIST", help="manifest, or packed data set")]
@@ -174,7 +180,7 @@ class _Command:
 
 
 def main() -> int:
-    return run_command("shards.sites", _Command, "remove the lists in DIR before you run it again")
+    return run_command("shards.sites", _Command)
 
 
 if __name__ == "__main__":

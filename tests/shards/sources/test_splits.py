@@ -255,12 +255,26 @@ def test_the_command_says_what_is_where(
         source, tmp_path / "m.csv", "patient,hospital", [row[:2] for row in SITES]
     )
     command = ["sites", str(origin), str(tmp_path / "lists"), "--columns.site", "hospital"]
-    for arguments, status in (([], 0), ([], 1), (["--val", "1"], 2)):
+    for arguments, status in (([], 0), (["--seed", "7"], 1), (["--val", "1"], 2)):
         monkeypatch.setattr("sys.argv", [*command, *arguments])
         assert main() == status
     printed = capsys.readouterr()
     assert "Graz              35            5            20" in printed.out
-    assert "Graz.csv exists: remove it" in printed.err and "below 1" in printed.err
+    assert "Graz.csv exists with another list: remove it" in printed.err
+    assert "below 1" in printed.err
+
+
+def test_an_interrupted_command_continues(source: Path, tmp_path: Path) -> None:
+    origin = write_manifest(source, tmp_path / "m.csv", "patient,site,split", SITES)
+    lists = leave_one_out(origin, tmp_path / "lists")
+    before = file_hashes(tmp_path / "lists")
+    lists[1].unlink()
+    assert leave_one_out(origin, tmp_path / "lists") == lists
+    assert file_hashes(tmp_path / "lists") == before
+    lists[0].unlink()
+    with pytest.raises(DataError, match=r"Leeds\.csv exists with another list"):
+        leave_one_out(origin, tmp_path / "lists", SiteOptions(seed=7))
+    assert not lists[0].exists(), "nothing is written beside lists of another command"
 
 
 def test_a_converted_set_has_other_places_than_its_files(source: Path, tmp_path: Path) -> None:
