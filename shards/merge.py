@@ -65,9 +65,10 @@ def _records(out: Path, shared: SharedPlan) -> list[ShardRecord]:
         shards = task.shards(plan)
         if missing := [shard.name for shard in shards if records[shard.name] is None]:
             line = command_line(shared.collection.root, str(out), shared.options, task)
+            more = ", ..." if len(missing) > 1 else ""
             incomplete.append(
                 f"  {task}: {len(missing)} of {len(shards)} shards are missing "
-                f"({missing[0]}, ...); run: {line}"
+                f"({missing[0]}{more}); run: {line}"
             )
     if incomplete:
         raise DataError(

@@ -146,7 +146,9 @@ def test_a_missing_task_is_named_with_the_command_that_completes_it(
     monkeypatch.setattr("sys.argv", shlex.split(line)[2:])
     assert pack_command.main() == 0
     (out / "train-000001.tar").write_bytes(b"cut")  # after its task had recorded it
-    with pytest.raises(DataError, match=r"task 1 of 3: 1 of 3 shards are missing \(train-000001"):
+    with pytest.raises(
+        DataError, match=r"task 1 of 3: 1 of 3 shards are missing \(train-000001\);"
+    ):
         merge(out)
     assert pack_command.main() == 0
     monkeypatch.setattr("sys.argv", ["merge", str(out)])
