@@ -16,6 +16,7 @@ import xxhash
 from common.errors import DataError
 
 MAX_JSON_BYTES = 64 << 20
+_HASH_CHUNK = 1 << 20
 
 
 class HashedFile:
@@ -98,6 +99,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def hash_file(path: Path) -> str:
+    """Return the xxh3-64 of a file, as `HashedFile.xxh3`; a part of it is in memory at a time."""
+    digest = xxhash.xxh3_64()
+    with open(path, "rb") as file:
+        while chunk := file.read(_HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def read_json(path: Path, missing: str = "") -> dict[str, Any]:

@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import xxhash
 from fsspec.core import url_to_fs
 
 from common.errors import DataError
+from common.files import hash_file
 
 # the library that fsspec needs for each scheme; the extra `remote` installs them all
 SCHEMES = {
@@ -31,7 +31,6 @@ PAUSE = 0.5  # seconds before the second attempt; doubled before each further on
 
 _CONNECT_S, _SILENCE_S = 30, 60  # until a connection counts as lost
 _CHUNK = 4 << 20
-_HASH_CHUNK = 1 << 20
 _TRY_AGAIN = (408, 425, 429)  # of the 4xx answers, which are otherwise final
 
 T = TypeVar("T")
@@ -58,7 +57,13 @@ class Store:
         self.url, self._http = url.rstrip("/"), scheme in ("http", "https")
         try:
             # a new instance: fsspec's shared ones remember what they listed before
-            options = {"client_kwargs": {"timeout": _timeout()}} if self._http else {}
+            options = {}
+            if self._http:
+                from aiohttp import ClientTimeout
+
+                # of the wait for the next bytes, not of a whole file
+                wait = ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
+                options["client_kwargs"] = {"timeout": wait}
             self._files, base = url_to_fs(self.url, skip_instance_cache=True, **options)
         except ImportError as error:
             raise DataError(
@@ -87,13 +92,6 @@ class Store:
             headers["Range"] = f"bytes={start}-"
         with self._files.open(path, block_size=0, size=1, headers=headers) as file:
             yield file, start if file.r.status == 206 else 0
-
-
-def _timeout() -> Any:
-    """Limit the wait for the next bytes, but not the time of a whole file."""
-    from aiohttp import ClientTimeout
-
-    return ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ def _attempt(
         _append_missing(store, file, advance, stop)
     if (size := file.arrived()) < file.size:
         raise EOFError(f"it ended after {size} of {file.size} bytes")
-    if size == file.size and _hash(file.partial) == file.xxh3:
+    if size == file.size and hash_file(file.partial) == file.xxh3:
         return
     advance(-size)
     file.partial.unlink()
@@ -222,14 +220,6 @@ def _appending(path: Path, size: int) -> Iterator[Callable[[bytes], None]]:
     with file:
         yield write
         os.fsync(file.fileno())
-
-
-def _hash(path: Path) -> str:
-    digest = xxhash.xxh3_64()
-    with open(path, "rb") as file:
-        while chunk := file.read(_HASH_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _retry(place: str, act: Callable[[], T], wait: Callable[[float], object] = time.sleep) -> T:

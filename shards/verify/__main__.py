@@ -11,7 +11,7 @@ import tyro
 from common.command import DONE, UNUSABLE_DATA, run_command
 from common.console import log, table
 from shards.foreign.index import IndexOptions, index_tars
-from shards.verify.check import Report, verify
+from shards.verify.check import verify
 from shards.verify.duplicates import LOW_CONTRAST
 
 _SHOWN = 50
@@ -42,7 +42,7 @@ def _command(
         return partial(_index, source, index, options)
     if options != _DEFAULTS:
         raise ValueError("--split, --classes, --skip-bad, ... are about --index, which is missing")
-    return partial(_check, Path(source), not no_duplicates)
+    return partial(_verify, Path(source), not no_duplicates)
 
 
 def _index(source: str, out: Path, options: IndexOptions) -> int:
@@ -50,17 +50,13 @@ def _index(source: str, out: Path, options: IndexOptions) -> int:
     return DONE
 
 
-def _check(root: Path, duplicates: bool) -> int:
+def _verify(root: Path, duplicates: bool) -> int:
+    """Check a data set, and print a table, the warnings and the first problems."""
     report = verify(root, duplicates)
-    _print_report(root, report)
-    return UNUSABLE_DATA if report.problem_count else DONE
-
-
-def _print_report(root: Path, report: Report) -> None:
     rows = [("split", "shards", "samples", "bytes", "problems")]
     for name, split in report.metadata.splits.items():
         size = sum(shard.size + shard.sidecar_size for shard in split.shards)
-        bad = sum(problem.file.startswith(f"{name}-") for problem in report.problems)
+        bad = sum(n for file, n in report.counts.items() if file.startswith(f"{name}-"))
         rows.append((name, f"{len(split.shards):,}", f"{split.count:,}", f"{size:,}", f"{bad:,}"))
     print(table(rows))
     if report.duplicates is not None and (flat := sum(report.duplicates.flat.values())):
@@ -74,6 +70,7 @@ def _print_report(root: Path, report: Report) -> None:
         print(f"problem: {problem}", file=sys.stderr)
     verdict = f"{report.problem_count} problems" if report.problem_count else "sound"
     print(f"{root}: {verdict}")
+    return UNUSABLE_DATA if report.problem_count else DONE
 
 
 def main() -> int:

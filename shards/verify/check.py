@@ -1,6 +1,7 @@
 """Check a whole data set: every shard, keys, counts, groups and patches that cross splits."""
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +33,13 @@ class Report:
 
     metadata: DatasetMetadata
     problems: list[Problem]  # the first ones of every file
-    problem_count: int
+    counts: Counter[str]  # of all problems, by file
     warnings: list[str]
     duplicates: Duplicates | None  # None: not looked for
+
+    @property
+    def problem_count(self) -> int:
+        return self.counts.total()
 
 
 def verify(root: Path, duplicates: bool = True) -> Report:
@@ -58,7 +63,10 @@ def verify(root: Path, duplicates: bool = True) -> Report:
                 advance(shard.count)
     _check_keys(metadata, findings)
     _check_counts(metadata, findings)
-    _check_strays(root, metadata, findings)
+    files = {path for shard in metadata.shards for path in (shard.tar(root), shard.sidecar(root))}
+    for path in sorted(root.iterdir()):  # a reader of `*.tar` would mix in what is not listed
+        if _SHARD_FILE.fullmatch(path.name) and path not in files:
+            findings.add(path.name, None, "not part of the data set; move it away")
     warnings = [
         leak_warning(name, crossing)
         for name in GROUPS
@@ -69,7 +77,7 @@ def verify(root: Path, duplicates: bool = True) -> Report:
         splits = [name for name in SPLITS if name in findings.fingerprints]
         repeated = find_duplicates({name: join(findings.fingerprints[name]) for name in splits})
         warnings += _duplicate_warnings(root, metadata, repeated, findings)
-    return Report(metadata, findings.problems, findings.counts.total(), warnings, repeated)
+    return Report(metadata, findings.problems, findings.counts, warnings, repeated)
 
 
 def _duplicate_warnings(
@@ -157,11 +165,3 @@ def _check_counts(metadata: DatasetMetadata, findings: Findings) -> None:
     tolerance = 1e-3 if metadata.png == FOREIGN else 1e-12
     if not np.allclose(mean, metadata.channel_mean, rtol=0, atol=tolerance):
         findings.add("dataset.json", None, f"channel_mean is {metadata.channel_mean}, not {mean}")
-
-
-def _check_strays(root: Path, metadata: DatasetMetadata, findings: Findings) -> None:
-    """Find shards that dataset.json does not list: a reader of `*.tar` would mix them in."""
-    files = {path for shard in metadata.shards for path in (shard.tar(root), shard.sidecar(root))}
-    for path in sorted(root.iterdir()):
-        if _SHARD_FILE.fullmatch(path.name) and path not in files:
-            findings.add(path.name, None, "not part of the data set; move it away")

@@ -96,7 +96,10 @@ def find_duplicates(splits: dict[str, Fingerprints]) -> Duplicates:
     for first, second in combinations(compared, 2):
         a, b = compared[first], compared[second]
         a = a[np.unique(a.exact, return_index=True)[1]]
-        same = _same(a, b)
+        same = np.full(len(b.keys), -1)  # for every patch of b one of a with its pixels
+        if len(a.keys):
+            place = np.searchsorted(a.exact, b.exact).clip(max=len(a.keys) - 1)
+            same = np.where(a.exact[place] == b.exact, place, -1)
         near = np.full(len(b.keys), -1)
         others = np.flatnonzero(same < 0)
         near[others] = _near(a, b[others])
@@ -111,14 +114,6 @@ def find_duplicates(splits: dict[str, Fingerprints]) -> Duplicates:
         {name: int(split.flat.sum()) for name, split in splits.items()},
         crossings,
     )
-
-
-def _same(a: Fingerprints, b: Fingerprints) -> Indices:
-    """Find for every patch of `b` one of `a` with the same pixels, or -1; `a.exact` is sorted."""
-    if not len(a.keys):
-        return np.full(len(b.keys), -1)
-    place = np.searchsorted(a.exact, b.exact).clip(max=len(a.keys) - 1)
-    return np.where(a.exact[place] == b.exact, place, -1)
 
 
 def _near(a: Fingerprints, b: Fingerprints) -> Indices:

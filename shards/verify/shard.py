@@ -5,13 +5,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
-import xxhash
 from deflate import crc32
 
+from common.files import hash_file
 from shards.codec.images import decode_all
 from shards.codec.png import MAX_PNG_BYTES, Pixels, PngError, inflate, store, unfilter
 from shards.codec.sidecar import decode_sidecar
@@ -24,9 +24,20 @@ _KEY = re.compile(r"s(\d{9})")
 _LABEL = re.compile(rb"0|[1-9]\d{0,5}")
 _PER_FILE = 20  # problems listed per file; all are counted
 _BATCH = 256
-_CHUNK = 1 << 20
 
-Row = dict[str, Any]  # of a sidecar
+
+class Row(msgspec.Struct, frozen=True):
+    """A row of a sidecar; see `shards.schema.SIDECAR`."""
+
+    key: str
+    label: int
+    offset: int
+    size: int
+    crc32: int
+    source: str
+    slide: str | None
+    patient: str | None
+    path: str
 
 
 @dataclass(frozen=True)
@@ -75,11 +86,12 @@ def check_shard(
     rows: list[Row] = []
     if _check_bytes(sidecar, sidecar.name, shard.sidecar_size, shard.sidecar_xxh3, findings):
         try:
-            rows = decode_sidecar(sidecar.read_bytes(), shard.count).to_pylist()
+            table = decode_sidecar(sidecar.read_bytes(), shard.count)
+            rows = msgspec.convert(table.to_pylist(), list[Row])
         except ValueError as error:
             findings.add(sidecar.name, None, str(error))
     for kind in GROUPS:
-        names = {(split, row[kind]) for row in rows if row[kind] is not None}
+        names = {(split, name) for row in rows if (name := getattr(row, kind)) is not None}
         findings.groups.setdefault(kind, set()).update(names)
     if has_tar and metadata.png == FOREIGN:
         _check_images(tar, name, split, shard, rows, findings)
@@ -95,12 +107,8 @@ def _check_bytes(path: Path, name: str, size: int, xxh3: str, findings: Findings
     actual = path.stat().st_size
     if actual != size:
         findings.add(name, min(actual, size), f"{actual} bytes, {size} were written")
-    digest = xxhash.xxh3_64()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    if digest.hexdigest() != xxh3:
-        findings.add(name, None, f"hash {digest.hexdigest()}, {xxh3} was written: altered")
+    if (digest := hash_file(path)) != xxh3:
+        findings.add(name, None, f"hash {digest}, {xxh3} was written: altered")
     return True
 
 
@@ -142,22 +150,18 @@ def _samples(tar: Path, metadata: DatasetMetadata) -> Iterator[tuple[Member, int
         match = _KEY.fullmatch(png.name.removesuffix(".png"))
         if match is None or not png.name.endswith(".png"):
             raise TarError(png.offset, f"member {png.name!r}, expected s000000000.png")
-        label = NO_LABEL
-        if metadata.labelled:
-            label = _label(png, next(members, None), len(metadata.classes))
-        yield png, int(match[1]), label
-
-
-def _label(png: Member, member: Member | None, classes: int) -> int:
-    expected = png.name.removesuffix(".png") + ".cls"
-    if member is None or member.name != expected:
-        follower = member.name if member else "the end"
-        raise TarError(
-            png.offset, f"{png.name!r} is followed by {follower!r}, expected {expected!r}"
-        )
-    if not _LABEL.fullmatch(member.body) or int(member.body) >= classes:
-        raise TarError(member.offset, f"class {member.body[:16]!r}, expected 0 to {classes - 1}")
-    return int(member.body)
+        if not metadata.labelled:
+            yield png, int(match[1]), NO_LABEL
+            continue
+        member, expected = next(members, None), png.name.removesuffix(".png") + ".cls"
+        if member is None or member.name != expected:
+            follower = member.name if member else "the end"
+            reason = f"{png.name!r} is followed by {follower!r}, expected {expected!r}"
+            raise TarError(png.offset, reason)
+        if not _LABEL.fullmatch(member.body) or int(member.body) >= len(metadata.classes):
+            reason = f"class {member.body[:16]!r}, expected 0 to {len(metadata.classes) - 1}"
+            raise TarError(member.offset, reason)
+        yield png, int(match[1]), int(member.body)
 
 
 def _compare(file: str, png: Member, number: int, label: int, row: Row, findings: Findings) -> None:
@@ -169,8 +173,8 @@ def _compare(file: str, png: Member, number: int, label: int, row: Row, findings
         "crc32": crc32(png.body),
     }
     for name, value in actual.items():
-        if row[name] != value:
-            what = f"{png.name!r} has {name} {value}, its sidecar row {row[name]}"
+        if (recorded := getattr(row, name)) != value:
+            what = f"{png.name!r} has {name} {value}, its sidecar row {recorded}"
             findings.add(file, png.offset, what)
 
 
@@ -200,25 +204,23 @@ def _check_images(
     keys = findings.keys.setdefault(shard.name, [])
     sound = []
     for row in rows:
-        if row["offset"] >= 0 and 0 < row["size"] <= MAX_PNG_BYTES and _KEY.fullmatch(row["key"]):
+        if row.offset >= 0 and 0 < row.size <= MAX_PNG_BYTES and _KEY.fullmatch(row.key):
             sound.append(row)
         else:
-            findings.add(f"{shard.name}.parquet", None, f"the row of {row['key']!r} is no sample")
+            findings.add(f"{shard.name}.parquet", None, f"the row of {row.key!r} is no sample")
     with open(tar, "rb") as file:
         for start in range(0, len(sound), _BATCH):
             batch = sound[start : start + _BATCH]
-            bodies = [_read(file, row) for row in batch]
-            numbers = [int(row["key"][1:]) for row in batch]
+            bodies = []
+            for row in batch:
+                file.seek(row.offset)
+                bodies.append(file.read(row.size))
+            numbers = [int(row.key[1:]) for row in batch]
             pixels, refused = decode_all(bodies)
             for i, (row, body) in enumerate(zip(batch, bodies, strict=True)):
-                altered = "its checksum differs" if crc32(body) != row["crc32"] else ""
+                altered = "its checksum differs" if crc32(body) != row.crc32 else ""
                 if reason := altered or refused.get(i):
-                    findings.add(name, row["offset"], f"{row['path']!r}: {reason}")
-                findings.labels[split, row["label"]] += 1
+                    findings.add(name, row.offset, f"{row.path!r}: {reason}")
+                findings.labels[split, row.label] += 1
             keys += numbers
             findings.count(split, numbers, pixels)
-
-
-def _read(file: BinaryIO, row: Row) -> bytes:
-    file.seek(row["offset"])
-    return file.read(row["size"])

@@ -15,6 +15,7 @@ import xxhash
 
 from common.errors import DataError
 from shards.codec import png
+from shards.codec.sidecar import encode_sidecar
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.schema import dumps_metadata, load_metadata
@@ -159,6 +160,25 @@ def test_one_shard_twice(root: Path) -> None:
     report = verify(root)
     assert report.problem_count == 10
     assert "is also in train-000000" in report.problems[0].what
+
+
+def test_the_table_counts_more_problems_than_are_listed(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for shard in load_metadata(root).splits["train"].shards:
+        path = root / f"{shard.name}.parquet"
+        table = pq.read_table(path)
+        sizes = table["size"].to_numpy() + 1
+        crcs = table["crc32"].to_numpy() ^ 1
+        table = table.set_column(3, table.schema.field(3), [sizes])
+        path.write_bytes(encode_sidecar(table.set_column(4, table.schema.field(4), [crcs])))
+    trust(root)
+    monkeypatch.setattr("sys.argv", ["verify", str(root)])
+    assert main() == 1
+    printed = capsys.readouterr().out.splitlines()
+    (row,) = [line for line in printed if line.startswith("train")]
+    assert row.split()[-1] == "40"
+    assert printed[-1].endswith("40 problems")
 
 
 def add_member(root: Path, name: str, kind: bytes = tarfile.REGTYPE, size: int = 3) -> None:
