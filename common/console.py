@@ -34,9 +34,9 @@ def show_messages(*, quiet: bool = False) -> None:
     """Print what the library logs on stdout and stderr of this process.
 
     Args:
-        quiet: print only warnings and errors, as on every rank but the main one.
+        quiet: print only errors, as on every rank but the main one, whose warnings are enough.
     """
-    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    log.setLevel(logging.ERROR if quiet else logging.INFO)
     log.propagate = False
     if _CONSOLE not in log.handlers:
         log.addHandler(_CONSOLE)

@@ -33,7 +33,10 @@ def test_lines_on_stdout_and_warnings_on_stderr(
     show_messages(quiet=quiet)  # twice is once
     log.info("a line")
     log.warning("a danger")
-    assert capsys.readouterr() == ("" if quiet else "a line\n", "warning: a danger\n")
+    log.error("a failure")
+    out, err = capsys.readouterr()
+    assert out == ("" if quiet else "a line\n")
+    assert err == ("" if quiet else "warning: a danger\n") + "error: a failure\n"
 
 
 def test_numbers_stand_to_the_right_of_their_column() -> None:
