@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,7 +27,7 @@ UNREADABLE = (SafetensorError, ValueError, KeyError, RuntimeError, AssertionErro
 MAX_NAME = 100  # characters of a name from a file that a message repeats
 
 
-def save(model: VAE, folder: Path, about: dict[str, Any]) -> None:
+def save(model: VAE, folder: Path, about: Mapping[str, object]) -> None:
     """Write a model to `folder`, with `about` (JSON values) beside its config."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -75,7 +74,9 @@ class Trainer:
         )
         names = [*objective.terms, "grad_norm", *objective.scalars()]
         self.sums = Sums(names, self.device)
-        self.held_out = self._held_out()
+        self.held_out: HeldOut | None = None  # without a val split, and on other ranks
+        if accelerator.is_main_process and (val := dataset.splits.get("val")):
+            self.held_out = held_out(val, config.loop.validation_images, self.device)
         self.done = 0  # steps
 
     @property
@@ -101,7 +102,7 @@ class Trainer:
                 self._log(tracker, rate)
             if last or self.done % self.schedule.validate_every == 0:
                 self._validate(tracker)
-            stop = (last or self._checks_interrupts()) and self._any_rank(interrupted())
+            stop = self._stops(interrupted(), last)
             if last or stop or self.done % self.schedule.checkpoint_every == 0:
                 self._checkpoint(tracker)
             if stop and not last:
@@ -179,7 +180,9 @@ class Trainer:
 
     def _checkpoint(self, tracker: Tracker) -> None:
         self._refuse_non_finite()
-        sums = self._gathered_sums()
+        # averaged over ranks, so that a resume on another number of ranks continues them
+        totals = self.accelerator.reduce(self.sums.totals.clone(), "mean")
+        sums = {**self.sums.tensors(), "totals": totals}
         if self.accelerator.is_main_process:
             optimizer = state.optimizer_tensors(self.step, self.optimizer)
             meta = {"log_bytes": tracker.bytes(), "processes": self.accelerator.num_processes}
@@ -207,20 +210,22 @@ class Trainer:
 
     def _misfit(self, checkpoint: state.Checkpoint) -> str | None:
         """Return why this run cannot continue from a checkpoint; None if it can."""
-        seen, log_bytes = checkpoint.images_seen, checkpoint.meta.get("log_bytes")
+        seen, log_bytes = checkpoint.images_seen, checkpoint.meta.get("log_bytes", -1)
         if seen % self.schedule.batch or not 0 < seen <= self.schedule.images:
             return f"{seen:,} images seen; expected whole batches within {self.schedule.images:,}"
-        if type(log_bytes) is not int or log_bytes < 0:
-            return f"log_bytes is {log_bytes!r}; expected the bytes of {METRICS}"
+        if log_bytes < 0:
+            return f"log_bytes is {log_bytes}; expected the bytes of {METRICS}"
         optimizer = state.unpack_state(checkpoint.tensors, "optimizer")
         expected = state.expected_optimizer(self.step, optimizer)
         return mismatch(checkpoint.tensors, self._state(expected, self.sums.tensors()))
 
-    def save_snapshot(self, about: dict[str, Any]) -> None:
-        """Write RUN/snapshot: the averaged weights, and `about` with the facts of training."""
+    def save_snapshot(self, preset: str) -> None:
+        """Write RUN/snapshot: the averaged weights, and the facts of their training."""
         objective = self.config.objective
         scalars = {name: value.item() for name, value in self.step.objective.scalars().items()}
-        facts = {
+        about = {
+            "preset": preset,
+            "seed": self.config.seed,
             "images_seen": self.images_seen,
             "noise_var": scalars.get("noise_var"),
             "beta": objective.beta,
@@ -231,30 +236,19 @@ class Trainer:
             "decodes": objective.task == "reconstruct",
             "dataset_hash": self.dataset.hash,
         }
-        snapshot.save(self.ema, self.run / "snapshot", {**about, **facts})
+        snapshot.save(self.ema, self.run / "snapshot", about)
 
-    def _held_out(self) -> HeldOut | None:
-        """Patches to validate on; None without a val split and on ranks that do not validate."""
-        split = self.dataset.splits.get("val")
-        if split is None or not self.accelerator.is_main_process:
-            return None
-        return held_out(split, self.config.loop.validation_images, self.device)
+    def _stops(self, interrupted: bool, last: bool) -> bool:
+        """Return whether any rank is interrupted: all must stop at the same step.
 
-    def _gathered_sums(self) -> dict[str, Tensor]:
-        """Sums averaged over ranks, so that a resume on another number of ranks continues them."""
-        totals = self.accelerator.reduce(self.sums.totals.clone(), "mean")
-        return {**self.sums.tensors(), "totals": totals}
-
-    def _checks_interrupts(self) -> bool:
-        """Return whether to check for an interruption at this step."""
-        no_wait = self.accelerator.num_processes == 1 or self.device.type == "cpu"
-        return no_wait or self.done % INTERRUPT_CHECK_EVERY == 0
-
-    def _any_rank(self, flag: bool) -> bool:
-        """Return whether the flag is set on any rank: all must stop at the same step."""
+        Where several GPUs synchronise for it, not every step asks.
+        """
         if self.accelerator.num_processes == 1:
-            return flag
-        return bool(self.accelerator.reduce(torch.tensor(int(flag), device=self.device), "sum") > 0)
+            return interrupted
+        if not last and self.device.type != "cpu" and self.done % INTERRUPT_CHECK_EVERY:
+            return False
+        flag = torch.tensor(int(interrupted), device=self.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
 
     def _refuse_non_finite(self) -> None:
         bad = self.sums.bad()

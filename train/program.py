@@ -81,6 +81,7 @@ def introduce(run: Run, accelerator: Accelerator) -> None:
     log.info(f"  into {run.folder}")
     if accelerator.is_main_process:
         summary.warn_about(run.dataset)
+        summary.warn_about_settings(run.config)
 
 
 def train(run: Run, accelerator: Accelerator, interrupts: Interrupts) -> bool:
@@ -92,7 +93,7 @@ def train(run: Run, accelerator: Accelerator, interrupts: Interrupts) -> bool:
     log_bytes = 0
     if checkpoint:
         trainer.restore(checkpoint)
-        log_bytes = int(checkpoint.meta["log_bytes"])
+        log_bytes = checkpoint.meta["log_bytes"]
         log.info(f"resuming after {trainer.images_seen:,} images")
     is_main = accelerator.is_main_process
     names = run.arguments.track if is_main else ()
@@ -111,7 +112,7 @@ def train(run: Run, accelerator: Accelerator, interrupts: Interrupts) -> bool:
         tracker.close()
     if finished:
         if is_main:
-            trainer.save_snapshot({"preset": run.preset, "seed": run.config.seed})
+            trainer.save_snapshot(run.preset)
         log.info(summary.describe_reading(trainer.images_seen, len(trainer.split)))
     else:
         log.info(f"interrupted: saved at {trainer.images_seen:,} images; continue with --resume")

@@ -68,6 +68,19 @@ def warn_about(dataset: Dataset) -> None:
         )
 
 
+def warn_about_settings(config: Config) -> None:
+    """Warn of settings that were changed and have no effect."""
+    objective, default = config.objective, Config()
+    is_fixed = objective.noise_var != "learned"
+    of_learned = (objective.noise_var_init, config.optim.noise_var_lr)
+    if is_fixed and of_learned != (default.objective.noise_var_init, default.optim.noise_var_lr):
+        log.warning(
+            f"objective.noise_var is fixed at {objective.noise_var:g}: objective.noise_var_init "
+            f"{of_learned[0]:g} and optim.noise_var_lr {of_learned[1]:g} are about a learned one "
+            "and have no effect"
+        )
+
+
 def describe_reading(images: int, samples: int) -> str:
     """Describe in one line how often the train samples were read; the order skips none."""
     epochs, more = divmod(images, samples)

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from eval.run import METRICS
 
 
 class Sink(Protocol):
-    def write(self, images: int, record: dict[str, Any]) -> None: ...
+    def write(self, kind: str, images: int, values: dict[str, float]) -> None: ...
     def close(self) -> None: ...
 
 
@@ -28,10 +28,9 @@ class TensorBoard:
 
         self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=images_seen)
 
-    def write(self, images: int, record: dict[str, Any]) -> None:
-        for name, value in record.items():
-            if isinstance(value, float):
-                self.writer.add_scalar(f"{record['kind']}/{name}", value, images)
+    def write(self, kind: str, images: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(f"{kind}/{name}", value, images)
 
     def close(self) -> None:
         self.writer.close()
@@ -95,12 +94,12 @@ class Tracker:
         self.sinks, self.started = sinks, time.monotonic()
 
     def write(self, kind: str, images: int, values: dict[str, float]) -> None:
-        record = {"kind": kind, "images": images, **values}
         seconds = round(time.monotonic() - self.started, 3)
+        record = {"kind": kind, "images": images, **values, "time_s": seconds}
         with open(self.path, "a") as file:
-            file.write(json.dumps({**record, "time_s": seconds}) + "\n")
+            file.write(json.dumps(record) + "\n")
         for sink in self.sinks:
-            sink.write(images, record)
+            sink.write(kind, images, values)
 
     def bytes(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0

@@ -122,7 +122,7 @@ def test_a_run_learns_resumes_to_the_bit_and_is_evaluated(
     assert same_tensors(newest_tensors(whole), newest_tensors(cut))
     assert log_without_clock(cut) == log
 
-    trainer.save_snapshot({"preset": "supervised", "seed": 0})
+    trainer.save_snapshot("supervised")
     data = DataRecord(str(small_dataset), dataset.hash)
     write_record(whole / "config.json", RunRecord("supervised", as_json(settings), data))
     results = evaluate(whole, small_dataset, SHORT)

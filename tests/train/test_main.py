@@ -8,17 +8,16 @@ import pytest
 import torch
 
 from common.errors import DataError
-from common.records import differences
+from models.objective import ObjectiveConfig
 from pipeline.index import open_dataset
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from tests.helpers.messages import collected_messages
 from tests.helpers.patches import write_patches
 from train import launch, program
-from train.config import Config, as_json
+from train.config import Config, OptimConfig
 from train.interrupt import Interrupts
-from train.prepare import identity
-from train.summary import describe_reading, warn_about
+from train.summary import describe_reading, warn_about, warn_about_settings
 
 
 @pytest.mark.parametrize(
@@ -60,15 +59,6 @@ def test_cuda_graphs_are_of_a_compiled_step(small_dataset: Path) -> None:
     assert launch.resolve(config, split, torch.device("cpu"), 1).cuda_graphs
 
 
-def test_a_setting_that_an_older_run_does_not_record_had_its_default() -> None:
-    older = as_json(Config())
-    del older["cuda_graphs"]
-    then = identity(older, "hash")
-    assert not differences(then, identity(as_json(Config()), "hash"))
-    now = identity(as_json(Config(cuda_graphs=True)), "hash")
-    assert differences(then, now) == ["config.cuda_graphs: False -> True"]
-
-
 def test_the_summary_counts_groups_and_warns(small_dataset: Path, tmp_path: Path) -> None:
     dataset = open_dataset(small_dataset)
     assert {name: split.group_count for name, split in dataset.splits.items()} == {
@@ -86,6 +76,19 @@ def test_the_summary_counts_groups_and_warns(small_dataset: Path, tmp_path: Path
         warn_about(open_dataset(tmp_path / "out"))
     lines = " ".join(messages)
     assert "no val split" in lines and "one class (only)" in lines and "group of its own" in lines
+
+
+@pytest.mark.parametrize(("start", "rate"), [(0.1, 10.0), (0.02, 2.0)])
+def test_settings_of_a_learned_noise_variance_have_no_effect_on_a_fixed_one(
+    start: float, rate: float
+) -> None:
+    for noise_var, count in (("learned", 0), (0.5, 1)):
+        objective = ObjectiveConfig(noise_var=noise_var, noise_var_init=start)
+        with collected_messages() as messages:
+            warn_about_settings(Config(objective=objective, optim=OptimConfig(noise_var_lr=rate)))
+        assert len(messages) == count
+        for line in messages:
+            assert "fixed at 0.5" in line and "noise_var_init" in line and "noise_var_lr" in line
 
 
 @pytest.fixture
