@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from models.objective import Inputs, Learner
 from models.vae import VAE
 from pipeline import corruptions, d4, jitter
-from pipeline.corruptions import CorruptionConfig
+from pipeline.corruptions import CorruptionConfig, Parameters
 from pipeline.jitter import JitterConfig
 from pipeline.pixels import to_float
 from shards.schema import PATCH
@@ -28,7 +28,7 @@ class Draws(NamedTuple):
     augment_B: Tensor  # D4 elements, i.i.d. uniform; all 0 without augmentation
     element_B: Tensor  # elements of the symmetry group other than the identity, for L_eq
     latent_noise: Tensor  # (B, 24, 4, 4) standard normal
-    corruption: corruptions.Draws
+    corruption: dict[str, Parameters]
     jitter: Tensor | None = None  # (B, 8), of `pipeline.jitter`; None where it is off
 
 

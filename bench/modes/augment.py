@@ -23,7 +23,7 @@ from bench.steps import PRESETS_TIMED, endless, make_trainer
 from bench.timing import log, rounds, timed
 from common.console import table
 from pipeline import corruptions, d4
-from pipeline.corruptions import TRAINABLE, CorruptionConfig
+from pipeline.corruptions import TRAINABLE, CorruptionConfig, Parameters
 from pipeline.index import Dataset, open_dataset
 from pipeline.pixels import to_float
 from shards.schema import PATCH
@@ -63,17 +63,17 @@ def ours(images: Tensor, compiled: bool) -> dict[str, Call]:
     def moved(g_B: Tensor) -> Tensor:
         return to_float(d4.act(images, g_B, table_GP))
 
-    def both(g_B: Tensor, draws: corruptions.Draws) -> Tensor:
+    def both(g_B: Tensor, draws: dict[str, Parameters]) -> Tensor:
         return corruptions.corrupt(moved(g_B), CorruptionConfig(), draws)
 
     def elements() -> Tensor:
         return torch.randint(8, (batch,), generator=generator, device=device)
 
-    def draws(config: CorruptionConfig) -> corruptions.Draws:
+    def draws(config: CorruptionConfig) -> dict[str, Parameters]:
         return corruptions.draw(config, batch, PATCH, generator)
 
     def corrupted(config: CorruptionConfig) -> Call:
-        def applied(parameters: corruptions.Draws) -> Tensor:
+        def applied(parameters: dict[str, Parameters]) -> Tensor:
             return corruptions.corrupt(x, config, parameters)
 
         apply = prepare(applied)

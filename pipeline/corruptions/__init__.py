@@ -18,7 +18,7 @@ from pipeline.corruptions.jpeg import JPEG
 from pipeline.corruptions.kind import TRAINABLE, CorruptionConfig, Kind, Parameters
 from pipeline.corruptions.noise import NOISE
 
-__all__ = ["GRADED", "KINDS", "NONE", "TRAINABLE", "CorruptionConfig", "Draws", "Kind"]
+__all__ = ["GRADED", "KINDS", "NONE", "TRAINABLE", "CorruptionConfig", "Kind", "Parameters"]
 
 KINDS: dict[str, Kind] = {
     "identity": Kind(title="uncorrupted", number=0),
@@ -47,16 +47,19 @@ def extents(config: CorruptionConfig) -> list[str]:
     return [text for text in words if text]
 
 
-Draws = dict[str, Parameters]  # by kind, in the order of the batch
+def draw(
+    config: CorruptionConfig, batch: int, size: int, generator: Generator
+) -> dict[str, Parameters]:
+    """Draw random parameters for images (batch, 3, size, size), on the generator's device.
 
-
-def draw(config: CorruptionConfig, batch: int, size: int, generator: Generator) -> Draws:
-    """Draw random parameters for images (batch, 3, size, size), on the generator's device."""
+    Returns:
+        Parameters by kind, in the order of the batch.
+    """
     counts = config.counts(batch)
     return {name: KINDS[name].draw(config, n, size, generator) for name, n in counts.items()}
 
 
-def corrupt(x_BCHW: Tensor, config: CorruptionConfig, draws: Draws) -> Tensor:
+def corrupt(x_BCHW: Tensor, config: CorruptionConfig, draws: dict[str, Parameters]) -> Tensor:
     """Corrupt a batch, cut into contiguous parts, one for each kind, so that shapes are static.
 
     Float images in [0, 1] stay in that range; each image is processed once.

@@ -62,18 +62,6 @@ TRAINABLE = tuple(field.name for field in fields(CorruptionConfig) if field.type
 Parameters = tuple[Tensor, ...]  # drawn for n samples: the first dimension of each is n
 
 
-def _nothing(config: CorruptionConfig, count: int, size: int, generator: Generator) -> Parameters:
-    return ()
-
-
-def _unchanged(x_BCHW: Tensor, *parameters: Tensor) -> Tensor:
-    return x_BCHW
-
-
-def _unchanged_at(x_BCHW: Tensor, level: float, generator: Generator) -> Tensor:
-    return x_BCHW
-
-
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """One way of corrupting images, which stay in [0, 1]; the defaults change nothing."""
@@ -83,9 +71,11 @@ class Kind:
     number: int
     """Part of the seeds of corrupted test images: unique, below 256, and never changed."""
 
-    draw: Callable[[CorruptionConfig, int, int, Generator], Parameters] = _nothing
+    draw: Callable[[CorruptionConfig, int, int, Generator], Parameters] = (
+        lambda config, count, size, generator: ()
+    )
     """(config, n, size, generator) to the parameters of n images of size x size pixels."""
-    apply: Callable[..., Tensor] = _unchanged
+    apply: Callable[..., Tensor] = lambda x_BCHW, *parameters: x_BCHW
     """Corrupts images (n, 3, N, N) by the parameters that `draw` gave for them."""
     extent: Callable[[CorruptionConfig], str] = lambda config: ""
     """Describes the strongest corruption of this kind in training, for reports."""
@@ -94,5 +84,5 @@ class Kind:
     """Severities 1 to 5 of the robustness curve; empty for a kind without one."""
     unit: str = ""
     """Unit of the levels."""
-    apply_at: Callable[[Tensor, float, Generator], Tensor] = _unchanged_at
+    apply_at: Callable[[Tensor, float, Generator], Tensor] = lambda x_BCHW, level, generator: x_BCHW
     """Corrupts images at a level, with random numbers from a generator on the host."""
