@@ -151,7 +151,11 @@ def channel_mean(sums: Sequence[int], patches: int) -> list[float]:
 
 def dumps_metadata(metadata: DatasetMetadata) -> bytes:
     """Encode `dataset.json`; equal metadata give equal bytes."""
-    fields = asdict(metadata, dict_factory=_without_none)
+    fields = asdict(
+        metadata,
+        # None is left out, so that data sets from before `path` existed keep their bytes and hash
+        dict_factory=lambda pairs: {name: value for name, value in pairs if value is not None},
+    )
     return (json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
@@ -171,11 +175,6 @@ def without_paths(metadata: DatasetMetadata) -> DatasetMetadata:
         for name, split in metadata.splits.items()
     }
     return replace(metadata, splits=splits)
-
-
-def _without_none(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Leave out None, so that data sets from before `path` existed keep their bytes and hash."""
-    return {name: value for name, value in fields if value is not None}
 
 
 def refuse_unfinished(root: Path) -> None:
@@ -242,27 +241,23 @@ def _check(metadata: DatasetMetadata) -> None:
     _expect(len(set(classes)) == len(classes), "a class is listed twice")
     _expect(bool(metadata.splits), "there are no splits")
     for name, split in metadata.splits.items():
-        _check_split(name, split, len(classes))
+        _expect(valid_split(name), f"split name {name!r} is not lower-case letters, digits and _")
+        for i, shard in enumerate(split.shards):
+            wrong = f"shard {i} of {name} is named {shard.name!r}"
+            _expect(shard.name == shard_name(name, i), wrong)
+            most = shard.size // MIN_SAMPLE_BYTES
+            _expect(0 < shard.count <= most, f"{shard.name} has count {shard.count}")
+            _expect(shard.sidecar_size > 0, f"{shard.name} has sidecar_size {shard.sidecar_size}")
+            hashes = _HASH.fullmatch(shard.xxh3) and _HASH.fullmatch(shard.sidecar_xxh3)
+            _expect(bool(hashes), f"{shard.name} has a malformed hash")
+        total, counts = sum(shard.count for shard in split.shards), len(split.class_counts)
+        _expect(split.count == total, f"{name} has count {split.count}, its shards {total}")
+        _expect(counts == len(classes), f"{name} counts {counts} classes of {len(classes)}")
     paths = [shard.path for shard in metadata.shards if shard.path is not None]
     _expect(png == FOREIGN or not paths, f"a shard of {png} PNGs has a path")
     for path in paths:
         _expect(path.endswith(".tar") and "\0" not in path, f"path is {path!r}")
     _expect(len(mean) == CHANNELS and all(0 <= v <= 1 for v in mean), f"channel_mean is {mean}")
-
-
-def _check_split(name: str, split: SplitMetadata, classes: int) -> None:
-    _expect(valid_split(name), f"split name {name!r} is not lower-case letters, digits and _")
-    for i, shard in enumerate(split.shards):
-        _expect(shard.name == shard_name(name, i), f"shard {i} of {name} is named {shard.name!r}")
-        most = shard.size // MIN_SAMPLE_BYTES
-        _expect(0 < shard.count <= most, f"{shard.name} has count {shard.count}")
-        _expect(shard.sidecar_size > 0, f"{shard.name} has sidecar_size {shard.sidecar_size}")
-        hashes = _HASH.fullmatch(shard.xxh3) and _HASH.fullmatch(shard.sidecar_xxh3)
-        _expect(bool(hashes), f"{shard.name} has a malformed hash")
-    total = sum(shard.count for shard in split.shards)
-    _expect(split.count == total, f"{name} has count {split.count}, its shards {total}")
-    counts = len(split.class_counts)
-    _expect(counts == classes, f"{name} counts {counts} classes of {classes}")
 
 
 def _expect(condition: bool, message: str) -> None:

@@ -52,18 +52,14 @@ def decode_jpeg(data: bytes) -> Pixels:
     try:
         # pinned: PIL opens by content; the header alone is read here
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-            _check_header(image)
+            if image.size != (PATCH, PATCH):
+                raise PngError(f"{image.width}x{image.height} pixels, expected {PATCH}x{PATCH}")
+            if image.mode != "RGB":
+                raise PngError(f"a JPEG of mode {image.mode}, expected 8-bit RGB")
+            if (frames := getattr(image, "n_frames", 1)) > 1:
+                raise PngError(f"{frames} images in one JPEG, expected one")
             return np.asarray(image)
     except PngError:
         raise
     except Exception as error:  # decoders raise nothing narrower
         raise PngError(f"corrupt JPEG: {error}") from None
-
-
-def _check_header(image: Image.Image) -> None:
-    if image.size != (PATCH, PATCH):
-        raise PngError(f"{image.width}x{image.height} pixels, expected {PATCH}x{PATCH}")
-    if image.mode != "RGB":
-        raise PngError(f"a JPEG of mode {image.mode}, expected 8-bit RGB")
-    if (frames := getattr(image, "n_frames", 1)) > 1:
-        raise PngError(f"{frames} images in one JPEG, expected one")

@@ -102,21 +102,16 @@ def inflate(data: bytes) -> bytes:
     stream = _idat(data)
     try:
         raw = bytes(zlib_decompress(stream, RAW_BYTES))
-    except DeflateError:
-        raw = _inflate_slowly(stream)
+    except DeflateError:  # zlib gives a reason; at most 6 MB of result
+        try:
+            raw = zlib.decompress(stream)
+        except zlib.error as error:
+            raise PngError(f"corrupt pixels: {error}") from None
     if len(raw) != RAW_BYTES:
         raise PngError(f"corrupt pixels: {len(raw)} bytes of rows, expected {RAW_BYTES}")
     if max(raw[::STORED_ROW]) > 4:
         raise PngError(f"corrupt pixels: row filter {max(raw[::STORED_ROW])}, expected 0 to 4")
     return raw
-
-
-def _inflate_slowly(stream: bytes) -> bytes:
-    """Inflate with zlib, which gives a reason, what libdeflate refuses; at most 6 MB of result."""
-    try:
-        return zlib.decompress(stream)
-    except zlib.error as error:
-        raise PngError(f"corrupt pixels: {error}") from None
 
 
 def unfilter(raws: Sequence[bytes]) -> Pixels:
@@ -199,22 +194,14 @@ def _idat(data: bytes) -> bytes:
     """Make every check that needs no decompression, and return the zlib stream."""
     if data[:33] != _HEADER:
         _refuse_header(data)
-    if _is_plain(data):
-        return data[41:-16]
-    return _join(data)
-
-
-def _is_plain(data: bytes) -> bool:
-    """Whether one sound IDAT and the end follow the header, as most encoders write small images.
-
-    The chunks then need no checks of their own.
-    """
-    return (
+    # one sound IDAT and the end, as most encoders write small images, need no checks of their own
+    is_plain = (
         data[37:41] == b"IDAT"
         and data[-12:] == _END
         and 0 < int.from_bytes(data[33:37], "big") == len(data) - 57 <= _MAX_IDAT
         and crc32(data[37:-16]) == int.from_bytes(data[-16:-12], "big")
     )
+    return data[41:-16] if is_plain else _join(data)
 
 
 def chunks(data: bytes, start: int) -> Iterator[tuple[int, bytes, bytes]]:

@@ -132,7 +132,12 @@ class _Tar:
             # GNU tar cuts a long name within a letter: only the full name must be UTF-8
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except (tarfile.HeaderError, ValueError) as error:
-            raise TarError(self.offset, _no_header(block, self.offset, error)) from None
+            formats = [name for magic, name in _COMPRESSED.items() if block.startswith(magic)]
+            if formats and not self.offset:
+                reason = f"a {formats[0]} file, expected a plain tar: unpack it first"
+            else:
+                reason = f"no valid member header ({error})"
+            raise TarError(self.offset, reason) from None
         if info.size < 0:
             raise TarError(self.offset, f"{info.name!r} has {info.size} bytes")
         return info
@@ -211,10 +216,3 @@ def _pax_records(body: bytes) -> dict[str, str]:
         records[name.decode("utf-8")] = value[:-1].decode("utf-8", "surrogateescape")
         at = end
     return records
-
-
-def _no_header(block: bytes, offset: int, error: Exception) -> str:
-    formats = [name for magic, name in _COMPRESSED.items() if block.startswith(magic)]
-    if formats and not offset:
-        return f"a {formats[0]} file, expected a plain tar: unpack it first"
-    return f"no valid member header ({error})"

@@ -138,7 +138,10 @@ def collect(
     splits = {name: pairs for name, pairs in splits.items() if pairs}
     if label_field is None and "cls" not in used[0][1].kinds:
         return Collection(splits, [], False)
-    labels = {name: _labels(pairs) for name, pairs in splits.items()}
+    labels = {
+        name: {label for _, scan in pairs for label in pc.unique(scan.table["label"]).to_pylist()}
+        for name, pairs in splits.items()
+    }
     every = sorted(set().union(*labels.values()))
     numbers = all(_NUMBER.fullmatch(label) for label in every)
     if names is None:
@@ -172,7 +175,3 @@ def _check(source: str, used: Scanned, label_field: str | None) -> None:
         raise DataError(f"{source} holds more than {MAX_PATCHES} samples: index it in parts")
     if label_field is not None and "json" not in kinds:
         raise DataError(f"{source}: samples have no KEY.json with a field {label_field!r}")
-
-
-def _labels(pairs: Scanned) -> set[str]:
-    return {label for _, scan in pairs for label in pc.unique(scan.table["label"]).to_pylist()}

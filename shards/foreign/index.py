@@ -7,8 +7,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -69,6 +69,26 @@ class IndexOptions(ScanOptions):
         return None if self.classes is None else self.classes.split(",")
 
 
+class Skipped(msgspec.Struct, frozen=True):
+    """Samples that were left out."""
+
+    count: int
+    first: list[str]  # tar, byte and reason of at most MAX_LISTED
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
+    """Which tars the samples come from, and how they were read."""
+
+    source: str  # name of the folder, or pattern
+    label_field: str | None
+    ignored: list[str]
+    group_regex: str | None
+    tars: dict[str, list[str]]  # names by split
+    key_ranges: dict[str, list[int]]  # by split: first key, one past the last
+    skipped: Skipped
+    empty: list[str]  # names of tars without a sample
+
+
 def index_tars(source: str, out: Path, options: IndexOptions | None = None) -> DatasetMetadata:
     """Scan the tars of `source` (see `find_tars`) and write sidecars and metadata into `out`.
 
@@ -83,13 +103,23 @@ def index_tars(source: str, out: Path, options: IndexOptions | None = None) -> D
     scanned = list(zip(tars, _scan_all(tars, options), strict=True))
     skipped = _refuse_bad(source, [scan for _, scan in scanned], options.skip_bad)
     collection = collect(source, scanned, options.label_field, options.names)
-    provenance = {
-        **_provenance(source, options, collection),
-        "skipped": skipped,
-        "empty": [tar.name for tar, scan in scanned if not len(scan.table)],
-    }
+    ranges, first = {}, 0
+    for split, scans in collection.splits.items():
+        count = sum(len(scan.table) for _, scan in scans)
+        ranges[split] = [first, first + count]
+        first += count
+    provenance = Provenance(
+        source=Path(source).name,
+        label_field=options.label_field,
+        ignored=list(options.ignore),
+        group_regex=options.group_regex,
+        tars={split: [tar.name for tar, _ in scans] for split, scans in collection.splits.items()},
+        key_ranges=ranges,
+        skipped=skipped,
+        empty=[tar.name for tar, scan in scanned if not len(scan.table)],
+    )
     metadata = _write(out, collection, provenance)
-    _log_summary(out, metadata, collection)
+    _log_summary(out, metadata, collection, provenance.empty)
     return metadata
 
 
@@ -124,7 +154,7 @@ def _scanned(tars: list[Tar], options: ScanOptions, workers: int) -> Iterator[tu
             pool.shutdown(cancel_futures=True)
 
 
-def _refuse_bad(source: str, scans: list[Scan], skip: int) -> dict[str, Any]:
+def _refuse_bad(source: str, scans: list[Scan], skip: int) -> Skipped:
     """List the bad samples for the provenance, if they are few enough to be left out.
 
     Raises:
@@ -142,28 +172,10 @@ def _refuse_bad(source: str, scans: list[Scan], skip: int) -> dict[str, Any]:
         raise DataError(f"{text}\nLeave them out with: --skip-bad {total}")
     if total:
         log.warning(f"left out: {text}")
-    return {"count": total, "first": bad[:MAX_LISTED]}
+    return Skipped(total, bad[:MAX_LISTED])
 
 
-def _provenance(source: str, options: IndexOptions, collection: Collection) -> dict[str, Any]:
-    ranges, first = {}, 0
-    for split, scans in collection.splits.items():
-        count = sum(len(scan.table) for _, scan in scans)
-        ranges[split] = [first, first + count]
-        first += count
-    return {
-        "source": Path(source).name,
-        "label_field": options.label_field,
-        "ignored": list(options.ignore),
-        "group_regex": options.group_regex,
-        "tars": {
-            split: [tar.name for tar, _ in scans] for split, scans in collection.splits.items()
-        },
-        "key_ranges": ranges,
-    }
-
-
-def _write(out: Path, collection: Collection, provenance: dict[str, Any]) -> DatasetMetadata:
+def _write(out: Path, collection: Collection, provenance: Provenance) -> DatasetMetadata:
     """Write the sidecars, then dataset.json."""
     out.mkdir(parents=True, exist_ok=True)
     for split, scans in collection.splits.items():
@@ -173,42 +185,40 @@ def _write(out: Path, collection: Collection, provenance: dict[str, Any]) -> Dat
     splits: dict[str, SplitMetadata] = {}
     classes = collection.classes
     for split, scans in collection.splits.items():
-        number, shards = provenance["key_ranges"][split][0], []
+        number, shards = provenance.key_ranges[split][0], []
         counts = np.zeros(len(classes), np.int64)
         for i, (tar, scan) in enumerate(scans):
             labels = collection.labels(scan)
             if classes:
                 counts += np.bincount(labels, minlength=len(classes))
-            rows = _sidecar(scan.table, labels, number)
-            shards.append(_write_sidecar(out, shard_name(split, i), tar, scan, rows))
-            number += len(rows)
+            shards.append(_write_sidecar(out, shard_name(split, i), tar, scan, labels, number))
+            number += len(labels)
         splits[split] = SplitMetadata(sum(s.count for s in shards), counts.tolist(), shards)
-    metadata = DatasetMetadata(FOREIGN, classes, splits, _channel_mean(collection), provenance)
+    averaged = [scan for name in mean_splits(splits) for _, scan in collection.splits[name]]
+    sums = [sum(scan.channel_sums[c] for scan in averaged) for c in range(CHANNELS)]
+    metadata = DatasetMetadata(
+        png=FOREIGN,
+        classes=classes,
+        splits=splits,
+        channel_mean=channel_mean(sums, sum(len(scan.table) for scan in averaged)),
+        provenance=msgspec.to_builtins(provenance),
+    )
     with atomic_file(out / METADATA_NAME) as file:
         file.write(dumps_metadata(metadata))
     sync_folder(out)
     return metadata
 
 
-def _channel_mean(collection: Collection) -> list[float]:
-    names = mean_splits(collection.splits)
-    scans = [scan for name in names for _, scan in collection.splits[name]]
-    sums = [sum(scan.channel_sums[c] for scan in scans) for c in range(CHANNELS)]
-    return channel_mean(sums, sum(len(scan.table) for scan in scans))
-
-
-def _sidecar(rows: pa.Table, labels: npt.NDArray[np.int32], first: int) -> pa.Table:
-    """Return the sidecar of a scan: its rows with label numbers, and keys from `first` on."""
-    keys = pa.array([key(i) for i in range(first, first + len(rows))], pa.string())
-    columns = [keys, pa.array(labels, pa.int32()), *rows.drop_columns(["label"]).columns]
-    return pa.table(columns, schema=SIDECAR)
-
-
-def _write_sidecar(out: Path, name: str, tar: Tar, scan: Scan, rows: pa.Table) -> Shard:
+def _write_sidecar(
+    out: Path, name: str, tar: Tar, scan: Scan, labels: npt.NDArray[np.int32], first: int
+) -> Shard:
+    """Write the sidecar of a scan: its rows with label numbers, and keys from `first` on."""
+    keys = pa.array([key(i) for i in range(first, first + len(labels))], pa.string())
+    columns = [keys, pa.array(labels, pa.int32()), *scan.table.drop_columns(["label"]).columns]
     with atomic_file(out / f"{name}.parquet") as file:
-        file.write(encode_sidecar(rows))
+        file.write(encode_sidecar(pa.table(columns, schema=SIDECAR)))
     place = _place(tar.path, out)
-    return Shard(name, len(rows), scan.size, scan.xxh3, file.size, file.xxh3, place)
+    return Shard(name, len(labels), scan.size, scan.xxh3, file.size, file.xxh3, place)
 
 
 def _place(tar: Path, out: Path) -> str:
@@ -217,7 +227,9 @@ def _place(tar: Path, out: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def _log_summary(out: Path, metadata: DatasetMetadata, collection: Collection) -> None:
+def _log_summary(
+    out: Path, metadata: DatasetMetadata, collection: Collection, empty: list[str]
+) -> None:
     rows = [("split", "tars", "samples", "bytes")]
     for name, split in metadata.splits.items():
         size = sum(shard.size for shard in split.shards)
@@ -232,6 +244,6 @@ def _log_summary(out: Path, metadata: DatasetMetadata, collection: Collection) -
         }
         if crossing := leaks(members):
             log.warning(leak_warning(kind, crossing))
-    if empty := metadata.provenance["empty"]:
+    if empty:
         log.info(f"tars without a sample, left out: {', '.join(empty)}")
     log.info(f"{out}: {len(metadata.classes)} classes; the tars stay where they are")

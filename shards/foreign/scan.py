@@ -160,8 +160,14 @@ class _Scanning:
         sample.kinds += (kind,)
         if kind == "image":
             self._take_image(sample, member, suffix)
-        elif kind != "txt":
-            self._take_text(sample, member, kind)
+        try:
+            if kind == "json":
+                label, sample.fields = json_fields(member.body, self.options.label_field)
+                sample.label = label or sample.label
+            elif kind == "cls" and self.options.label_field is None:
+                sample.label = class_text(member.body)
+        except ValueError as error:
+            sample.problem = f"{member.name!r}: {error}"
 
     def _take_image(self, sample: _Sample, member: Member, suffix: str) -> None:
         data = member.body
@@ -173,16 +179,6 @@ class _Scanning:
         self._waiting.append((sample, data))
         if len(self._waiting) == _BATCH:
             self._decode()
-
-    def _take_text(self, sample: _Sample, member: Member, kind: str) -> None:
-        try:
-            if kind == "json":
-                label, sample.fields = json_fields(member.body, self.options.label_field)
-                sample.label = label or sample.label
-            elif self.options.label_field is None:
-                sample.label = class_text(member.body)
-        except ValueError as error:
-            sample.problem = f"{member.name!r}: {error}"
 
     def _decode(self) -> None:
         pixels, refused = decode_all([data for _, data in self._waiting])

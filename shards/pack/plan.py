@@ -127,14 +127,8 @@ def make_plan(patches: list[Patch], options: PackOptions) -> Plan:
         ranges[split] = (key, key + len(ordered))
         key += len(ordered)
     classes = sorted({patch.label for patch in patches if patch.label is not None})
-    digest = _digest(patches, options)
-    return Plan(classes=classes, key_ranges=ranges, shards=shards, digest=digest)
-
-
-def _digest(patches: list[Patch], options: PackOptions) -> str:
-    """Hash all that determines the bytes of the shards."""
     settings = [VERSION, options.png, options.shard_size, options.seed, options.convert]
     digest = xxhash.xxh3_64(json.dumps(settings).encode())
     for start in range(0, len(patches), _CHUNK):
         digest.update(json.dumps(patches[start : start + _CHUNK]).encode())
-    return digest.hexdigest()
+    return Plan(classes=classes, key_ranges=ranges, shards=shards, digest=digest.hexdigest())

@@ -107,7 +107,7 @@ class _Shard:
         tail = 0 if labels is None else 2 * BLOCK
         strides = [BLOCK + padded(size) + tail for size in self.sizes]
         values = zip(*map(_of_patch, self.patches), strict=True)
-        columns: dict[str, Any] = dict(zip(_OF_PATCH, values, strict=True))
+        columns: dict[str, object] = dict(zip(_OF_PATCH, values, strict=True))
         columns |= {
             "key": [key(i) for i in self.keys],
             "label": [NO_LABEL] * len(self.keys) if labels is None else labels,

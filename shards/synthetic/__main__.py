@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -22,14 +21,14 @@ _DEFAULTS = SyntheticConfig()
 
 def _command(out: tyro.conf.Positional[_Out], config: _Config = _DEFAULTS) -> Callable[[], None]:
     """Make a small set of synthetic H&E patches, in class folders."""
-    return partial(_make, out, config)
 
+    def action() -> None:
+        total, patients = config.train + config.val + config.test, config.patients
+        with progress("rendering", total, "patches") as advance:
+            generate(out, config, advance)
+        print(f"{out}: {total:,} patches, {len(TISSUES)} classes, {patients} patients per split")
 
-def _make(out: Path, config: SyntheticConfig) -> None:
-    total = config.train + config.val + config.test
-    with progress("rendering", total, "patches") as advance:
-        generate(out, config, advance)
-    print(f"{out}: {total:,} patches, {len(TISSUES)} classes, {config.patients} patients per split")
+    return action
 
 
 def main() -> int:

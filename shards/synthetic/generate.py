@@ -110,7 +110,10 @@ def generate(
     with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         root = Path(temporary, "set")  # only the owner may read the temporary folder itself
         for source in sources(config):
-            _write(root / source.stem, source.patches)
+            stem = root / source.stem
+            stem.parent.mkdir(parents=True, exist_ok=True)
+            for (y, x), data in zip(CORNERS, store(source.patches), strict=False):
+                stem.with_name(f"{stem.name}__y{y:04d}_x{x:04d}.png").write_bytes(data)
             if advance is not None:
                 advance(len(source.patches))
         root.rename(out)
@@ -157,12 +160,6 @@ def _patient_sources(
         number = image * len(TISSUES) + list(TISSUES).index(tissue)  # unique within the patient
         name = f"{owner.site.name}-{owner.name}-{number:04d}"
         yield Source(Path(split, tissue, name), patches)
-
-
-def _write(stem: Path, patches: Pixels) -> None:
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    for (y, x), data in zip(CORNERS, store(patches), strict=False):
-        stem.with_name(f"{stem.name}__y{y:04d}_x{x:04d}.png").write_bytes(data)
 
 
 def _share(total: int, shares: int, index: int) -> int:
