@@ -1,6 +1,7 @@
 """Convert plain JSON values to records (dataclasses or msgspec structs), and compare them."""
 
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import TypeVar
 
 import msgspec
 
@@ -21,9 +22,9 @@ def convert(raw: object, kind: type[T]) -> T:
     return record
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Map dotted names to values: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
-    leaves: dict[str, Any] = {}
+    leaves: dict[str, object] = {}
     for name, value in values.items():
         if isinstance(value, dict):
             leaves |= flatten(value, f"{prefix}{name}.")
@@ -32,7 +33,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+def differences(a: Mapping[str, object], b: Mapping[str, object]) -> list[str]:
     """List `name: a -> b` for every dotted name whose values differ; None stands for absent."""
     left, right = flatten(a), flatten(b)
     return [

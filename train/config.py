@@ -5,9 +5,9 @@ returns a changed base. A setting of None is chosen for the device and the data,
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from common.records import convert
 from models.objective import ObjectiveConfig
@@ -176,13 +176,13 @@ PRESETS: dict[str, Callable[[], Config]] = {
 DEFAULT_PRESET = "eq-dvae"
 
 
-def as_json(config: Config) -> dict[str, Any]:
+def as_json(config: Config) -> dict[str, object]:
     """The config as plain JSON values: tuples are lists, as they come back from a file."""
-    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    values: dict[str, object] = json.loads(json.dumps(asdict(config)))
     return values
 
 
-def from_json(raw: dict[str, Any]) -> Config:
+def from_json(raw: Mapping[str, object]) -> Config:
     """Invert `as_json`: `config.json` alone rebuilds a run.
 
     Raises:
@@ -191,7 +191,7 @@ def from_json(raw: dict[str, Any]) -> Config:
     return convert(raw, Config)
 
 
-def with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(raw: dict[str, object]) -> dict[str, object]:
     """Add settings that are younger than `raw` at their defaults, under which it was made.
 
     A config of settings that do not exist here stays as it is, so that a comparison names them.

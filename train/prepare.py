@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -82,20 +81,19 @@ def _resolve(config: Config, dataset: Dataset, accelerator: Accelerator) -> Conf
 
 def _agree_on_storage(storage: Storage, folder: Path) -> Storage:
     """Choose one storage for all ranks, that of a resumed run: the order depends on it."""
-    storage = ranks.together(lambda: _recorded_storage(folder / CONFIG, storage))
-    return min(ranks.gather_object(storage), key=STORAGES.index)
+    path = folder / CONFIG
+
+    def recorded() -> Storage:
+        config = load_record(path).config if path.is_file() else {}
+        name = config.get("storage", storage)
+        if name not in STORAGES:
+            raise DataError(f"{path} names the storage {name!r}; expected one of {STORAGES}")
+        return STORAGES[STORAGES.index(name)]
+
+    return min(ranks.gather_object(ranks.together(recorded)), key=STORAGES.index)
 
 
-def _recorded_storage(path: Path, default: Storage) -> Storage:
-    storage: Storage = default
-    if path.is_file():
-        storage = load_record(path).config.get("storage", default)
-    if storage not in STORAGES:
-        raise DataError(f"{path} names the storage {storage!r}; expected one of {STORAGES}")
-    return storage
-
-
-def identity(config: dict[str, Any], data_hash: str) -> dict[str, Any]:
+def identity(config: dict[str, object], data_hash: str) -> dict[str, object]:
     """Return what two runs must have in common to be one."""
     return {"config": with_defaults(config), "data": {"hash": data_hash}}
 

@@ -137,28 +137,25 @@ class ProcessPool:
         try:
             while self.running or (waiting and self.interruption.number is None):
                 if self.interruption.number is not None:
-                    number = signal.SIGINT if self.interruption.is_urgent else signal.SIGTERM
-                    if number != sent:
-                        self._signal(number)
-                    sent = number
-                self._start(waiting)
+                    stop = signal.SIGINT if self.interruption.is_urgent else signal.SIGTERM
+                    if stop != sent:
+                        self._signal(stop)
+                    sent = stop
+                for number, slot in enumerate(self.slots):
+                    if number not in self.running and waiting and self.interruption.number is None:
+                        command = waiting.popleft()
+                        child = start(command, slot.cores, slot.environment)
+                        self.running[number] = Process(command.run, child, time.monotonic())
                 tick()
                 time.sleep(POLL_S)
-                for slot, process in list(self.running.items()):
+                for number, process in list(self.running.items()):
                     if process.process.poll() is not None:
-                        del self.running[slot]
+                        del self.running[number]
                         ended(process)
         finally:  # no process outlives an error here
             self._signal(signal.SIGTERM)
             for process in self.running.values():
                 process.process.wait()
-
-    def _start(self, waiting: deque[Command]) -> None:
-        for number, slot in enumerate(self.slots):
-            if number not in self.running and waiting and self.interruption.number is None:
-                command = waiting.popleft()
-                process = start(command, slot.cores, slot.environment)
-                self.running[number] = Process(command.run, process, time.monotonic())
 
     def _signal(self, number: int) -> None:
         for process in self.running.values():

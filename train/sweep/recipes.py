@@ -117,16 +117,15 @@ def augmentation() -> list[Arm]:
 
 def architecture() -> list[Arm]:
     """`seed`, its options one at a time, and `refined`."""
-    options: dict[str, dict[str, Any]] = {
-        "bilinear": {"upsample": "bilinear"},
-        "transposed": {"upsample": "transposed"},
-        "kernel5": {"stage1_kernel": 5},
-        "stage4x4": {"latent_stage": True},
+    changes = {
+        "bilinear": ModelConfig(upsample="bilinear"),
+        "transposed": ModelConfig(upsample="transposed"),
+        "kernel5": ModelConfig(stage1_kernel=5),
+        "stage4x4": ModelConfig(latent_stage=True),
     }
     base = PRESETS["eq-dvae"]()
     changed = [
-        Arm(f"eq-dvae-{name}", replace(base, model=replace(base.model, **option)))
-        for name, option in options.items()
+        Arm(f"eq-dvae-{name}", replace(base, model=model)) for name, model in changes.items()
     ]
     return [preset("eq-dvae"), *changed, preset("eq-dvae-refined")]
 

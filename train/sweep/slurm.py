@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from common.console import log
 from common.errors import DataError
@@ -36,6 +36,13 @@ class SlurmConfig:
     gpus: int = 1  # GPUs per job; 0 trains on the CPU
     cpus: int = 8  # CPU cores per job
     hours: float = 8.0  # time limit of a job; a run that needs longer is requeued
+
+
+class Job(Protocol):
+    """A job of submitit, as far as it is used here."""
+
+    @property
+    def job_id(self) -> str: ...
 
 
 class RunJob:
@@ -99,24 +106,19 @@ def slurm_executor(out: Path, config: SlurmConfig) -> Any:
         )
     except RuntimeError as error:
         raise DataError(f"{error} Start the sweep on a machine of the cluster") from None
-    executor.update_parameters(**_parameters(config))
-    return executor
-
-
-def _parameters(config: SlurmConfig) -> dict[str, Any]:
-    """Parameters of sbatch by submitit's names; what is None or 0 is left to the cluster."""
     optional = {
         "slurm_partition": config.partition,
         "slurm_account": config.account,
         "gpus_per_node": config.gpus,
     }
-    return {
-        **{name: value for name, value in optional.items() if value},
-        "cpus_per_task": config.cpus,
-        "timeout_min": max(1, round(60 * config.hours)),
-        "slurm_signal_delay_s": SAVE_S,
-        "slurm_additional_parameters": {"requeue": True},
-    }
+    executor.update_parameters(
+        **{name: value for name, value in optional.items() if value},  # others: the cluster's
+        cpus_per_task=config.cpus,
+        timeout_min=max(1, round(60 * config.hours)),
+        slurm_signal_delay_s=SAVE_S,
+        slurm_additional_parameters={"requeue": True},
+    )
+    return executor
 
 
 def submit(
@@ -124,7 +126,7 @@ def submit(
     runs: Iterable[SweepRun],
     programs: Programs,
     queued: Callable[[], set[str]] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Job]:
     """Submit a job for every run that is not done and has none.
 
     Args:
@@ -133,7 +135,7 @@ def submit(
     Returns:
         The new jobs by name of the run.
     """
-    submitted: dict[str, Any] = {}
+    submitted: dict[str, Job] = {}
     alive = (queued or in_queue)()
     for run in runs:
         path = run.out / "slurm" / "jobs.json"
