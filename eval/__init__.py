@@ -9,6 +9,7 @@ measure/               metrics, readouts, baselines and probes of a model
 stats/                 intervals and contrasts over groups and seeds
 figures                colours, styles and the projection that figures share
 run_figures            figures of a run
+pictures               patches, reconstructions and an orbit of a run, for reports
 json_records           records in JSON files
 results                the records of results.json
 writing                writes what every evaluation writes

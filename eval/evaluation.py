@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from eval import pictures, run_figures
 from eval import run as runs
-from eval import run_figures
 from eval.export.model_card import write_card
 from eval.features import Features, write_embeddings
 from eval.measure import metrics, readouts
@@ -59,6 +59,7 @@ def evaluate(
     probed = probe_run(session, embedded)
     if config.figures:
         with timed("figures"):
+            pictures.draw(session)
             run_figures.draw(session, images, embedded[session.metrics_split.name])
     results = Results(
         run=RunFacts(**asdict(session.info)),

@@ -33,7 +33,7 @@ from eval.measure.metrics import (
     rho,
 )
 from eval.run import LogLine, load_metrics
-from eval.session import RunSession
+from eval.session import RunSession, in_turn
 from models.vae import VAE
 from pipeline import d4
 from pipeline.corruptions import KINDS, CorruptionConfig, corrupt_as
@@ -228,13 +228,7 @@ def nearest_patches(session: RunSession, features: Features, path: Path) -> Path
 
 def queries(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Draw QUERIES rows, or one per class up to MAX_QUERIES: classes in turn, from a fixed seed."""
-    shuffled = np.random.default_rng(0).permutation(len(labels))
-    turn = np.zeros(len(labels), np.int64)  # how many of its class come before
-    classes = np.unique(labels)
-    for label in classes:
-        members = shuffled[labels[shuffled] == label]
-        turn[members] = np.arange(len(members))
-    return np.lexsort((labels, turn))[: min(max(QUERIES, len(classes)), MAX_QUERIES)]
+    return in_turn(labels, min(max(QUERIES, len(np.unique(labels))), MAX_QUERIES))
 
 
 def nearest(features: Features, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], Features]:

@@ -175,3 +175,13 @@ def subset(count: int, limit: int) -> NDArray[np.int64]:
     if count <= limit:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).choice(count, limit, replace=False))
+
+
+def in_turn(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Draw at most `count` rows from a fixed seed, one of every class in turn."""
+    shuffled = np.random.default_rng(0).permutation(len(labels))
+    turn = np.zeros(len(labels), np.int64)  # how many of its class come before
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        turn[members] = np.arange(len(members))
+    return np.lexsort((labels, turn))[:count]
