@@ -38,7 +38,7 @@ class EvalConfig:
     robustness: bool = True
     """Also test the probes on corrupted patches: five kinds of corruption, five severities."""
     figures: bool = True
-    """Draw figures to RUN/figures."""
+    """Draw figures to RUN/figures, and write RUN/pictures.safetensors."""
     readouts: tuple[str, ...] = tuple(READOUTS)
     """Features of the model to probe; an orbit costs eight encodings per image (C4: four)."""
     orbit_probe: bool = True

@@ -31,7 +31,7 @@ QUALITY = 80  # of the sheet, a JPEG: 3 MB for 3000 patches
 
 def atlas(runs: Sequence[EvaluatedRun], name: str) -> Atlas | None:
     """The map of runs on one data set; None where none has embeddings."""
-    rows, maps = None, []
+    rows, maps, owner = None, [], runs[0]
     for run in runs:
         split = run.results.protocol.metrics_split
         path = run.folder / "embeddings" / f"{split}.parquet"
@@ -45,12 +45,12 @@ def atlas(runs: Sequence[EvaluatedRun], name: str) -> Atlas | None:
         table = table.take(pa.array(indices))
         if rows is not None and rows["key"].to_pylist() != table["key"].to_pylist():
             continue  # of another subset of the split
-        rows = table
+        rows, owner = table, run
         xy, shares = components(features[indices])
         maps.append(RunMap(name=run.label, shares=shares, xy=xy.ravel().tolist()))
     if rows is None or len(rows) < 3:
         return None
-    classes = [shown(name) for name in runs[0].results.protocol.classes or []]
+    classes = [shown(name) for name in owner.results.protocol.classes or []]
     labels = rows["label"].to_pylist()
     if any(label == NO_LABEL or label >= len(classes) for label in labels):
         labels = [label if 0 <= label < len(classes) else len(classes) for label in labels]
@@ -66,13 +66,13 @@ def atlas(runs: Sequence[EvaluatedRun], name: str) -> Atlas | None:
         classes=classes,
         site_indices=[site_names.index(site) for site in sites],
         sites=site_names,
-        sheet=_sheet(runs[0], rows),
+        sheet=_sheet(owner, rows),
         columns=COLUMNS,
     )
     caption = (
         f"The first two principal components of the code (raw mu) of {len(rows):,} patches of "
-        f"{shown(split)}, the same for every run. Distances in two of many dimensions are a "
-        "sketch, not a measurement."
+        f"{owner.results.protocol.metrics_split}, the same for every run. Distances in two of many "
+        "dimensions are a sketch, not a measurement."
     )
     return Atlas(name, points, caption + (" Thumbnails are lossy." if points.sheet else ""))
 

@@ -1,55 +1,98 @@
 """Which numbers of the runs are charted against which; `eval.report.svg` draws."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from eval.figures import CURVES
 from eval.measure.metrics import ELEMENTS
 from eval.measure.readouts import PRIMARY
 from eval.measure.scores import Condition
-from eval.report.document import NOT_MEASURED, Chart, Part, Text
+from eval.report.document import Chart, Estimate, Forest, Kind, Missing, Part, shown
 from eval.report.runs import ALL_LABELS, Arm, ComparedArms, Measure
-from eval.report.svg import Axis, Point, Series, forest, plot
+from eval.report.svg import Axis, Point, Series, plot
 from eval.report.verdicts import CURVE, Headlines, arm_interval
 from eval.results import RobustnessCurve
 from eval.run import load_metrics
 from eval.stats.bootstrap import Interval
-from eval.stats.contrasts import MARGIN, Contrast
+from eval.stats.contrasts import MARGIN
 from pipeline.corruptions import GRADED, trained
 
 SPACING = 1.05  # factor between the points of arms at one budget
 SHORT = ("90°", "180°", "270°", "mirror ↔", "transp.", "mirror ↕", "anti-tr.")  # elements
 TEST_AUROC = Axis("macro AUROC on test")
 KL = Axis("KL (nats per patch)")
+EVALUATE = ""  # the command of `Missing`: eval.main of a run
+MOST = 24  # rows of the chart of scores, before readouts other than the primary one are left out
 
 
 def _chart(name: str, title: str, remark: str, svg: str) -> Part:
-    """The chart, captioned by its title and a remark; words where nothing was measured."""
-    return Chart(name, svg, title + remark) if svg else Text(f"{title}: {NOT_MEASURED}.")
+    """The chart with a caption; what is missing where nothing was measured."""
+    return Chart(name, svg, title, remark) if svg else Missing(title, EVALUATE)
 
 
-def differences(contrasts: Sequence[tuple[str, Contrast]], slug: str) -> Part:
-    """Every contrast with its interval; dashed: no difference, and the margin of H1."""
-    rows = [(title, _point(contrast.difference)) for title, contrast in contrasts]
-    axis = Axis("difference of AUROC", marks=(0.0, -MARGIN))
-    title = "Differences between arms with 95 % intervals"
-    remark = (
-        f". Dashed: no difference, and {MARGIN} below it, the margin of non-inferiority. "
-        f"{_resampled(contrast.difference for _, contrast in contrasts)}"
+def differences(rows: Sequence[Estimate], slug: str) -> Forest:
+    """Every contrast with its interval, no difference, and the margin of H1."""
+    caption = (
+        "Macro AUROC of the linear probe on test, the first minus the second, paired: the same "
+        "groups and seeds in both. The margin is that of non-inferiority, half a point of AUROC."
     )
-    return _chart(f"{slug}-differences.svg", title, remark, forest(rows, axis, title))
+    marks = {0.0: "no difference", -MARGIN: f"margin of non-inferiority, -{MARGIN}"}
+    return Forest(
+        f"{slug}-differences.svg",
+        "Differences of AUROC with 95 % intervals",
+        "difference of macro AUROC",
+        rows,
+        marks,
+        caption,
+        signed=True,
+    )
 
 
-def headlines(intervals: Headlines, slug: str) -> Part:
-    """AUROC with all labels of every arm and baseline."""
+def scores(compared: ComparedArms, intervals: Headlines, slug: str) -> Part:
+    """AUROC with all labels of every arm, readout and baseline, the highest first."""
     measured = {
-        arm: cells[ALL_LABELS.name] for arm, cells in intervals.items() if ALL_LABELS.name in cells
+        name: cells[ALL_LABELS.name]
+        for name, cells in intervals.items()
+        if ALL_LABELS.name in cells
     }
-    rows = [(arm, _point(cell)) for arm, cell in measured.items()]
-    title = "Linear probe with all labels: arms and baselines with 95 % intervals"
-    axis = replace(TEST_AUROC, marks=(0.5,))
-    remark = f". Dashed: chance. {_resampled(measured.values())}"
-    return _chart(f"{slug}-auroc.svg", title, remark, forest(rows, axis, title))
+    kinds: dict[str, Kind] = {arm.name: arm.kind for arm in compared.arms.values()}
+    readouts = _readouts(compared)
+    if len(measured) + len(readouts) <= MOST:
+        measured |= readouts
+        kinds |= {name: kinds[name.rpartition(", ")[0]] for name in readouts}
+    rows = [
+        Estimate(
+            name.removeprefix("baseline "),
+            cell.estimate,
+            cell.low,
+            cell.high,
+            kinds.get(name, "baseline"),
+        )
+        for name, cell in measured.items()
+    ]
+    title = "Linear probe with all labels: macro AUROC on test, with 95 % intervals"
+    if not rows:
+        return Missing(title, EVALUATE)
+    caption = (
+        "A standardised logistic regression per row, fitted on train, selected on val, tested "
+        "once; mean over seeds. Intervals of two rows may overlap where their paired difference is "
+        f"clear. {_resampled(measured.values())}"
+    )
+    rows.sort(key=lambda row: -row.value)
+    return Forest(f"{slug}-auroc.svg", title, "macro AUROC on test", rows, {0.5: "chance"}, caption)
+
+
+def _readouts(compared: ComparedArms) -> dict[str, Interval]:
+    """The intervals of all readouts but the primary one, by arm and readout."""
+    cells = {}
+    for arm in compared.arms.values():
+        first = next(iter(arm.runs.values()))
+        for name in first.results.probe:
+            if name == PRIMARY or first.is_baseline(name):
+                continue
+            cell = arm_interval(compared, arm, ALL_LABELS, features=name)
+            if cell is not None:
+                cells[f"{arm.name}, {shown(name)}"] = cell
+    return cells
 
 
 def _resampled(intervals: Iterable[Interval]) -> str:
@@ -77,7 +120,7 @@ def labels(compared: ComparedArms, slug: str) -> Part:
         spacing = SPACING ** (i - (len(compared.arms) - 1) / 2)
         points = []
         for groups, measure in counts:
-            cell = arm_interval(compared, arm, measure, resampling=CURVE) if groups else None
+            cell = arm_interval(compared, arm, measure, replicates=CURVE) if groups else None
             if cell is not None:
                 intervals.append(cell)
                 points.append(_point(cell, sum(groups) / len(groups) * spacing))
@@ -85,8 +128,8 @@ def labels(compared: ComparedArms, slug: str) -> Part:
     x = Axis("labelled groups per class (mean)", log=True)
     title = "Linear probe against labels"
     remark = (
-        ": mean over seeds and draws of the labelled subset, bars are 95 % intervals "
-        f"({CURVE.replicates:,} replicates). The last point has all labels; "
+        "Mean over seeds and draws of the labelled subset, bars are 95 % intervals "
+        f"({CURVE:,} replicates). The last point has all labels; "
         f"arms are drawn side by side. {_resampled(intervals)}"
     )
     svg = plot(series, x, TEST_AUROC, title)
@@ -103,7 +146,7 @@ def robustness(arms: Sequence[Arm], slug: str) -> list[Part]:
         title = f"Robustness to {name}"
         x = Axis("severity", names=("clean", *(str(i + 1) for i in range(len(kind.levels)))))
         svg = plot(series, x, TEST_AUROC, title)
-        remark = f" ({kind.unit}: {levels}; {training}): mean over seeds."
+        remark = f"Mean over seeds. {kind.unit}: {levels}; {training}."
         charts.append(_chart(f"{slug}-robustness-{name}.svg", title, remark, svg))
     return charts
 
@@ -130,14 +173,14 @@ def rates(arms: Iterable[Arm], slug: str) -> list[Part]:
     psnr = Axis("PSNR of clean patches (dB)")
     title = "Rate and distortion"
     remark = (
-        ": a point per run. Up and to the left is better; arms at different rates are not at "
+        "A point per run. Up and to the left is better; arms at different rates are not at "
         "equal conditions."
     )
     svg = plot(distortion, KL, psnr, title)
     rate_distortion = _chart(f"{slug}-rate-distortion.svg", title, remark, svg)
     title = "Rate and probe"
     remark = (
-        ": a point per run. A term that lowers the rate is compared fairly where arms of other "
+        "A point per run. A term that lowers the rate is compared fairly where arms of other "
         "beta or lambda reach the same rate: look along the vertical."
     )
     svg = plot(probe, KL, TEST_AUROC, title)
@@ -158,7 +201,7 @@ def equivariance(arms: Sequence[Arm], slug: str) -> Part:
     title = "Equivariance error of the code by group element"
     error = Axis("relative error", marks=(0.0, 1.0))
     svg = plot(series, Axis("", names=SHORT), error, title)
-    remark = ": 0 exact, about 1 (dashed) unrelated."
+    remark = "0 exact, about 1 (dashed) unrelated."
     return _chart(f"{slug}-equivariance.svg", title, remark, svg)
 
 
@@ -185,6 +228,6 @@ def training(arms: Iterable[Arm], slug: str) -> list[Part]:
             ]
             series.append(Series(name, points, colour, marked=kind == "val"))
         svg = plot(series, Axis("images seen (thousands)"), Axis(title), title)
-        remark = " against images seen; a line per run."
+        remark = "Against images seen; a line per run."
         charts.append(_chart(f"{slug}-{kind}-{field.replace('_', '-')}.svg", title, remark, svg))
     return charts

@@ -4,11 +4,14 @@ Each format of `eval.report.writers` escapes all of it in its own way.
 """
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
+
+from shards.codec.png import Pixels
 
 MISSING = "–"
 NOT_MEASURED = "not measured"
@@ -42,6 +45,14 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """What was not measured, and the command that measures it ("": eval.main of the run)."""
+
+    what: str
+    command: str
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The answer to one planned question, in words."""
 
@@ -58,6 +69,7 @@ class Picture:
 
     name: str
     file: Path
+    title: str
     caption: str
 
 
@@ -67,6 +79,62 @@ class Chart:
 
     name: str
     svg: str
+    title: str
+    caption: str
+
+
+Kind = Literal["ours", "ceiling", "other", "baseline", "good", "bad", "open"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A row of a forest: an estimate with its interval, where it has one, and words on it."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    kind: Kind
+    group: str = ""  # heading of the rows that share it
+    word: str = ""  # the verdict
+    sentence: str = ""  # what it means
+    numbers: str = ""  # what it rests on
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Estimates with their intervals, a row each; as an SVG in figures/NAME and in the page."""
+
+    name: str
+    title: str
+    axis: str
+    rows: Sequence[Estimate]
+    marks: Mapping[float, str]  # lines across, and what they mark
+    caption: str
+    signed: bool = False  # differences
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Images (n, side, side, 3) side by side, with a note below each."""
+
+    label: str
+    images: Pixels
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Strips:
+    """Strips of equally many images under common headings; as a PNG in figures/NAME too."""
+
+    name: str
+    title: str
+    headings: Sequence[str]  # as many as divide the images
+    strips: Sequence[Strip]
     caption: str
 
 
@@ -105,7 +173,7 @@ class Atlas:
     caption: str
 
 
-Part = Text | Bullets | Code | Table | Verdict | Picture | Chart | Atlas
+Part = Text | Bullets | Code | Table | Missing | Picture | Chart | Forest | Strips | Atlas
 
 
 @dataclass(frozen=True)
@@ -113,6 +181,7 @@ class Section:
     level: int  # 2 or 3
     title: str
     parts: Sequence[Part]
+    folded: bool = False  # in the page, until it is opened
 
 
 @dataclass(frozen=True)
@@ -120,6 +189,7 @@ class Document:
     title: str
     lead: str
     sections: Sequence[Section]
+    verdicts: Sequence[Verdict] = ()
 
     @property
     def parts(self) -> list[Part]:

@@ -1,6 +1,6 @@
 """Size and speed beside the scores, from what `bench/throughput.py model --json FILE` wrote."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import msgspec
 
 from common.errors import DataError
 from common.files import read_json
-from eval.report.document import NOT_MEASURED, Table, number, shown
+from eval.report.document import NOT_MEASURED, Missing, Part, Table, number, shown
 from eval.report.runs import Arm
 from eval.results import Parameters
 
@@ -21,7 +21,7 @@ COLUMNS = (
     "encode (images/s)",
     "training step (images/s)",
 )
-UNMEASURED = "Costs and speeds come from bench/throughput.py model --json FILE, by --efficiency."
+MEASURE = "python bench/throughput.py model --json FILE, then eval.report with --efficiency FILE"
 CAPTION = (
     "Cost of one image, convolutions only: millions of multiply-adds (MMACs) and of floating-point "
     "operations (two per multiply-add, counted separately). Speed: median of the fastest variant "
@@ -84,6 +84,12 @@ def load(path: Path) -> Efficiency:
     return Efficiency(shown(machine), records)
 
 
+def parts(arms: Sequence[Arm], efficiency: Efficiency | None) -> list[Part]:
+    """The table, and what is missing without a benchmark."""
+    missing = [Missing("cost and speed of the models", MEASURE)] if efficiency is None else []
+    return [table(arms, efficiency), *missing]
+
+
 def table(arms: Iterable[Arm], efficiency: Efficiency | None) -> Table:
     """A row per arm: its size, the cost of an image, and the images per second of each pass."""
     rows = []
@@ -107,9 +113,9 @@ def table(arms: Iterable[Arm], efficiency: Efficiency | None) -> Table:
                 _fastest(speeds, step),
             ]
         counts = [number(parameters.total, 0), number(parameters.encoder, 0)]
-        rows.append([arm.name, *counts, *costs])
-    header = ["arm", "parameters", "of the encoder", *COLUMNS]
-    caption = UNMEASURED if efficiency is None else f"{CAPTION} On {efficiency.machine}."
+        rows.append([arm.name, *counts, *(costs if efficiency else [])])
+    header = ["arm", "parameters", "of the encoder", *(COLUMNS if efficiency else [])]
+    caption = f"{CAPTION} On {efficiency.machine}." if efficiency else ""
     return Table("Size and speed", header, rows, caption)
 
 

@@ -5,23 +5,19 @@ from collections.abc import Iterable
 import numpy as np
 
 from eval.measure.scores import Scores
+from eval.report.document import Estimate, Kind
 from eval.report.runs import ALL_LABELS, Arm, Baseline, ComparedArms
 from eval.report.verdicts import shortcomings
 from eval.stats.bootstrap import Interval
-from eval.stats.contrasts import compare
+from eval.stats.contrasts import compare, describe
 
 UNTRAINED = "random_init"
-CEILING = "supervised"
+GROUP = "Trained against untrained: does training show in this probe?"
 
 
-def sentences(compared: ComparedArms, baselines: Iterable[Baseline]) -> list[str]:
-    """A line per arm against the untrained encoder, then the gap to labels that each closes.
-
-    Args:
-        baselines: the gap is counted from the one with the highest AUROC.
-    """
-    lines: list[str] = []
-    resampled: set[str] = set()
+def against_untrained(compared: ComparedArms) -> list[Estimate]:
+    """A row per arm: its AUROC with all labels minus that of its untrained encoder."""
+    rows = []
     for arm in compared.arms.values():
         trained = arm.scores(ALL_LABELS, list(arm.books))
         untrained = _untrained_scores(compared, arm)
@@ -29,19 +25,27 @@ def sentences(compared: ComparedArms, baselines: Iterable[Baseline]) -> list[str
             continue
         repeated = [np.stack([scores] * len(arm.books)) for scores in untrained]
         scores = {arm.name: trained, "untrained": repeated}
-        difference = compare(scores, compared.test.labels, compared.test.groups).difference
-        lines.append(_sentence(arm, difference))
-        if difference.low is not None:
-            resampled.add(difference.resampled)
-    if resampled:
-        lines.append(f"Resampled in these intervals: {'; or '.join(sorted(resampled))}.")
+        test = compared.test
+        contrast = compare(
+            scores,
+            test.labels,
+            test.groups,
+            strata=test.strata,
+            resampling=compared.resampling,
+        )
+        rows.append(_row(arm, contrast.difference))
+    return rows
+
+
+def gaps(compared: ComparedArms, baselines: Iterable[Baseline]) -> list[str]:
+    """The best baseline, and the share of the gap from it to labels that each arm closes."""
     aurocs = {baseline.label: baseline.scores.auroc for baseline in baselines}
     measured = {label: auroc for label, auroc in aurocs.items() if auroc is not None}
     if not measured:
-        return lines
+        return []
     best, auroc = max(measured.items(), key=lambda item: item[1])
     first = f"The best baseline without training is {best}, AUROC {auroc:.3f}."
-    return [first, *lines, *_gaps(compared, auroc)]
+    return [first, *_gaps(compared, auroc)]
 
 
 def _untrained_scores(compared: ComparedArms, arm: Arm) -> list[Scores] | None:
@@ -59,35 +63,41 @@ def _untrained_scores(compared: ComparedArms, arm: Arm) -> list[Scores] | None:
     return None
 
 
-def _sentence(arm: Arm, difference: Interval) -> str:
-    words = f"{arm.name} - untrained: {difference.estimate:+.4f}"
+def _row(arm: Arm, difference: Interval) -> Estimate:
+    kind: Kind = "open"
     if difference.low is None or difference.high is None:
-        return (
-            f"{words}, no interval ({difference.resampled}): "
-            "whether this data set can rank models stays open."
-        )
-    words += f" [{difference.low:+.4f}, {difference.high:+.4f}]"
-    if reasons := shortcomings(difference):
-        return f"{words}: decides nothing, {'; '.join(reasons)}."
-    if difference.low > 0:
-        return f"{words}: training shows in this probe."
-    if difference.high < 0:
-        return f"{words}: training made this probe worse."
-    return f"{words}: within noise of untrained, so this data set cannot rank models by this probe."
+        word = "no interval"
+        sentence = f"Whether this data set can rank models stays open: {difference.resampled}."
+    elif reasons := shortcomings(difference):
+        word, sentence = "decides nothing", f"Reason: {'; '.join(reasons)}."
+    elif difference.low > 0:
+        kind, word, sentence = "good", "training shows", "The probe is better than untrained."
+    elif difference.high < 0:
+        kind, word, sentence = "bad", "training hurts", "Training made this probe worse."
+    else:
+        word = "within noise of untrained"
+        sentence = "This data set cannot rank models by this probe."
+    return Estimate(
+        f"{arm.name} - untrained",
+        difference.estimate,
+        difference.low,
+        difference.high,
+        kind,
+        GROUP,
+        word,
+        sentence,
+        f"{describe(difference)}.",
+    )
 
 
 def _gaps(compared: ComparedArms, best: float) -> list[str]:
-    """G = (model - best baseline) / (supervised - best baseline), where the latter is above 0."""
-    means: dict[str, float] = {}
-    for arm in compared.arms.values():
-        aurocs = [run.probe().auroc for run in arm.runs.values()]
-        measured = [auroc for auroc in aurocs if auroc is not None]
-        if measured:
-            means[arm.name] = sum(measured) / len(measured)
-    supervised = {arm.name for arm in compared.arms.values() if arm.preset == CEILING}
+    """G = (model - best baseline) / (ceiling - best baseline), where the latter is above 0."""
+    aurocs = {name: arm.auroc for name, arm in compared.arms.items()}
+    means = {name: auroc for name, auroc in aurocs.items() if auroc is not None}
+    supervised = {arm.name for arm in compared.arms.values() if arm.kind == "ceiling"}
     ceiling = max((means[name] for name in means if name in supervised), default=None)
     if ceiling is None:
-        return ["Gap closure: not measured, no run of the preset supervised."]
+        return []
     if ceiling <= best:
         return [f"Gap closure: undefined, supervised {ceiling:.3f} is not above the baseline."]
     return [

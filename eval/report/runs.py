@@ -19,7 +19,7 @@ from eval.json_records import as_json
 from eval.measure.probe import PRIMARY_PROBE
 from eval.measure.readouts import PRIMARY
 from eval.measure.scores import SCORES, Condition, ScoreBook, Scores, read_scores
-from eval.report.document import shown
+from eval.report.document import Kind, shown
 from eval.results import (
     BudgetScores,
     Equivariance,
@@ -34,8 +34,10 @@ from eval.results import (
     SeverityScores,
     load_results,
 )
+from eval.stats.bootstrap import DEFAULT, Resampling
 from pipeline.corruptions import GRADED
 
+CEILING = "supervised"  # the preset that is trained on labels
 # facts of a run that runs of one arm may differ in
 UNEQUAL = ("seed", "noise_var", "dataset_hash")
 
@@ -57,6 +59,11 @@ class EvaluatedRun:
     @property
     def seed(self) -> int:
         return self.results.run.seed or 0
+
+    @property
+    def is_ceiling(self) -> bool:
+        """Whether it was trained on the labels."""
+        return self.preset == CEILING
 
     @property
     def root(self) -> Path:
@@ -95,9 +102,8 @@ class EvaluatedRun:
     def severity(self, kind: str, severity: int) -> SeverityScores:
         """The probe under one kind of corruption; `severity` from 1."""
         levels = self.robustness.kinds.get(kind, RobustnessCurve()).levels
-        return (
-            levels[severity - 1] if severity <= len(levels) else SeverityScores(severity=severity)
-        )
+        by_severity = {level.severity: level for level in levels}
+        return by_severity.get(severity, SeverityScores(severity=severity))
 
     @property
     def budgets(self) -> dict[str, BudgetScores]:
@@ -228,6 +234,21 @@ class Arm:
     books: dict[int, ScoreBook] = field(default_factory=dict)
 
     @property
+    def auroc(self) -> float | None:
+        """The mean AUROC of the primary probe over the runs that have it."""
+        aurocs = [run.probe().auroc for run in self.runs.values()]
+        measured = [auroc for auroc in aurocs if auroc is not None]
+        return sum(measured) / len(measured) if measured else None
+
+    @property
+    def kind(self) -> Kind:
+        """What it is to a reader: trained here or elsewhere, or on the labels."""
+        run = next(iter(self.runs.values()))
+        if run.results.external is not None:
+            return "other"
+        return "ceiling" if run.is_ceiling else "ours"
+
+    @property
     def label(self) -> str:
         """The name of its only run, or of the arm where there are several."""
         runs = list(self.runs.values())
@@ -255,6 +276,14 @@ class TestSet:
 
     labels: NDArray[np.int64]  # (n,)
     groups: NDArray[np.object_]  # (n,) names
+    classes: tuple[str, ...] = ()  # their names
+
+    @cached_property
+    def strata(self) -> NDArray[np.int64] | None:
+        """One stratum where most groups hold several classes; None: groups are drawn by class."""
+        pairs = np.unique(np.stack([self.groups.astype(str), self.labels.astype(str)]), axis=1)
+        counts = np.unique(pairs[0], return_counts=True)[1]
+        return np.zeros(len(self.labels), np.int64) if (counts > 1).mean() > 0.5 else None
 
 
 @dataclass
@@ -264,6 +293,17 @@ class ComparedArms:
     arms: dict[str, Arm]
     test: TestSet | None
     dropped: list[str]
+
+    @property
+    def resampling(self) -> Resampling:
+        """How intervals are made, with the names of the classes."""
+        return replace(DEFAULT, classes=self.test.classes if self.test else ())
+
+    @property
+    def best(self) -> Arm:
+        """The arm with the highest AUROC, the ceiling only where there is no other."""
+        arms = [arm for arm in self.arms.values() if arm.kind != "ceiling"]
+        return max(arms or self.arms.values(), key=lambda arm: arm.auroc or 0.0)
 
     def arm_of(self, run: EvaluatedRun) -> Arm | None:
         """The arm that holds a run; None where it was left out."""
@@ -288,7 +328,8 @@ def compare_runs(runs: Sequence[EvaluatedRun]) -> ComparedArms:
                 keys = book.rows["key"].to_pylist()
                 labels = book.rows["label"].to_numpy().astype(np.int64)
                 groups = np.array(book.rows["group"].to_pylist(), dtype=object)
-                compared.test = TestSet(labels, groups.astype(str).astype(object))
+                classes = tuple(map(shown, run.results.protocol.classes or ()))
+                compared.test = TestSet(labels, groups.astype(str).astype(object), classes)
             if book.rows["key"].to_pylist() != keys:
                 compared.dropped.append(f"{run.label}: its scores are of other test patches")
                 continue

@@ -5,24 +5,36 @@ styles them, and a file of its own brings `STYLE` along.
 """
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
 from eval.figures import DARK, LIGHT
+from eval.report.document import Forest, Kind
 
 WIDTH, HEIGHT = 480, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 46
 CHAR = 6.4  # approximate width of a character
-FOREST_ROW, LEGEND_ROW = 34, 20
+LEGEND_ROW = 20
+FOREST_WIDTH, NAMES = 720, 300  # of a forest: its width, and where its names end
+LINE, NAME_CHARS, NAME_LINES = 15, 44, 4
 COLOURS = 8
+KIND_COLOURS: dict[Kind, int] = {
+    "ours": 0,
+    "ceiling": 1,
+    "other": 3,
+    "baseline": 7,
+    "good": 2,
+    "bad": 1,
+    "open": 0,
+}
 
 RULES = (
     """
 svg text{font:12px system-ui,sans-serif;fill:currentColor}
 svg .axis{stroke:currentColor;stroke-width:1;fill:none}
 svg .grid{stroke:currentColor;stroke-opacity:.14;fill:none}
-svg .row{stroke:var(--paper);stroke-width:4;paint-order:stroke}
 svg .mark{stroke:currentColor;stroke-opacity:.6;stroke-dasharray:3 3;fill:none}
 """
     + "".join(f"svg .c{i}{{stroke:var(--c{i});fill:var(--c{i})}}" for i in range(COLOURS))
@@ -147,30 +159,54 @@ def plot(series: Sequence[Series], x: Axis, y: Axis, title: str) -> str:
     return _svg(content, HEIGHT + LEGEND_ROW * legend_rows, title)
 
 
-def forest(rows: Sequence[tuple[str, Point]], x: Axis, title: str) -> str:
-    """A row per named estimate (the y of its point) with its interval, from left to right."""
-    if not rows:
-        return ""
-    values = [value for _, point in rows for value in point.extent]
-    across = _scale(x, values, LEFT, WIDTH - RIGHT)
-    height = FOREST_ROW * len(rows) + 12
-    content = [_axis_below(across, height)]
-    for i, (name, point) in enumerate(rows):
-        y = FOREST_ROW * i + 30
-        at = across.pixel(point.y)
-        hint = f"{name}: {point.y:.4f}"
-        if point.interval:
-            low, high = point.interval
-            hint += f", {low:.4f} to {high:.4f}"
-            content.append(
-                _path("c0 bar", f"M{across.pixel(low):.1f} {y}H{across.pixel(high):.1f}")
-            )
-        content.append(f'<text class="row" x="{LEFT}" y="{y - 9}">{escape(name[:66])}</text>')
-        content.append(
-            f'<rect class="c0" x="{at - 4:.1f}" y="{y - 4}" width="8" height="8">'
-            f"<title>{escape(hint)}</title></rect>"
-        )
-    return _svg("".join(content), height + BOTTOM, title)
+@dataclass(frozen=True)
+class Placed:
+    """A forest in place: positions along the axis from `start` to `end`."""
+
+    ticks: Sequence[tuple[float, str]]
+    marks: Sequence[float]
+    rows: Sequence[tuple[float, tuple[float, float] | None]]  # value, ends of the interval
+
+
+def place(forest: Forest, start: float, end: float) -> Placed:
+    """Find the positions of everything that a forest draws."""
+    values = [v for row in forest.rows for v in (row.value, *(row.interval or ()))]
+    scale = _scale(Axis(forest.axis, marks=tuple(forest.marks)), values, start, end)
+    rows = []
+    for row in forest.rows:
+        low, high = row.interval or (row.value, row.value)
+        ends = (scale.pixel(low), scale.pixel(high)) if row.interval else None
+        rows.append((scale.pixel(row.value), ends))
+    ticks = [(scale.pixel(value), name) for value, name in scale.ticks()]
+    return Placed(ticks, [scale.pixel(mark) for mark in forest.marks], rows)
+
+
+def forest(forest: Forest) -> str:
+    """A row per estimate: its name on the left, its interval on the right."""
+    placed = place(forest, NAMES, FOREST_WIDTH - RIGHT)
+    names = [textwrap.wrap(row.name, NAME_CHARS)[:NAME_LINES] for row in forest.rows]
+    heights = [LINE * len(lines) + 10 for lines in names]
+    bottom = sum(heights) + TOP
+    content = []
+    for x, text in placed.ticks:
+        content.append(_path("grid", f"M{x:.1f} {TOP}V{bottom}"))
+        content.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{text}</text>')
+    content += [_path("mark", f"M{x:.1f} {TOP}V{bottom}") for x in placed.marks]
+    y = float(TOP)
+    for row, lines, height, (at, ends) in zip(
+        forest.rows, names, heights, placed.rows, strict=True
+    ):
+        for i, line in enumerate(lines):
+            place_of = f'x="{NAMES - 12}" y="{y + LINE * (i + 1):.1f}" text-anchor="end"'
+            content.append(f"<text {place_of}>{escape(line)}</text>")
+        middle, colour = y + height / 2, KIND_COLOURS[row.kind]
+        if ends:
+            content.append(_path(f"c{colour} bar", f"M{ends[0]:.1f} {middle:.1f}H{ends[1]:.1f}"))
+        content.append(f'<g class="c{colour}">{_marker(colour, at, middle)}</g>')
+        y += height
+    label = f'x="{(NAMES + FOREST_WIDTH - RIGHT) / 2}" y="{bottom + 34}" text-anchor="middle"'
+    content.append(f"<text {label}>{escape(forest.axis)}</text>")
+    return _svg("".join(content), bottom + BOTTOM, forest.title, FOREST_WIDTH)
 
 
 def _axis_below(across: _Scale, bottom: float) -> str:
@@ -267,9 +303,9 @@ def _path(classes: str, path: str) -> str:
     return f'<path class="{classes}" d="{path}"/>'
 
 
-def _svg(content: str, height: float, title: str) -> str:
+def _svg(content: str, height: float, title: str, width: int = WIDTH) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:.0f}" role="img">'
         f"<title>{escape(title)}</title>{content}</svg>"
     )
 

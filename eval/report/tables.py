@@ -4,23 +4,36 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from eval.measure.metrics import ELEMENTS
 from eval.measure.probe import PRIMARY_PROBE
-from eval.report.document import MISSING, NOT_MEASURED, Part, Table, Text, mean_sd, number, shown
+from eval.report.charts import EVALUATE
+from eval.report.document import (
+    MISSING,
+    NOT_MEASURED,
+    Missing,
+    Part,
+    Table,
+    mean_sd,
+    number,
+    shown,
+)
 from eval.report.runs import Arm, EvaluatedRun, baselines
-from eval.results import BudgetScores, ClassCounts, Range, SplitCounts
+from eval.results import BudgetScores, ClassCounts, ProbeScores, Range, SplitCounts
 from eval.stats.bootstrap import Interval
 from pipeline.corruptions import GRADED, KINDS, TRAINABLE, CorruptionConfig, extents
 
 # columns of the tables of all runs: the value and its decimals
-SCORES: dict[str, tuple[Callable[[EvaluatedRun], float | None], int]] = {
+RUN_SCORES: dict[str, tuple[Callable[[EvaluatedRun], float | None], int]] = {
     "PSNR (dB)": (lambda run: run.reconstruction.psnr, 2),
     "SSIM": (lambda run: run.reconstruction.ssim, 3),
     "KL (nats)": (lambda run: run.latent.kl, 1),
     "active units": (lambda run: run.latent.active_units, 0),
     "noise variance": (lambda run: run.results.run.noise_var, 5),
     "equivariance error": (lambda run: run.equivariance.error, 3),
-    "AUROC": (lambda run: run.probe().auroc, 3),
-    "balanced accuracy": (lambda run: run.probe().balanced_accuracy, 3),
-    "accuracy": (lambda run: run.probe().accuracy, 3),
+}
+# those that baselines have too
+PROBE_SCORES: dict[str, tuple[Callable[[ProbeScores], float | None], int]] = {
+    "AUROC": (lambda probe: probe.auroc, 3),
+    "balanced accuracy": (lambda probe: probe.balanced_accuracy, 3),
+    "accuracy": (lambda probe: probe.accuracy, 3),
 }
 PROBED = (
     "AUROC on test, mean ± standard deviation over seeds; for a single run, in brackets, the "
@@ -44,12 +57,12 @@ def composition(run: EvaluatedRun) -> Part:
     """Patches and, in brackets, source images of every class and split."""
     splits = run.results.protocol.splits
     if not splits:
-        return Text(f"Composition of the data: {NOT_MEASURED}.")
+        return Missing("composition of the data", EVALUATE)
     rows = [["all", *map(_counted, splits.values())]]
     classes = dict.fromkeys(name for split in splits.values() for name in split.classes)
-    for i, name in enumerate(classes):
+    for name in classes:
         counts = [split.classes.get(name, ClassCounts()) for split in splits.values()]
-        rows.append([f"class {i}: {shown(name)}", *map(_counted, counts)])
+        rows.append([shown(name), *map(_counted, counts)])
     crossing = run.results.protocol.groups_in_several_splits
     shared = [f"{column} {number(count, 0)}" for column, count in crossing.items()]
     caption = "Patches and, in brackets, source images."
@@ -64,18 +77,18 @@ def _counted(counts: SplitCounts | ClassCounts) -> str:
 
 def summary(runs: Sequence[EvaluatedRun]) -> Table:
     """A row per run with its scores, the baselines beneath."""
-    header = ["run", "preset", "seed", "images", *SCORES]
+    header = ["run", "preset", "seed", "images", *RUN_SCORES, *PROBE_SCORES]
     rows = []
     for run in runs:
         facts = run.results.run
         counts = [number(facts.seed, 0), number(facts.images_seen, 0)]
-        scores = [number(value(run), digits) for value, digits in SCORES.values()]
-        rows.append([run.label, run.preset, *counts, *scores])
+        scores = [number(value(run), digits) for value, digits in RUN_SCORES.values()]
+        rows.append([run.label, run.preset, *counts, *scores, *_probed(run.probe())])
     for baseline in baselines(runs):
-        probe = baseline.scores
-        values = [number(v) for v in (probe.auroc, probe.balanced_accuracy, probe.accuracy)]
-        empty = [""] * (len(header) - 1 - len(values))
-        rows.append([f"baseline {baseline.label}", *empty, *values])
+        cells = dict.fromkeys(header, "") | dict(
+            zip(PROBE_SCORES, _probed(baseline.scores), strict=True)
+        )
+        rows.append([f"baseline {baseline.label}", *list(cells.values())[1:]])
     caption = (
         "Reconstruction is from the posterior mean of clean patches. KL is per patch; a dimension "
         "is active above 0.05 nats. The equivariance error is relative: 0 exact, about 1 "
@@ -84,15 +97,21 @@ def summary(runs: Sequence[EvaluatedRun]) -> Table:
     return Table("Every run", header, rows, caption)
 
 
+def _probed(probe: ProbeScores) -> list[str]:
+    return [number(value(probe), digits) for value, digits in PROBE_SCORES.values()]
+
+
 def over_seeds(arms: Iterable[Arm]) -> list[Part]:
     """Mean and standard deviation of arms that were run with several seeds."""
     rows = []
     for arm in arms:
         if len(arm.runs) > 1:
             runs = arm.runs.values()
-            cells = [_mean(map(value, runs), digits) for value, digits in SCORES.values()]
+            cells = [_mean(map(value, runs), digits) for value, digits in RUN_SCORES.values()]
+            probes = [run.probe() for run in runs]
+            cells += [_mean(map(value, probes), digits) for value, digits in PROBE_SCORES.values()]
             rows.append([arm.name, number(arm.images, 0), str(len(runs)), *cells])
-    header = ["preset", "images", "seeds", *SCORES]
+    header = ["preset", "images", "seeds", *RUN_SCORES, *PROBE_SCORES]
     return [Table("Mean ± standard deviation over seeds", header, rows)] if rows else []
 
 
@@ -100,7 +119,7 @@ def headlines(intervals: Mapping[str, Mapping[str, Interval]]) -> Part:
     """AUROC and its 95 % interval, by arm or baseline (rows) and measure (columns)."""
     measures = list(dict.fromkeys(name for cells in intervals.values() for name in cells))
     if not measures:
-        return Text(f"AUROC with intervals: {NOT_MEASURED}.")
+        return Missing("AUROC with intervals", EVALUATE)
     rows = []
     for name, cells in intervals.items():
         row = [name]
@@ -127,7 +146,7 @@ def readouts(arms: Sequence[Arm]) -> Part:
     probes = [run.results.probe for run in _runs(arms)]
     names = dict.fromkeys(name for probe in probes for name in probe)
     if not names:
-        return Text(f"Linear probes: {NOT_MEASURED}; the notices say why.")
+        return Missing("linear probes (the notices say why)", EVALUATE)
     rows = []
     for name in names:
         size = next(probe[name].dimensions for probe in probes if name in probe)
@@ -145,7 +164,7 @@ def other_probes(arms: Sequence[Arm]) -> Part:
         for family in families
     )
     if not pairs:
-        return Text(f"Other probes (MLP, nearest neighbours): {NOT_MEASURED}.")
+        return Missing("other probes (MLP, nearest neighbours)", EVALUATE)
     rows = []
     for features, family in pairs:
         cells = [_probe_cell(arm, features, family) for arm in arms]
@@ -217,7 +236,7 @@ def denoising(arms: Iterable[Arm]) -> Part:
     """PSNR and SSIM by corruption kind: of the input, and of every arm's output."""
     measured = [arm for arm in arms if any(run.reconstruction.by_kind for run in _runs([arm]))]
     if not measured:
-        return Text(f"Denoising: {NOT_MEASURED}.")
+        return Missing("denoising", EVALUATE)
     header = ["corruption", "input PSNR", "input SSIM"]
     for arm in measured:
         header += [f"{arm.label} PSNR", f"{arm.label} SSIM"]
@@ -241,7 +260,7 @@ def denoising(arms: Iterable[Arm]) -> Part:
 def by_element(arms: Sequence[Arm]) -> Part:
     """The relative equivariance error by group element."""
     if all(run.results.equivariance is None for run in _runs(arms)):
-        return Text(f"Equivariance: {NOT_MEASURED}.")
+        return Missing("equivariance", EVALUATE)
     columns = [[*ELEMENTS[1:], "over D4", "over C4"]]
     for arm in arms:
         errors = [run.equivariance for run in arm.runs.values()]

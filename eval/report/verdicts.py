@@ -4,11 +4,12 @@ The planned contrasts are a family under Holm's correction and end in a verdict.
 exploratory: numbers and intervals without a verdict. docs/statistics.md describes the method.
 """
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from eval.measure.readouts import PRIMARY as PRIMARY_FEATURES
-from eval.report.document import NOT_MEASURED, Table, Verdict
+from eval.report.document import NOT_MEASURED, Estimate, Kind, Missing, Table, Verdict
 from eval.report.runs import (
     ALL_LABELS,
     MEASURES,
@@ -18,14 +19,16 @@ from eval.report.runs import (
     Baseline,
     ComparedArms,
     Measure,
+    near,
 )
-from eval.stats.bootstrap import DEFAULT, Interval, Resampling, interval
+from eval.stats.bootstrap import DEFAULT, Interval, interval
 from eval.stats.contrasts import Contrast, Judgement, Question, compare, describe, judge
 from eval.stats.grouping import MIN_GROUPS
 
 UNDECIDABLE = "cannot be decided"
 Headlines = dict[str, dict[str, Interval]]  # by arm or baseline, then by measure
-CURVE = Resampling(replicates=2_000)  # for the bars of curves, which are drawn and not quoted
+CURVE = 2_000  # replicates for the bars of curves, which are drawn and not quoted
+KINDS: dict[str, Kind] = {"holds": "good", "superior": "good", "non-inferior": "good"}
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,10 @@ def compare_arms(compared: ComparedArms, first: str, second: str, measure: Measu
     if len(scores) < 2:
         reason = f"no scores of the {measure.name}" if seeds else "no seed is in both"
         return Comparison(None, [reason], notes)
-    contrast = compare(scores, compared.test.labels, compared.test.groups)
+    test = compared.test
+    contrast = compare(
+        scores, test.labels, test.groups, strata=test.strata, resampling=compared.resampling
+    )
     return Comparison(contrast, shortcomings(contrast.difference), notes)
 
 
@@ -163,10 +169,44 @@ def _verdict(
     return Verdict(planned.title, detectable, word, meaning, numbers)
 
 
-def exploratory(compared: ComparedArms) -> tuple[Table | None, list[tuple[str, Contrast]]]:
+def planned(compared: ComparedArms) -> tuple[list[Verdict], list[Estimate], list[Missing]]:
+    """The planned verdicts: all of them, the measured ones as rows, and the runs that lack."""
+    judged = primary(compared)
+    estimates, lacking = [], []
+    for question, (verdict, contrast) in zip(PRIMARY, judged, strict=True):
+        if contrast is None:
+            lacking.append(_missing(compared, question))
+            continue
+        difference = contrast.difference
+        estimates.append(
+            Estimate(
+                verdict.question,
+                difference.estimate,
+                difference.low,
+                difference.high,
+                KINDS.get(verdict.word, "bad" if verdict.word == "inferior" else "open"),
+                "Planned contrasts, and their verdicts",
+                verdict.word,
+                verdict.meaning,
+                f"{verdict.before} {verdict.numbers}".strip(),
+            )
+        )
+    return [verdict for verdict, _ in judged], estimates, lacking
+
+
+def _missing(compared: ComparedArms, planned: PlannedContrast) -> Missing:
+    run = next(run for arm in compared.arms.values() for run in arm.runs.values())
+    data = ["--data", near(run.root), "--seed", str(run.seed)]
+    absent = [name for name in (planned.first, planned.second) if name not in compared.arms]
+    train = [shlex.join(["accelerate", "launch", "train/main.py", name, *data]) for name in absent]
+    command = "; ".join(train) or shlex.join(["python", "-m", "eval.main", near(run.folder)])
+    return Missing(f"{planned.first} against {planned.second}", command)
+
+
+def exploratory(compared: ComparedArms) -> tuple[Table | None, list[Estimate]]:
     """Every arm against a partner with all labels: neither corrected nor judged."""
     planned = {(p.first, p.second) for p in PRIMARY if p.measure is ALL_LABELS}
-    rows, contrasts = [], []
+    rows, estimates, resampled = [], [], set()
     for first, second in pairs({arm.name: arm.preset for arm in compared.arms.values()}):
         if (first, second) in planned:
             continue
@@ -175,18 +215,29 @@ def exploratory(compared: ComparedArms) -> tuple[Table | None, list[tuple[str, C
         if comparison.contrast is None:
             rows.append([name, NOT_MEASURED, "", "", "", comparison.remarks])
         else:
-            contrasts.append((name, comparison.contrast))
+            difference = comparison.contrast.difference
+            resampled.add(difference.resampled)
+            estimates.append(
+                Estimate(
+                    name,
+                    difference.estimate,
+                    difference.low,
+                    difference.high,
+                    "ours",
+                    "Exploratory: neither planned nor corrected for their number",
+                    numbers=f"{describe(difference)}.",
+                )
+            )
             rows.append([name, *contrast_cells(comparison.contrast), comparison.remarks])
     if not rows:
-        return None, contrasts
+        return None, estimates
     header = ["contrast", "difference", "95 % interval", "detectable", "seeds", "beware"]
-    resampled = sorted({contrast.difference.resampled for _, contrast in contrasts})
     caption = (
         "Macro AUROC, raw mu, all labels, paired as above. Not planned beforehand and not "
         "corrected for their number: they suggest questions and answer none. Resampled: "
-        f"{'; or '.join(resampled) or 'nothing'}."
+        f"{'; or '.join(sorted(resampled)) or 'nothing'}."
     )
-    return Table("Exploratory contrasts", header, rows, caption), contrasts
+    return Table("Exploratory contrasts", header, rows, caption), estimates
 
 
 def pairs(presets: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -258,10 +309,12 @@ def arm_interval(
     *,
     seeds: Sequence[int] | None = None,
     features: str = PRIMARY_FEATURES,
-    resampling: Resampling = DEFAULT,
+    replicates: int = DEFAULT.replicates,
 ) -> Interval | None:
     """The interval of an arm's AUROC over seeds (default: all); None where it was not measured."""
     scores = arm.scores(measure, list(arm.books) if seeds is None else seeds, features)
-    if scores is None or compared.test is None:
+    test = compared.test
+    if scores is None or test is None:
         return None
-    return interval(scores, compared.test.labels, compared.test.groups, resampling=resampling)
+    resampling = replace(compared.resampling, replicates=replicates)
+    return interval(scores, test.labels, test.groups, strata=test.strata, resampling=resampling)

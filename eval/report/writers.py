@@ -24,14 +24,20 @@ from eval.report.document import (
     Chart,
     Code,
     Document,
+    Estimate,
+    Forest,
+    Kind,
+    Missing,
     Part,
     Picture,
+    Strip,
+    Strips,
     Table,
     Text,
-    Verdict,
     shown,
 )
-from eval.report.svg import RULES, palette
+from eval.report.strips import png, row
+from eval.report.svg import KIND_COLOURS, RULES, palette, place
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#|~$!^])")
 _LATEX_TEXT = "backslash asciicircum asciitilde less greater bar quotedbl asciigrave quotesingle"
@@ -46,7 +52,12 @@ _LATEX: dict[str, str | int | None] = {
 _LATEX_HEADER = (
     "% Needs \\usepackage{booktabs,textcomp}; for names beyond Latin, XeLaTeX or LuaLaTeX."
 )
-WORD_STYLES = {"holds": "good", "superior": "good", "non-inferior": "good", "inferior": "bad"}
+KINDS: dict[Kind, str] = {  # of the rows of a forest that are no verdicts
+    "ours": "trained here",
+    "other": "encoder trained elsewhere",
+    "ceiling": "ceiling: trained on the labels",
+    "baseline": "baseline without training",
+}
 
 
 def to_markdown(document: Document) -> str:
@@ -73,13 +84,29 @@ def _markdown_part(part: Part) -> str:
             lines += map(_markdown_row, rows)
             blocks = [f"**{_markdown(title)}**", "\n".join(lines), _markdown(caption)]
             return "\n\n".join(block for block in blocks if block)
-        case Verdict(question, before, word, meaning, numbers):
-            start, end = _markdown(f"{question}. {before}"), _markdown(f"{meaning} {numbers}")
-            return f"- {start} **{_markdown(word).capitalize()}.** {end}"
-        case Picture(name, _, caption) | Chart(name, _, caption):
-            return f"![{escape_markdown(caption)}](figures/{name})\n\n*{_markdown(caption)}*"
+        case Forest(name, title, rows=rows, caption=caption):
+            bullets = "\n".join(_markdown_estimate(row) for row in rows if row.numbers)
+            return "\n\n".join(filter(None, (_markdown_picture(name, title, caption), bullets)))
+        case Strips(name, title, strips=strips, caption=caption):
+            labels = "; ".join(strip.label for strip in strips)
+            return _markdown_picture(name, title, f"From top to bottom: {labels}. {caption}")
+        case Picture(name, _, title, caption) | Chart(name, _, title, caption):
+            return _markdown_picture(name, title, caption)
+        case Missing(what, command):
+            return f"- {_markdown(what)}: {_markdown(command)}"
         case Atlas():
             return ""
+
+
+def _markdown_picture(name: str, title: str, caption: str) -> str:
+    words = f"{title}. {caption}"
+    return f"![{escape_markdown(title)}](figures/{name})\n\n*{_markdown(words)}*"
+
+
+def _markdown_estimate(row: Estimate) -> str:
+    word = f" **{_markdown(row.word).capitalize()}.**" if row.word else ""
+    words = f"{row.sentence} {row.numbers}".strip()
+    return f"- {_markdown(row.name)}.{word} {_markdown(words)}"
 
 
 def escape_markdown(text: object) -> str:
@@ -143,13 +170,19 @@ def to_html(document: Document) -> str:
     environment.filters |= {
         "kind": lambda part: type(part).__name__.lower(),
         "data_url": _data_url,
-        "look": lambda word: WORD_STYLES.get(word, "open"),
         "fields": msgspec.to_builtins,
+        "place": lambda forest: place(forest, 4.0, 96.0),  # tick labels stay inside
+        "legend": _legend,
+        "value": _value,
+        "sprite": _sprite,
     }
-    style = (_template("report.css") + RULES).replace("/*LIGHT*/", palette(LIGHT))
+    pairs = zip(LIGHT, DARK, strict=True)
+    colours = palette([f"light-dark({light},{dark})" for light, dark in pairs])
+    style = (_template("report.css") + RULES).replace("/*COLOURS*/", colours)
     return environment.get_template("report.html").render(
         document=document,
-        style=Markup(style.replace("/*DARK*/", palette(DARK))),
+        style=Markup(style),
+        colour=KIND_COLOURS,
         script=Markup(_template("report.js")),
         markup=Markup,
     )
@@ -157,6 +190,26 @@ def to_html(document: Document) -> str:
 
 def _template(name: str) -> str:
     return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+
+
+def _legend(forest: Forest) -> dict[Kind, str]:
+    """The kinds of rows in a forest that a reader has to tell apart."""
+    kinds = {row.kind for row in forest.rows if not row.numbers}
+    return {kind: name for kind, name in KINDS.items() if kind in kinds} if len(kinds) > 1 else {}
+
+
+def _value(row: Estimate, signed: bool) -> str:
+    """The estimate and its interval."""
+    digits = "+.3f" if signed else ".3f"
+    if row.interval is None:
+        return f"{row.value:{digits}} (no interval)"
+    low, high = row.interval
+    return f"{row.value:{digits}} [{low:{digits}}, {high:{digits}}]"
+
+
+def _sprite(strip: Strip) -> str:
+    """The images of a strip as one data URL."""
+    return f"data:image/png;base64,{base64.b64encode(png(row(strip.images))).decode()}"
 
 
 def _data_url(picture: Picture) -> str:

@@ -35,6 +35,7 @@ class Resampling:
     replicates: int = 10_000
     seed: int = 0  # equal seeds draw equal groups, for every arm and contrast
     unit: str = "groups"  # what a group is called: "source images", "patients"
+    classes: tuple[str, ...] = ()  # their names in `Interval.resampled`; else "class 0", ...
 
 
 DEFAULT = Resampling()
@@ -126,7 +127,7 @@ def resample(
         high=ends[1],
         standard_error=spread.standard_error if spread else None,
         degrees_of_freedom=spread.degrees_of_freedom if spread else None,
-        resampled=_words(sets, plain_SD, resampling.unit),
+        resampled=_words(sets, plain_SD, resampling),
         groups=tuple(of_set.groups for of_set in sets),
         seeds=plain_SD.shape[0],
         draws=plain_SD.shape[1],
@@ -146,7 +147,7 @@ def _spread(
     first, *others = np.random.SeedSequence(resampling.seed).spawn(1 + len(sets))
     normal = np.random.default_rng(first)
     deviations, effects = np.zeros(resampling.replicates), []
-    if not any(of_set.shortage for of_set in sets):
+    if not any(of_set.shortage() for of_set in sets):
         for of_set, its_terms, sequence in zip(sets, terms, others, strict=True):
             rng = np.random.default_rng(sequence)
             by_groups, its_effects = _of_groups(
@@ -211,9 +212,10 @@ def _stretched(deviations: Array, freedom: float) -> Array:
     return np.sort(np.sort(deviations) * ratio)
 
 
-def _words(sets: Sequence[Grouped], plain_SD: Array, unit: str) -> str:
-    shortage = "; ".join(of_set.shortage for of_set in sets if of_set.shortage)
-    phrases = [] if shortage else [" and ".join(_drawn(of_set, unit) for of_set in sets)]
+def _words(sets: Sequence[Grouped], plain_SD: Array, resampling: Resampling) -> str:
+    unit = resampling.unit
+    shortage = "; ".join(filter(None, (of_set.shortage(resampling.classes) for of_set in sets)))
+    phrases = [] if shortage else [" and ".join(_drawn(of_set, resampling) for of_set in sets)]
     factors = zip(plain_SD.shape, ("seeds", "draws of the labelled subset"), strict=True)
     effects = " and ".join(f"{count} {name}" for count, name in factors if count > 1)
     if effects:
@@ -226,8 +228,9 @@ def _words(sets: Sequence[Grouped], plain_SD: Array, unit: str) -> str:
     return text
 
 
-def _drawn(of_set: Grouped, unit: str) -> str:
+def _drawn(of_set: Grouped, resampling: Resampling) -> str:
     total = len(of_set.strata_G)
-    by_class = ", ".join(f"class {c}: {count}" for c, count in of_set.groups.items())
-    text = f"{total} {unit} of {of_set.name} within {of_set.stratified_by} ({by_class}"
+    names = dict(enumerate(resampling.classes))
+    by_class = ", ".join(f"{names.get(c, f'class {c}')}: {n}" for c, n in of_set.groups.items())
+    text = f"{total} {resampling.unit} of {of_set.name} within {of_set.stratified_by} ({by_class}"
     return text + (f"; {of_set.mixed} hold several classes)" if of_set.mixed else ")")

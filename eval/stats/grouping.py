@@ -48,10 +48,10 @@ class Grouped:
     groups: dict[int, int]  # class to the groups with patches of it
     mixed: int  # groups with patches of several classes
 
-    @property
-    def shortage(self) -> str:
-        """Reason why the groups cannot be resampled, or ""."""
-        counts = [(count, f"with class {c}") for c, count in self.groups.items()]
+    def shortage(self, classes: Sequence[str] = ()) -> str:
+        """Reason why the groups cannot be resampled, or "", with the names of the classes."""
+        names = dict(enumerate(classes))
+        counts = [(count, f"with {names.get(c, f'class {c}')}") for c, count in self.groups.items()]
         sizes = np.unique(self.strata_G, return_counts=True)[1].tolist()
         counts += [(count, f"in a {self.stratified_by}") for count in sizes]
         fewest, where = min(counts, key=lambda pair: pair[0])

@@ -7,12 +7,12 @@
 
   function paint() {
     const dark = chosen === null ? system.matches : chosen;
-    root.dataset.theme = dark ? "dark" : "light";
+    if (chosen !== null) root.dataset.theme = dark ? "dark" : "light";
     button.setAttribute("aria-pressed", String(dark));
     maps.forEach((draw) => draw());
   }
   button.addEventListener("click", () => {
-    chosen = root.dataset.theme !== "dark";
+    chosen = !(chosen === null ? system.matches : chosen);
     paint();
   });
   system.addEventListener("change", paint);
@@ -28,18 +28,23 @@
     const ticked = (name) => new Set([...form.querySelectorAll(
       `[data-filter=${name}] input:checked`)].map((box) => Number(box.value)));
 
+    function resolved(colour) {
+      canvas.style.color = colour;
+      return getComputedStyle(canvas).color;
+    }
+
     function draw() {
       const ratio = devicePixelRatio || 1, width = canvas.clientWidth, height = canvas.clientHeight;
       canvas.width = width * ratio;
       canvas.height = height * ratio;
-      const pen = canvas.getContext("2d"), style = getComputedStyle(root);
+      const pen = canvas.getContext("2d");
       pen.scale(ratio, ratio);
       const xy = data.runs[Number(form.elements.run.value)].xy;
       const classes = ticked("class"), sites = ticked("site");
       visible = [];
       places = new Array(count);
       pen.globalAlpha = 0.7;
-      const colours = [...Array(8).keys()].map((i) => style.getPropertyValue(`--c${i}`).trim());
+      const colours = [...Array(8).keys()].map((i) => resolved(`var(--c${i})`));
       for (let i = 0; i < count; i++) {
         if (!classes.has(data.class[i]) || !sites.has(data.site[i])) continue;
         const x = margin + xy[2 * i] / data.grid * (width - 2 * margin);
@@ -53,7 +58,7 @@
       }
       if (current >= 0 && places[current]) {
         pen.globalAlpha = 1;
-        pen.strokeStyle = style.getPropertyValue("--ink").trim();
+        pen.strokeStyle = resolved("var(--ink)");
         pen.lineWidth = 2;
         pen.beginPath();
         pen.arc(...places[current], 7, 0, 7);
@@ -115,6 +120,9 @@
     maps.push(draw);
   }
 
+  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => {
+    part.open = true;
+  }));
   document.querySelectorAll("[data-atlas]").forEach(map);
   paint();
 })();

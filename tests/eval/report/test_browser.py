@@ -32,8 +32,11 @@ addEventListener("securitypolicyviolation", (event) => caught.push(event.violate
 for (const name of ["error", "warn"]) console[name] = (...words) => caught.push(words.join(" "));
 </script>"""
 ACTIONS = """<script>
-addEventListener("load", () => setTimeout(() => {
-  const seen = { caught, scheme: document.documentElement.dataset.theme };
+addEventListener("load", () => {
+document.querySelectorAll("details").forEach((part) => { part.open = true; });
+setTimeout(() => {
+  const scheme = () => getComputedStyle(document.body).backgroundColor;
+  const seen = { caught, scheme: scheme() };
   const canvas = document.querySelector("canvas"), tip = document.querySelector(".tip");
   const key = (name) => canvas.dispatchEvent(new KeyboardEvent("keydown", { key: name }));
   const inked = () => canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height)
@@ -60,7 +63,14 @@ addEventListener("load", () => setTimeout(() => {
   document.querySelector('[data-filter="class"] input').click();
   seen.filtered = canvas.dataset.drawn;
   document.getElementById("theme").click();
-  seen.theme = document.documentElement.dataset.theme;
+  seen.theme = scheme();
+  const rect = (part) => part.getBoundingClientRect();
+  const apart = (a, b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top
+    || b.bottom <= a.top;
+  seen.rows = document.querySelectorAll(".forest .row").length;
+  seen.overlaps = [...document.querySelectorAll(".forest .row:not(.axis)")].filter((row) =>
+    [...row.children].some((a, i) => [...row.children].some((b, j) =>
+      i < j && !apart(rect(a), rect(b))))).length;
   seen.charts = [...document.querySelectorAll("svg")].filter((svg) =>
     svg.getBoundingClientRect().height > 100).length;
   seen.pictures = [...document.images].every((image) => image.naturalWidth > 0);
@@ -69,7 +79,7 @@ addEventListener("load", () => setTimeout(() => {
   out.id = "seen";
   out.textContent = JSON.stringify(seen);
   document.body.append(out);
-}, 200));
+}, 200); });
 </script>"""
 
 
@@ -113,6 +123,7 @@ def test_the_page_works(tmp_path: Path) -> None:
         assert seen["first"][0] == seen["label"] in map(shown, CLASSES)
         assert seen["thumb"] == 'url("data:image/jpeg;'[:21]
         assert seen["told"] == seen["key"] and not seen["hidden"]
-        assert {seen["scheme"], seen["theme"]} == {"light", "dark"}
+        assert {seen["scheme"], seen["theme"]} == {"rgb(255, 255, 255)", "rgb(22, 24, 28)"}
+        assert seen["rows"] >= 6 and seen["overlaps"] == 0
         assert seen["charts"] >= 10 and seen["pictures"]
         assert seen["overflow"] <= 0

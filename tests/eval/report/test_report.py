@@ -3,6 +3,7 @@
 import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,31 @@ from sklearn.neighbors import NearestNeighbors
 from eval import run_figures
 from eval.measure.scores import Condition, read_scores
 from eval.report import atlas, ranking, svg, tables, verdicts
-from eval.report.document import Table, shown
+from eval.report.document import Estimate, Forest, Table, shown
 from eval.report.report import write_report
-from eval.report.runs import Baseline, ComparedArms, EvaluatedRun, compare_runs, load_runs
+from eval.report.runs import (
+    MEASURES,
+    Baseline,
+    ComparedArms,
+    EvaluatedRun,
+    compare_runs,
+    load_runs,
+)
 from eval.report.svg import Axis, Point, Series
-from eval.report.writers import escape_latex
+from eval.report.writers import escape_latex, escape_markdown
 from eval.results import DataFacts, FeatureScores, Results
 from eval.session import subset
 from eval.stats.contrasts import compare, holm
 from pipeline.corruptions import GRADED
 from pipeline.index import Dataset
-from tests.helpers.report_runs import FORMULA, HOSTILE, change_results, pack_noise, write_run
+from tests.helpers.report_runs import (
+    CLASSES,
+    FORMULA,
+    HOSTILE,
+    change_results,
+    pack_noise,
+    write_run,
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +107,7 @@ def test_few_seeds_or_few_groups_decide_nothing(tmp_path: Path, data: Dataset) -
         (verdict, contrast), *_ = verdicts.primary(compared)
         assert verdict.word == "cannot be decided" and counted in verdict.meaning
         assert contrast is not None and contrast.difference.low is not None  # the numbers are shown
-        assert counted in next(line for line in ranking.sentences(compared, []))
+        assert counted in ranking.against_untrained(compared)[0].sentence
     few = pack_noise(tmp_path / "few", groups=4)
     three_seeds = _runs_of(tmp_path / "three", few, skills, seeds=3)
     (verdict, _), *_ = verdicts.primary(compared_arms(three_seeds))
@@ -120,13 +135,15 @@ def test_a_data_set_that_ranks_nothing_is_named_and_gaps_are_closed(
     results = Results(data=DataFacts(hash=""), probe={"mean_rgb": FeatureScores(auroc=0.45)})
     best = Baseline("mean_rgb", "mean_rgb", EvaluatedRun(tmp_path, "any", "any", results))
     compared = compared_arms(runs)
-    lines = ranking.sentences(compared, [best])
+    rows = ranking.against_untrained(compared)
     evaluated_again = [("dvae", 1), ("supervised", 0), ("supervised", 1), ("supervised", 2)]
     for arm, seed in evaluated_again:  # once is enough
         del compared.arms[arm].books[seed].scores[Condition("random_init", "logistic")]
-    assert ranking.sentences(compared, [best]) == lines
-    assert "cannot rank models" in next(line for line in lines if line.startswith("dvae - untr"))
-    assert "training shows" in next(line for line in lines if line.startswith("supervised - "))
+    assert ranking.against_untrained(compared) == rows
+    assert [row.name for row in rows] == ["dvae - untrained", "supervised - untrained"]
+    assert [row.word for row in rows] == ["within noise of untrained", "training shows"]
+    assert "cannot rank models" in rows[0].sentence
+    lines = ranking.gaps(compared, [best])
     dvae, ceiling = (np.mean([0.5 + k / 10 + s / 1000 for s in range(3)]) for k in (0.1, 3.0))
     assert f"dvae closes {(dvae - 0.45) / (ceiling - 0.45):+.2f} of the gap" in lines[-1]
 
@@ -174,7 +191,7 @@ def test_baselines_stand_beside_every_headline(tmp_path: Path, data: Dataset) ->
         del arm.books[0].scores[condition]
     cells = verdicts.intervals(compared, [Baseline("untrained", "random_init", arm.runs[0])])
     assert list(cells) == ["dvae", "baseline untrained"]
-    assert set(cells["baseline untrained"]) == {m.name for m in verdicts.MEASURES}
+    assert set(cells["baseline untrained"]) == {m.name for m in MEASURES}
     book, test = arm.books[1], compared.test
     assert test is not None
     levels = [
@@ -291,16 +308,63 @@ def test_sections_that_are_missing_are_not_measured(tmp_path: Path, data: Datase
     for name in ("scores.parquet", "metrics.jsonl"):
         (folder / name).unlink()
     text = write_report([folder], tmp_path / "out").read_text()
+    missing = text[text.index("## Not measured") :]
     for part in (
-        "Denoising",
-        "Equivariance",
-        "Linear probes",
+        "denoising",
+        "equivariance",
+        "linear probes",
         "Rate and distortion",
         "Robustness to noise",
         "AUROC with intervals",
+        "pictures of patches and codes",
     ):
-        assert f"{part}: not measured" in text
-    assert text.count("**Not measured.**") == len(verdicts.PRIMARY)
+        assert part in missing
+    assert escape_markdown(f"python -m eval.main {folder}") in missing
+    assert missing.count("train/main.py eq-dvae --data") == 1
+    assert "bench/throughput.py model --json FILE" in missing
+
+
+def test_intervals_name_classes_and_mixed_groups_are_one_stratum(
+    tmp_path: Path, data: Dataset
+) -> None:
+    compared = compared_arms(_runs_of(tmp_path, data, {"dvae": 1.0}, seeds=2))
+    assert compared.test is not None and compared.test.strata is None
+    (row, *_) = ranking.against_untrained(compared)
+    assert f"within class ({shown(CLASSES[0])}: 12, {shown(CLASSES[1])}: 12)" in row.numbers
+    groups = np.array([f"image {i % 12}" for i in range(len(compared.test.labels))], dtype=object)
+    compared.test = replace(compared.test, groups=groups)
+    assert compared.test.strata is not None and not compared.test.strata.any()
+    (row, *_) = ranking.against_untrained(compared)
+    assert "12 groups of test within stratum" in row.numbers
+
+
+def test_severities_go_by_their_number(tmp_path: Path, data: Dataset) -> None:
+    folder = write_run(tmp_path / "run", data, "dvae", 0, 1.0)
+    levels = [{"severity": severity, "auroc": severity / 10} for severity in (5, 2)]
+    change_results(folder, robustness={"kinds": {"noise": {"levels": levels}}})
+    (run,) = load_runs([folder])
+    assert [run.severity("noise", s).auroc for s in (1, 2, 5)] == [None, 0.2, 0.5]
+
+
+def test_a_forest_draws_every_interval_on_one_scale() -> None:
+    rows = [Estimate("<b>", 0.5, 0.25, 0.75, "ours"), Estimate("point", 0.25, None, None, "open")]
+    forest = Forest("f.svg", "title", "axis", rows, {0.0: "zero", 1.0: "one"}, "")
+    placed = svg.place(forest, 0, 100)
+    zero, one = placed.marks
+    (half, ends), (quarter, none) = placed.rows
+    assert none is None and ends is not None
+    for position, value in ((half, 0.5), (ends[0], 0.25), (ends[1], 0.75), (quarter, 0.25)):
+        assert position == pytest.approx(zero + value * (one - zero))
+    drawing = svg.standalone(svg.forest(forest))
+    assert len(ET.fromstring(drawing).findall(".//{*}path[@class='c0 bar']")) == 1
+
+
+def test_the_map_is_of_the_runs_that_have_embeddings(tmp_path: Path, data: Dataset) -> None:
+    runs = [write_run(tmp_path / f"r{i}", data, "dvae", i, 1.0) for i in range(2)]
+    change_results(runs[1], protocol={"metrics_split": "val", "classes": list(CLASSES)})
+    drawn = atlas.atlas(load_runs(runs), "map")
+    assert drawn is not None and [run.name for run in drawn.points.runs] == ["r0"]
+    assert "patches of test" in drawn.caption
 
 
 def test_reports_repeat(runs: list[Path], written: Path, tmp_path: Path) -> None:
