@@ -63,7 +63,7 @@ def measure(settings: Settings, accelerator: Accelerator) -> list[Runs]:
             arguments = [[msgspec.json.encode(run_settings).decode()]] * runs
             with started("bench.modes.side_by_side", arguments) as processes:
                 log.info(f"side by side: {settings.repeats} windows of {settings.window:g} s")
-                rates = [_window(processes) for _ in range(settings.repeats)]
+                rates = [watch_window(processes) for _ in range(settings.repeats)]
             total = Spread.of([sum(window) for window in rates])
             each = Spread.of([rate for window in rates for rate in window])
             cpu = accelerator.device.type == "cpu"
@@ -71,7 +71,7 @@ def measure(settings: Settings, accelerator: Accelerator) -> list[Runs]:
     return records
 
 
-def _window(processes: list[Process]) -> list[float]:
+def watch_window(processes: list[Process]) -> list[float]:
     """Measure the images/s of each run over one window."""
     tell(processes)
     rates = [float(read_line(process)) for process in processes]

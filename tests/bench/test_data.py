@@ -103,7 +103,7 @@ def test_processor_time_counts_children() -> None:
 def test_the_modes_write_what_they_show(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launch, "usable_cores", lambda: 1)
+    monkeypatch.setattr(launch, "threads_for", lambda *args: 1)
     for mode in ("pack", "read"):
         target = tmp_path / f"{mode}.json"
         argv = [mode, "--patches", "64", "--repeats", "1", "--json", str(target)]

@@ -1,6 +1,7 @@
 """The modes that several processes make slow, each once and tiny, beside the other tools."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from bench import command
 from bench.baselines import PEERS
-from bench.modes import augment, embedding, scaling, side_by_side
+from bench.modes import augment, embedding, neighbours, scaling, side_by_side
 from bench.plain_trainer import nchw
 from bench.settings import VARIANTS
 from eval.encoder import load
@@ -34,7 +35,7 @@ TINY = [
 def run_mode(
     mode: str, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str
 ) -> list[dict[str, Any]]:
-    monkeypatch.setattr(launch, "usable_cores", lambda: 1)
+    monkeypatch.setattr(launch, "threads_for", lambda *args: 1)
     target = folder / "results.json"
     argv = [mode, "--json", str(target), "--data", str(data), *TINY, *more]
     threads = torch.get_num_threads()
@@ -114,6 +115,19 @@ def test_several_runs_share_a_device(
         assert is_spread(total) and each["repeats"] == 2 * record["runs"]
         assert record["runs"] * each["low"] <= total["low"] <= total["high"]
         assert total["high"] <= record["runs"] * each["high"]
+
+
+@pytest.mark.long
+def test_a_training_has_neighbours(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "SPINS", (1000, 0))
+    monkeypatch.setattr(neighbours, "usable_cores", lambda: 1)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    records = run_mode("neighbours", small_dataset, tmp_path, monkeypatch)
+    assert [r["spin"] for r in records] == [1000, 0] and os.environ["GOMP_SPINCOUNT"] == "7"
+    for record in records:
+        assert all(is_spread(record[n]) for n in ("alone", "both", "beside_a_niced_process"))
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def everything(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) ->
     tiny = ["--batch-size", "8", "--repeats", "2", "--steps", "1", "--no-compiled"]
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(launch, "usable_cores", lambda: 1)
+        patched.setattr(launch, "threads_for", lambda *args: 1)
         patched.setattr(command, "MODES", TWO)
         patched.setitem(roofline.MATRIX_SIDE, "cpu", 64)
         patched.setitem(roofline.COPY_BYTES, "cpu", 1 << 16)
@@ -172,7 +172,7 @@ def test_unusable_arguments_are_refused_before_any_work(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(launch, "usable_cores", lambda: 1)  # the threads of the next tests
+    monkeypatch.setattr(launch, "threads_for", lambda *args: 1)  # the threads of the next tests
     try:
         status = command.main(argv)
     except SystemExit as stopped:
