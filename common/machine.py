@@ -1,16 +1,20 @@
-"""The machine: usable cores, a record of versions and devices, and the memory allocator."""
+"""The machine: usable cores, threads, a record of versions and devices, the memory allocator."""
 
 import ctypes
+import math
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 PACKAGES = ("torch", "torchvision", "accelerate", "kornia", "numpy", "scikit-learn", "torchmetrics")
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 _KEPT_BYTES = 256 << 20  # most freed memory that stays with the process
@@ -31,8 +35,12 @@ class Environment:
 
 
 def usable_cores() -> int:
-    """Number of cores that this process may run on, at least one."""
-    return max(1, len(usable_core_numbers()))
+    """Number of cores that this process may use, at least one.
+
+    Those that it may run on, and no more than the quota of its control group, rounded up.
+    """
+    cores, quota = len(usable_core_numbers()), cpu_quota()
+    return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
 def usable_core_numbers() -> set[int]:
@@ -40,6 +48,92 @@ def usable_core_numbers() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Return the cores' worth of time that the control groups of this process allow; None: all.
+
+    Containers and batch systems limit processes this way. The group and all that hold it count,
+    of version 2 (`cpu.max`) and of version 1 (`cpu.cfs_quota_us`).
+
+    Args:
+        root: folder that stands for `/`.
+    """
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
+    except (OSError, UnicodeDecodeError):  # not Linux
+        return None
+    quotas = [
+        quota
+        for path, folder in _cpu_groups(groups, mounts)
+        for quota in _quotas(root / path.lstrip("/"), folder)
+    ]
+    return min(quotas, default=None)
+
+
+def _cpu_groups(groups: list[str], mounts: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield where a hierarchy with CPU limits is mounted, and this process's group below that."""
+    paths = {}
+    for line in groups:  # 3:cpu,cpuacct:/docker/ab12 of version 1, 0::/docker/ab12 of version 2
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if not controllers or "cpu" in controllers.split(","):
+            paths["cgroup" if controllers else "cgroup2"] = path
+    for line in mounts:  # 32 31 0:29 ROOT MOUNT rw,relatime - cgroup cgroup rw,cpu
+        words, _, system = line.partition(" - ")
+        top, mount = [*words.split(), *[""] * 5][3:5]
+        kind, _, options = [*system.split(), *[""] * 3][:3]
+        if kind in paths and (kind == "cgroup2" or "cpu" in options.split(",")):
+            top, path = top.rstrip("/"), paths[kind]
+            yield mount, path[len(top) :] if f"{path}/".startswith(f"{top}/") else "/"
+
+
+def _quotas(mount: Path, group: str) -> Iterator[float]:
+    """Yield the quotas of a group and of those that hold it, in cores."""
+    folder = mount / group.strip("/")
+    for level in (folder, *folder.parents):
+        if not level.is_relative_to(mount):
+            break
+        for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+            try:
+                quota, period = " ".join((level / name).read_text() for name in names).split()
+                if int(period) > 0 and int(quota) > 0:
+                    yield int(quota) / int(period)
+            except (OSError, ValueError):  # no such limit, or "max"
+                continue
+
+
+def use_threads(count: int) -> None:
+    """Compute with `count` threads: torch, and the libraries that numpy and scikit-learn bring.
+
+    Those that are loaded later, and processes that are started, follow the environment.
+    """
+    import threadpoolctl
+    import torch
+
+    for name in THREAD_VARIABLES:
+        os.environ[name] = str(count)
+    torch.set_num_threads(count)
+    threadpoolctl.threadpool_limits(count)
+
+
+def threads_for(asked: int | None, processes: int = 1) -> int:
+    """Return the threads of each of `processes` that share this machine.
+
+    Without `asked` they share the usable cores. OMP_NUM_THREADS can lower that to 2 or more: a 1
+    does not count, since the launchers set it for want of a better number.
+
+    Raises:
+        ValueError: `asked` is not positive.
+    """
+    if asked is not None:
+        if asked < 1:
+            raise ValueError(f"threads is {asked}; expected at least 1")
+        return asked
+    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # then, of nested regions
+    own = int(text) if text.isdecimal() else 0
+    share = max(1, usable_cores() // processes)
+    return own if 1 < own < share else share
 
 
 def environment() -> Environment:
