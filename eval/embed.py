@@ -4,32 +4,36 @@ import sys
 from collections.abc import Callable
 from typing import Annotated
 
-import torch
 import tyro
 
 from common import ranks
 from common.command import DONE, UNUSABLE_DATA, run_command
-from common.machine import keep_freed_memory, usable_cores
+from common.machine import keep_freed_memory, threads_for, use_threads
 from eval.embedding import DEFAULTS, EmbedOptions, embed
 
 _Run = Annotated[
     str, tyro.conf.arg(metavar="RUN", help="folder of a run or of a snapshot, or a hub id")
 ]
 _Source = Annotated[str, tyro.conf.arg(metavar="SOURCE", help="data set, URL, folder or image")]
+_Threads = Annotated[
+    int | None,
+    tyro.conf.arg(metavar="N", help="CPU threads; default: the usable cores, shared by processes"),
+]
 _Options = Annotated[EmbedOptions, tyro.conf.arg(name="")]
 
 
 def _command(
     run: tyro.conf.Positional[_Run],
     source: tyro.conf.Positional[_Source],
+    threads: _Threads = None,
     options: _Options = DEFAULTS,
 ) -> Callable[[], int]:
     """Embed any patches with a trained run."""
+    count = threads_for(threads, ranks.local_ranks())
 
     def action() -> int:
         keep_freed_memory()
-        # the launcher leaves each process one thread
-        torch.set_num_threads(max(1, usable_cores() // ranks.local_ranks()))
+        use_threads(count)  # the launcher leaves each process one thread
         ranks.join()
         try:
             out = embed(run, source, options)

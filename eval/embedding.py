@@ -3,13 +3,16 @@
 SOURCE is a packed data set, a folder that `shards.pack` understands, or one image file. OUT gets
 `part-00000.parquet`, ...: one row per patch in the order of the paths, with a fixed-size list of
 float32. Files that exist already are kept, so the same call continues an interrupted one; under
-`accelerate launch` or torchrun the ranks share the files, which are the same for any number.
+`accelerate launch` or torchrun the ranks share the files, which are the same for any number. OUT
+holds this table alone, for tools that read a folder; other formats lie beside it, as OUT.npy and
+in OUT-h5.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +28,7 @@ from common import ranks
 from common.console import log, progress
 from common.errors import DataError
 from common.files import atomic_path
+from common.locks import held
 from eval import features
 from eval.encoder import PatchEncoder, load
 from eval.features import Format
@@ -50,12 +54,12 @@ class EmbedOptions:
     """Choose the readout and the files to write."""
 
     out: Path | None = None
-    """Folder of the embeddings; default: RUN/embeddings/ and the name of SOURCE."""
+    """Folder of the embeddings; default: RUN/embedded/ and the name of SOURCE."""
     readout: str = "mean"
     """mean (384 numbers, the primary one), orbit_aligned, orbit_invariant, channel_stats,
     stage_stats or stage_stats_invariant."""
     formats: tuple[Format, ...] = ()
-    """Formats beside Parquet: npy, one array of all rows; h5, a file per slide."""
+    """Formats beside Parquet: npy, all rows in OUT.npy; h5, a file per slide in OUT-h5."""
     part_rows: int | None = None
     """Rows per Parquet file; default: a 64th of the source, from 1024 to 65,536."""
     pack: Annotated[PackOptions, tyro.conf.arg(name="")] = field(default_factory=PackOptions)
@@ -103,6 +107,15 @@ def embed(run: Path | str, source: Path | str, options: EmbedOptions = DEFAULTS)
     root = ranks.main_process_first(lambda: local(source))
     out = options.out or default_folder(run) / features.file_name(root.resolve().name)
     ranks.require_shared(out)
+    with ExitStack() as stack:
+        lock = held(out, "writes embeddings there")
+        ranks.together(lambda: stack.enter_context(lock) if ranks.rank() == 0 else None)
+        _embed(run, root, out, options)
+    return out
+
+
+def _embed(run: Path | str, root: Path, out: Path, options: EmbedOptions) -> None:
+    """Embed the source at `root` into OUT, whose lock is held."""
     cuda = torch.cuda.is_available()
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu"
     encoder = ranks.together(lambda: load(run, device))
@@ -114,13 +127,14 @@ def embed(run: Path | str, source: Path | str, options: EmbedOptions = DEFAULTS)
         "dataset_hash": samples.dataset.hash,
     }
     ranks.require_same(facts, "the run or the source")
+    if "h5" in options.formats:
+        ranks.together(lambda: features.slide_files(features.slides_of(samples.table)))
     files = plan_files(out, len(samples), options.part_rows)
     ranks.together(lambda: _write_share(files, samples, encoder, facts))
     ranks.together(lambda: _finish(out, files, facts, options))
     if ranks.rank() == 0:
         numbers = encoder.dimensions(options.readout)
         log.info(f"{len(samples):,} embeddings of {numbers} numbers in {len(files)} files")
-    return out
 
 
 def default_folder(run: Path | str) -> Path:
@@ -131,7 +145,7 @@ def default_folder(run: Path | str) -> Path:
     """
     if not (Path(run) / SNAPSHOT).is_dir():
         raise DataError(f"{run} is not the folder of a run: name one for the files with --out DIR")
-    return Path(run) / "embeddings"
+    return Path(run) / "embedded"
 
 
 def plan_files(out: Path, samples: int, part_rows: int | None) -> list[EmbeddingFile]:
@@ -160,8 +174,23 @@ def _packed(source: Path, out: Path, options: PackOptions) -> Path:
         manifest.write_text(f'path\n"{quoted}"\n', encoding="utf-8")
         source, options = source.parent, replace(options, manifest=manifest)
     shutil.rmtree(shards, ignore_errors=True)  # of an interruption: the source may differ now
-    pack(source, shards, options)
+    with _no_warnings_of_splits():
+        pack(source, shards, options)
     return shards
+
+
+@contextmanager
+def _no_warnings_of_splits() -> Iterator[None]:
+    """Leave out warnings that the packed form of a folder lacks splits: embedding needs none."""
+
+    def is_of_interest(record: logging.LogRecord) -> bool:
+        return record.levelno != logging.WARNING or " split" not in record.getMessage()
+
+    log.addFilter(is_of_interest)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_of_interest)
 
 
 def _by_path(dataset: Dataset) -> Samples:

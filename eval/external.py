@@ -11,11 +11,15 @@ from typing import Annotated
 import tyro
 
 from common.command import run_command
-from common.machine import keep_freed_memory
+from common.locks import held
+from common.machine import keep_freed_memory, threads_for, use_threads
 from eval.external_evaluation import DEFAULTS, ExternalConfig, evaluate_embeddings
 
 _FEATURES = "embeddings to evaluate: a .parquet, .npy or .h5 file, or a folder of them"
 _Features = Annotated[Path, tyro.conf.arg(metavar="FEATURES", help=_FEATURES)]
+_Threads = Annotated[
+    int | None, tyro.conf.arg(metavar="N", help="CPU threads; default: the usable cores")
+]
 _Config = Annotated[ExternalConfig, tyro.conf.arg(name="")]
 
 
@@ -24,6 +28,7 @@ def _command(
     data: str,
     name: str,
     out: Path,
+    threads: _Threads = None,
     config: _Config = DEFAULTS,
 ) -> Callable[[], None]:
     """Evaluate embeddings made elsewhere: OUT/results.json and OUT/scores.parquet.
@@ -33,10 +38,13 @@ def _command(
         name: Name of the encoder in reports.
         out: Folder to write results.json and scores.parquet to.
     """
+    count = threads_for(threads)
 
     def action() -> None:
         keep_freed_memory()
-        evaluate_embeddings(features, data, name, out, config)
+        use_threads(count)
+        with held(out, "writes results there"):
+            evaluate_embeddings(features, data, name, out, config)
 
     return action
 

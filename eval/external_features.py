@@ -4,7 +4,7 @@ Parquet   `embedding` (lists of equal length) and `key`, `path` or both, as in t
 .npy      (n, d), rows in the order of the data set: the splits as in dataset.json, then the samples
           in the order of their shards
 .h5       `features` (n, d), and `keys` (n,) or `coords` (n, 2), x and y on a slide; the slide is
-          the attribute `slide`, else the name of the file
+          the attribute `slide`, else the name of the file, with or without a slide file's suffix
 
 Parquet and .h5 may also be folders of such files.
 """
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from common.errors import DataError
-from eval.features import Features, import_h5py
+from eval.features import PARTS, Features, import_h5py, slides_of
 from pipeline.index import Dataset, Split
 
 Name = str | tuple[str | int, ...]  # identifies a patch
@@ -33,6 +33,10 @@ MAX_DIMENSIONS = 65_536
 MAX_GROWTH = 64  # size of an array to that of its .h5 file: embeddings hardly compress
 SHOWN = 3  # names in an error
 PLACE = "slide and place"
+SLIDE_SUFFIXES = (
+    *(".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi", ".isyntax"),
+    *(".dcm", ".qptiff", ".ome.tiff", ".ome.tif", ".tiff", ".tif"),
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ def match_samples(
         keys = [key for split in data.splits.values() for key in _names(split, "key")]
         external = replace(external, names=keys, named_by="key")
     names = {split: _names(data.splits[split], external.named_by) for split in splits}
+    if external.named_by == PLACE:
+        external = replace(external, names=_with_slides_of(external.names, data))
     rows_by_split = _find_rows(external.names, names, data)
     embedded = {split: external.vectors[rows] for split, rows in rows_by_split.items()}
     for split, vectors in embedded.items():
@@ -108,21 +114,56 @@ def _find_rows(
     _require_none(sorted(several, key=str), "patches have several embeddings; keep one of each")
     missing = [name for name in sample_names if name not in row_of]
     total = f"{len(sample_names):,} patches of {data.root}"
-    _require_none(missing, f"of {total} have no embedding")
+    shown = ", ".join(map(str, names[:SHOWN]))
+    more = f"; the first embeddings are of {shown}"
+    _require_none(missing, f"of {total} have no embedding", more)
     return {
         split: np.array([row_of[n] for n in split_names], int)
         for split, split_names in samples.items()
     }
 
 
+def _with_slides_of(names: Sequence[Name], data: Dataset) -> list[Name]:
+    """Replace the slides of embeddings by those of the data that differ in a file's suffix alone.
+
+    Raises:
+        DataError: two slides of the data differ in nothing else.
+    """
+    slides = {slide for split in data.splits.values() for slide in slides_of(split.table)}
+    by_stem: dict[str, str] = {}
+    ambiguous: dict[str, str] = {}
+    for slide in sorted(slides):
+        stem = _stem(slide)
+        if by_stem.setdefault(stem, slide) != slide:
+            ambiguous[stem] = slide
+    matched_names: list[Name] = []
+    for name in names:
+        slide, stem = str(name[0]), _stem(str(name[0]))
+        if slide not in slides and stem in by_stem:
+            if stem in ambiguous:
+                raise DataError(
+                    f"embeddings of {slide!r} fit the slides {by_stem[stem]!r} and "
+                    f"{ambiguous[stem]!r} of {data.root}: name the slide with its suffix"
+                )
+            slide = by_stem[stem]
+        matched_names.append((slide, *name[1:]))
+    return matched_names
+
+
+def _stem(slide: str) -> str:
+    """Return the name of a slide without the suffix of a slide file; other dots belong to it."""
+    suffix = next((s for s in SLIDE_SUFFIXES if slide.lower().endswith(s)), "")
+    return slide[: len(slide) - len(suffix)]
+
+
 def _repeated(names: Sequence[Name]) -> list[Name]:
     return [name for name, count in Counter(names).items() if count > 1]
 
 
-def _require_none(names: Sequence[Name], problem: str) -> None:
+def _require_none(names: Sequence[Name], problem: str, more: str = "") -> None:
     if names:
         shown = ", ".join(map(str, names[:SHOWN]))
-        raise DataError(f"{len(names):,} {problem} (the first: {shown})")
+        raise DataError(f"{len(names):,} {problem} (the first: {shown}){more}")
 
 
 def _names(split: Split, named_by: str) -> list[Name]:
@@ -130,7 +171,7 @@ def _names(split: Split, named_by: str) -> list[Name]:
     table = split.table
     if named_by != PLACE:
         return _column_values(table, named_by)
-    slides = pc.coalesce(table["slide"], table["source"]).to_pylist()
+    slides = slides_of(table)
     places = [pc.fill_null(table[name], -1).to_pylist() for name in ("x", "y")]
     return list(zip(slides, *places, strict=True))
 
@@ -162,10 +203,11 @@ def read_parquet(path: Path) -> ExternalFeatures:
 
 def read_npy(path: Path) -> ExternalFeatures:
     """Read a .npy file, whose header is checked first; errors as in `read_external`."""
-    if list(path.parent.glob("part-*.parquet")):
+    folders = (path.with_suffix(""), path.parent)
+    if parts := next((folder for folder in folders if any(folder.glob(PARTS))), None):
         raise DataError(
-            f"{path} was written by eval.embed in the order of paths: name its folder "
-            f"{path.parent} instead, whose Parquet files have the path of each row"
+            f"{path} was written by eval.embed in the order of paths: name the folder "
+            f"{parts} instead, whose Parquet files have the path of each row"
         )
     with path.open("rb") as file:  # the header only: it is checked before any data is read
         head = io.BytesIO(file.read(MAX_HEADER_BYTES))

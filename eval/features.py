@@ -1,5 +1,6 @@
 """Our files of embeddings: Parquet, and .npy and HDF5 for other programs."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -7,16 +8,20 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from common.errors import DataError
-from common.files import atomic_path
+from common.files import atomic_path, write_atomically
 
 Features = NDArray[np.float32]  # (n, d)
 Format = Literal["npy", "h5"]
 
 ROW_GROUP = 16_384
+PARTS = "part-*.parquet"  # of eval.embed
+MAX_NAME_BYTES = 215  # of a file without .h5: the hidden name while it is written is longer
+SLIDE_TABLE = "slides.tsv"
 COLUMNS = ("key", "label", "source", "slide", "patient", "site", "path")
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -105,38 +110,77 @@ def require_libraries(formats: tuple[Format, ...]) -> None:
 
 
 def write_formats(out: Path, files: list[Path], formats: tuple[Format, ...]) -> None:
-    """Write Parquet files of embeddings as OUT/embeddings.npy (n, d) or OUT/h5/SLIDE.h5."""
+    """Write Parquet files of embeddings as OUT.npy (n, d) or OUT-h5/SLIDE.h5, beside OUT."""
     if "npy" in formats:
-        with atomic_path(out / "embeddings.npy") as temp:
+        with atomic_path(beside(out, ".npy")) as temp:
             np.save(temp, np.concatenate([read_embeddings(path)[0] for path in files]))
     if "h5" in formats:
-        _write_h5(out / "h5", files)
+        _write_h5(beside(out, "-h5"), files)
+
+
+def beside(folder: Path, ending: str) -> Path:
+    """Return the path beside a folder whose name has this ending more."""
+    folder = folder.resolve()
+    return folder.with_name(folder.name + ending)
+
+
+def slides_of(samples: pa.Table) -> list[str]:
+    """Return the slide of every sample, or the source image where it names none."""
+    names: list[str] = pc.coalesce(samples["slide"], samples["source"]).to_pylist()
+    return names
+
+
+def slide_files(slides: Iterable[str]) -> dict[str, str]:
+    """Map slides to the names of their .h5 files: their own, where those can name a file.
+
+    What cannot stand in the name of a file is replaced by `_`: slashes and control characters, a
+    dot at the start (a hidden file), what is more than 255 bytes long with the suffix.
+
+    Raises:
+        DataError: two slides have the same file.
+    """
+    names: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for slide in sorted(set(slides)):
+        safe = "".join("_" if c == "/" or not c.isprintable() else c for c in slide)
+        safe = "_" + safe[1:] if safe[:1] in ("", ".") else safe
+        name = safe.encode()[:MAX_NAME_BYTES].decode(errors="ignore") + ".h5"
+        if name in owners:
+            raise DataError(
+                f"the slides {owners[name]!r} and {slide!r} would both be written to {name}: "
+                "rename one of them, or leave out the format h5"
+            )
+        owners[name] = slide
+        names[slide] = name
+    return names
 
 
 def _write_h5(folder: Path, files: list[Path]) -> None:
     """Write a file per slide: `features` (n, d) float32 and `coords` (n, 2), x and y in pixels.
 
     Patches are in the order of their paths; unknown coordinates are -1.
+    FOLDER/slides.tsv lists the slides whose names differ from those of their files, if any.
     """
     h5py = import_h5py()
     slides: dict[str, tuple[list[Features], list[tuple[int, int]]]] = {}
     for path in files:
         features, table = read_embeddings(path)
-        columns = (table[name].to_pylist() for name in ("slide", "source", "x", "y"))
-        for vector, slide, source, x, y in zip(features, *columns, strict=True):
-            vectors, places = slides.setdefault(slide or source, ([], []))
+        columns = (table[name].to_pylist() for name in ("x", "y"))
+        for vector, slide, x, y in zip(features, slides_of(table), *columns, strict=True):
+            vectors, places = slides.setdefault(slide, ([], []))
             vectors.append(vector)
             places.append((-1 if x is None else x, -1 if y is None else y))
-    names = {slide: file_name(slide).lstrip(".") or "_" for slide in slides}
-    if len(set(names.values())) < len(names):
-        raise DataError(
-            "two slides get the same file name when unsafe characters are replaced: rename one"
-        )
+    names = slide_files(slides)
     for slide, (vectors, places) in slides.items():
-        with atomic_path(folder / f"{names[slide]}.h5") as temp, h5py.File(temp, "w") as file:
+        with atomic_path(folder / names[slide]) as temp, h5py.File(temp, "w") as file:
             file["features"] = np.stack(vectors)
             file["coords"] = np.array(places, np.int64)
             file.attrs["slide"] = slide
+    renamed = [(slide, name) for slide, name in names.items() if name != f"{slide}.h5"]
+    if renamed:
+        lines = [("slide", "file"), *((json.dumps(slide), name) for slide, name in renamed)]
+        text = "".join("\t".join(line) + "\n" for line in lines)
+        write_atomically(folder / SLIDE_TABLE, text.encode())
 
 
 def import_h5py() -> Any:

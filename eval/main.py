@@ -8,26 +8,36 @@ from typing import Annotated
 import tyro
 
 from common.command import run_command
-from common.machine import keep_freed_memory
+from common.locks import held
+from common.machine import keep_freed_memory, threads_for, use_threads
 from eval.evaluation import evaluate
+from eval.run import load_info
 from eval.session import DEFAULTS, EvalConfig
 
 _Run = Annotated[Path, tyro.conf.arg(metavar="RUN", help="folder of a finished run")]
 _DATA = "packed data set, or its URL; default: the one that the run was trained on"
 _Data = Annotated[str | None, tyro.conf.arg(metavar="DIR", help=_DATA)]
+_Threads = Annotated[
+    int | None, tyro.conf.arg(metavar="N", help="CPU threads; default: the usable cores")
+]
 _Config = Annotated[EvalConfig, tyro.conf.arg(name="")]
 
 
 def _command(
     run: tyro.conf.Positional[_Run],
     data: _Data = None,
+    threads: _Threads = None,
     config: _Config = DEFAULTS,
 ) -> Callable[[], None]:
     """Evaluate a run: write results.json, scores.parquet, embeddings and figures to RUN."""
+    count = threads_for(threads)
 
     def action() -> None:
         keep_freed_memory()
-        evaluate(run, data, config)
+        use_threads(count)
+        load_info(run)  # a folder that is no run is refused before a lock is left in it
+        with held(run, "trains or evaluates this run"):
+            evaluate(run, data, config)
 
     return action
 

@@ -116,6 +116,8 @@ class Protocol:
     classes: list[str] | None = None
     splits: dict[str, SplitCounts] = field(default_factory=dict)
     groups_in_several_splits: dict[str, int] = field(default_factory=dict)
+    # classes of the data set of which val or test has no patch: scores leave them out
+    absent_classes: dict[str, list[str]] | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)

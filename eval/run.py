@@ -35,6 +35,13 @@ class DataRecord(msgspec.Struct, frozen=True):
     hash: str  # of its dataset.json
 
 
+class Phase(msgspec.Struct, frozen=True):
+    """A part of a run that was trained with a smaller budget, before it was continued."""
+
+    images: int  # the budget, and with it the length of the cosine schedule
+    until: int  # images seen when the larger budget began
+
+
 class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """RUN/config.json: what a run was started from."""
 
@@ -42,6 +49,7 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     config: dict[str, Any]  # for `train.config.from_json`
     data: DataRecord
     environment: Environment | None = None
+    continued: list[Phase] = []  # where the budget was raised later
 
 
 class Status(msgspec.Struct, frozen=True):

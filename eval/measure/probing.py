@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from common.console import log
+from common.console import log, printable
 from common.errors import DataError
 from eval.features import Features
 from eval.measure import budgets, readouts, robustness
@@ -159,14 +159,44 @@ def read_rows(session: Session) -> Rows:
 
 
 def probe_protocol(session: Session) -> Protocol:
-    """Describe how the probes are made and what the splits hold; notices leaking groups."""
+    """Describe how the probes are made and what the splits hold.
+
+    Notices leaking groups, and classes that a split lacks.
+    """
+    composition = {
+        name: _composition(split, session.data) for name, split in session.splits.items()
+    }
+    absent = _absent_classes(composition)
+    for split, names in absent.items():
+        session.notice(describe_absent(split, names, len(session.data.metadata.classes)))
     return Protocol(
         probe=PROTOCOL,
         probe_C_grid=PROBES[PRIMARY_PROBE].grid,
         probe_images=session.config.probe_images,
         classes=session.data.metadata.classes,
-        splits={name: _composition(split, session.data) for name, split in session.splits.items()},
+        splits=composition,
         groups_in_several_splits=_crossing(session),
+        absent_classes=absent or None,
+    )
+
+
+def _absent_classes(composition: dict[str, SplitCounts]) -> dict[str, list[str]]:
+    """List the classes of which val or test has no patch, where it is labelled at all."""
+    absent = {}
+    for split in ("val", "test"):
+        counts = composition[split].classes if split in composition else {}
+        names = [name for name, count in counts.items() if not count.patches]
+        if 0 < len(names) < len(counts):
+            absent[split] = names
+    return absent
+
+
+def describe_absent(split: str, names: list[str], classes: int) -> str:
+    """Describe in one sentence what the classes that a split lacks mean for scores."""
+    effect = "probe settings are selected" if split == "val" else "AUROC and accuracies are scored"
+    return (
+        f"{split} has no patch of {', '.join(map(printable, names))}: {effect} over "
+        f"{classes - len(names)} of {classes} classes"
     )
 
 
@@ -250,9 +280,12 @@ def _probe(
     if not result.converged:
         session.notice(f"probe of {name}: the solver stopped before it converged for some setting")
     book.add(Condition(name, family), probe.scores(data["test"].features), probe.classes)
+    classes = len(session.data.metadata.classes)
+    is_partial = result.n_classes < classes
+    of_classes = f" over {result.n_classes} of {classes} classes" if is_partial else ""
     log.info(
         f"{family} probe of {name}: AUROC {result.auroc:.3f}, balanced accuracy "
-        f"{result.balanced_accuracy:.3f}, {PROBES[family].setting} {result.setting:g}: "
+        f"{result.balanced_accuracy:.3f}{of_classes}, {PROBES[family].setting} {result.setting:g}: "
         f"{time.monotonic() - start:.1f} s"
     )
     return probe, result

@@ -146,12 +146,13 @@ def _pictured(compared: ComparedArms, slug: str) -> list[Part]:
 
 def _scores(compared: ComparedArms, intervals: Headlines, slug: str) -> list[Part]:
     gaps = ranking.gaps(compared, baselines(_runs(compared)))
-    chart = charts.scores(compared, intervals, slug)
-    return [chart, Bullets(gaps)] if gaps else [chart]
+    parts = [*tables.absent_classes(_runs(compared)), charts.scores(compared, intervals, slug)]
+    return [*parts, Bullets(gaps)] if gaps else parts
 
 
 def _differences(compared: ComparedArms, rows: Sequence[Estimate], slug: str) -> list[Part]:
-    parts: list[Part] = [charts.differences(rows, slug)] if rows else []
+    absent = tables.absent_classes(_runs(compared))
+    parts: list[Part] = [*absent, charts.differences(rows, slug)] if rows else []
     if compared.dropped:
         parts += [Text("Left out of the differences:"), Bullets(compared.dropped)]
     return parts
@@ -167,7 +168,9 @@ def _details(
 ) -> dict[str, Sequence[Part]]:
     """What the first sections rest on, by title; without the `pictures` shown there."""
     arms, runs = list(compared.arms.values()), _runs(compared)
+    absent = tables.absent_classes(runs)
     scores = [
+        *absent,
         tables.headlines(intervals),
         *tables.over_seeds(arms),
         tables.summary(runs),
@@ -176,12 +179,14 @@ def _details(
         *([] if exploratory is None else [exploratory]),
     ]
     labels_and_corruption = [
+        *absent,
         charts.labels(compared, slug),
         *tables.budgets(arms),
         *charts.robustness(arms, slug),
         *tables.robustness(arms),
     ]
     metrics = [
+        *absent,
         *charts.rates(arms, slug),
         charts.equivariance(arms, slug),
         tables.denoising(arms),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from eval.measure.metrics import ELEMENTS
 from eval.measure.probe import PRIMARY_PROBE
+from eval.measure.probing import describe_absent
 from eval.report.charts import EVALUATE
 from eval.report.document import (
     MISSING,
@@ -11,6 +12,7 @@ from eval.report.document import (
     Missing,
     Part,
     Table,
+    Text,
     mean_sd,
     number,
     shown,
@@ -69,6 +71,14 @@ def composition(run: EvaluatedRun) -> Part:
     if shared:
         caption += f" In more than one split: {', '.join(shared)}."
     return Table("Composition", ["", *map(shown, splits)], rows, caption)
+
+
+def absent_classes(runs: Sequence[EvaluatedRun]) -> list[Part]:
+    """State which classes val or test lacks, beside scores that leave them out."""
+    protocol = runs[0].results.protocol  # they are of one data set
+    absent, classes = protocol.absent_classes or {}, len(protocol.classes or [])
+    sentences = [shown(describe_absent(split, names, classes)) for split, names in absent.items()]
+    return [Text(f"{sentence}.") for sentence in sentences]
 
 
 def _counted(counts: SplitCounts | ClassCounts) -> str:

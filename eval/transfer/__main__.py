@@ -8,11 +8,15 @@ from typing import Annotated
 import tyro
 
 from common.command import run_command
-from common.machine import keep_freed_memory
+from common.locks import held
+from common.machine import keep_freed_memory, threads_for, use_threads
 from eval.transfer.transfer import DEFAULTS, TABLES, TransferConfig, transfer
 
 _Runs = Annotated[list[Path], tyro.conf.arg(metavar="RUN...", help="folders of finished runs")]
 _Data = Annotated[list[str], tyro.conf.arg(metavar="DATA...", help="packed data sets or URLs")]
+_Threads = Annotated[
+    int | None, tyro.conf.arg(metavar="N", help="CPU threads; default: the usable cores")
+]
 _Config = Annotated[TransferConfig, tyro.conf.arg(name="")]
 
 
@@ -20,13 +24,17 @@ def _command(
     run_folders: tyro.conf.Positional[_Runs],
     data: _Data,
     out: Path,
+    threads: _Threads = None,
     config: _Config = DEFAULTS,
 ) -> Callable[[], None]:
     """Transfer probes between data sets: OUT/transfer.json, OUT/transfer.md, OUT/scores."""
+    count = threads_for(threads)
 
     def action() -> None:
         keep_freed_memory()
-        transfer(run_folders, list(data), out, config)
+        use_threads(count)
+        with held(out, "writes results there"):
+            transfer(run_folders, list(data), out, config)
         print((out / TABLES).read_text(encoding="utf-8"))
 
     return action

@@ -1,22 +1,35 @@
-"""The embedding command: any source, in the order of its paths, resumable, in every format."""
+"""The embedding command: any source, in the order of its paths, resumable, in every format.
 
+The kind of folders that other tools read whole: pq.read_table and Hugging Face's datasets on OUT,
+on RUN/embeddings, with every format, while the command runs (hidden files) and after it. Of slides'
+names: dots, spaces, suffixes of slide files, other scripts; slashes, control characters, leading
+dots and great length, which cannot name a file, alone and in collision.
+"""
+
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from common.errors import DataError
+from common.files import atomic_path
+from common.locks import held
 from eval import embedding
 from eval.embedding import EmbeddingFile, EmbedOptions, embed
 from eval.encoder import load
-from eval.features import Features, read_embeddings
+from eval.external_features import read_external
+from eval.features import Features, read_embeddings, slide_files
 from models.vae import ModelConfig
 from pipeline.reader import READ_SIZE
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from tests.helpers.embedded import read_parts
+from tests.helpers.messages import collected_messages
 from tests.helpers.patches import write_patches
 from tests.helpers.trained_runs import save_snapshot
 
@@ -102,12 +115,98 @@ def test_other_formats_hold_the_same(run: Path, tmp_path: Path) -> None:
             Image.fromarray(pixels).save(tmp_path / "dump" / slide / f"00000{i}_x{i * 32}_y64.png")
     out = embed(run, tmp_path / "dump", EmbedOptions(tmp_path / "out", formats=("npy", "h5")))
     features, paths = read_parts(out)
-    np.testing.assert_array_equal(np.load(out / "embeddings.npy"), features)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), features)
     for slide in ("s1", "s2"):
-        with h5py.File(out / "h5" / f"{slide}.h5") as file:
+        with h5py.File(tmp_path / "out-h5" / f"{slide}.h5") as file:
             on_slide = [path.startswith(slide) for path in paths]
             np.testing.assert_array_equal(file["features"][:], features[on_slide])
             assert file["coords"][:].tolist() == [[32 * i, 64] for i in range(sum(on_slide))]
+    assert pq.read_table(out).num_rows == len(features)  # nothing else lies in the folder
+    assert {path.suffix for path in out.iterdir()} == {".parquet"}
+
+
+def test_the_default_folder_is_apart_from_the_table_of_the_evaluation(
+    run: Path, raw: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "embeddings").mkdir()
+    out = embed(copy, raw, EmbedOptions(formats=("npy",)))
+    assert out == copy / "embedded" / "patches" and not list((copy / "embeddings").iterdir())
+    with pytest.raises(DataError, match=r"name the folder .*patches instead"):
+        read_external(copy / "embedded" / "patches.npy")
+
+
+@pytest.mark.parametrize(
+    ("slide", "name"),
+    [
+        ("TCGA-A1-01Z-00-DX1.F3B5.svs", None),
+        ("slide 7 (b), HE", None),
+        ("Präparat.5", None),
+        ("a/b", "a_b.h5"),
+        (".hidden", "_hidden.h5"),
+        ("..", "_..h5"),
+        ("", "_.h5"),
+        ("tab\there", "tab_here.h5"),
+        ("ü" * 200, "ü" * 107 + ".h5"),
+    ],
+)
+def test_the_file_of_a_slide_bears_its_name(slide: str, name: str | None, tmp_path: Path) -> None:
+    (file,) = slide_files([slide]).values()
+    assert file == (name or f"{slide}.h5")
+    with atomic_path(tmp_path / file) as temp:
+        temp.touch()
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+@pytest.mark.parametrize(("a", "b"), [("a/b", "a_b"), (".x", "_x"), ("ü" * 200, "ü" * 201)])
+def test_slides_of_one_file_are_both_named_before_any_work(
+    a: str, b: str, run: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("h5py")
+    with pytest.raises(DataError, match="would both be written to") as refused:
+        slide_files([a, b])
+    assert repr(a) in str(refused.value) and repr(b) in str(refused.value)
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    (tmp_path / "in").mkdir()
+    for i in range(2):
+        Image.fromarray(pixels + i).save(tmp_path / "in" / f"{i}.png")
+    manifest = tmp_path / "list.csv"
+    manifest.write_text(f"path,slide\n0.png,{a}\n1.png,{b}\n", encoding="utf-8")
+    options = EmbedOptions(tmp_path / "out", formats=("h5",), pack=PackOptions(manifest=manifest))
+    with pytest.raises(DataError, match="would both be written to"):
+        embed(run, tmp_path / "in", options)
+    assert not list((tmp_path / "out").glob("*.parquet"))
+
+
+def test_slides_whose_files_have_other_names_are_listed(run: Path, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    (tmp_path / "in").mkdir()
+    for i in range(2):
+        Image.fromarray(pixels + i).save(tmp_path / "in" / f"{i}.png")
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("path,slide\n0.png,lab/7\n1.png,8.svs\n")
+    options = EmbedOptions(tmp_path / "out", formats=("h5",), pack=PackOptions(manifest=manifest))
+    embed(run, tmp_path / "in", options)
+    folder = tmp_path / "out-h5"
+    assert sorted(p.name for p in folder.iterdir()) == ["8.svs.h5", "lab_7.h5", "slides.tsv"]
+    assert (folder / "slides.tsv").read_text() == 'slide\tfile\n"lab/7"\tlab_7.h5\n'
+    with h5py.File(folder / "lab_7.h5") as file:
+        assert file.attrs["slide"] == "lab/7"
+
+
+def test_nothing_is_said_of_splits_that_embedding_does_not_need(
+    run: Path, raw: Path, tmp_path: Path
+) -> None:
+    with collected_messages() as messages:
+        embed(run, raw / "train" / "a", EmbedOptions(tmp_path / "out"))
+    assert messages and not any("val split" in message for message in messages)
+
+
+def test_two_commands_on_one_folder_do_not_mix(run: Path, raw: Path, tmp_path: Path) -> None:
+    with held(tmp_path, "writes"), pytest.raises(DataError, match=f"process {os.getpid()}"):
+        embed(run, raw, EmbedOptions(tmp_path))
 
 
 def test_nothing_foreign_is_overwritten(run: Path, raw: Path, tmp_path: Path) -> None:

@@ -1,10 +1,16 @@
-"""Embeddings from elsewhere: any form gives the probes of the run they came from, or a refusal."""
+"""Embeddings from elsewhere: any form gives the probes of the run they came from, or a refusal.
+
+The kind of slides' names: with the suffix of a slide file on either side, on both and not the same,
+in other case; names with dots of their own; two slides that differ in the suffix alone; no match
+at all.
+"""
 
 import io
 import json
 import struct
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import h5py
 import numpy as np
@@ -21,7 +27,7 @@ from eval.external_evaluation import (
     evaluate_embeddings,
     robustness_of,
 )
-from eval.external_features import read_external
+from eval.external_features import ExternalFeatures, match_samples, read_external
 from eval.features import Features, read_embeddings, with_embeddings
 from eval.json_records import as_json
 from eval.measure import metrics
@@ -29,7 +35,7 @@ from eval.measure.scores import Condition, read_scores
 from eval.report.report import write_report
 from eval.session import EvalConfig
 from models import snapshot
-from pipeline.index import Dataset, open_dataset
+from pipeline.index import Dataset, Split, open_dataset
 from pipeline.pixels import to_float, to_tensor
 from pipeline.reader import read_split
 from tests.helpers.trained_runs import make_run
@@ -209,6 +215,56 @@ def test_npy_in_the_order_of_paths_is_not_taken_for_that_of_the_shards(tmp_path:
     (tmp_path / "part-00000.parquet").touch()
     with pytest.raises(DataError, match="order of paths"):
         read_external(tmp_path / "embeddings.npy")
+
+
+SUFFIXES = {  # of the data, of the embeddings
+    "theirs without": (".svs", ""),
+    "ours without": ("", ".svs"),
+    "two kinds": (".ome.tif", ".SVS"),
+    "dots": (".a1b2.svs", ".a1b2"),
+    "the same": (".xyz", ".xyz"),
+}
+
+
+def split_of(slides: list[str]) -> Split:
+    table = pa.table(
+        {
+            "key": [f"s{i}" for i in range(len(slides))],
+            "slide": pa.array(slides, pa.string()),
+            "source": slides,
+            "x": [0] * len(slides),
+            "y": [0] * len(slides),
+        }
+    )
+    return cast(Split, SimpleNamespace(table=table, keys=lambda rows: rows))
+
+
+def match(ours: list[str], theirs: list[str]) -> list[float]:
+    """The embedding of each of our slides; theirs are numbered."""
+    vectors = np.arange(len(theirs), dtype=np.float32)[:, None]
+    external = ExternalFeatures(vectors, [(slide, 0, 0) for slide in theirs], "slide and place")
+    data = SimpleNamespace(root="data", splits={"train": split_of(ours)})
+    embedded, _ = match_samples(external, cast(Dataset, data), ["train"])
+    return cast(list[float], embedded["train"][:, 0].tolist())
+
+
+@pytest.mark.parametrize("case", SUFFIXES)
+def test_slides_are_joined_with_and_without_suffix(case: str) -> None:
+    ours, theirs = SUFFIXES[case]
+    assert match([f"X{ours}", f"Y{ours}"], [f"Y{theirs}", f"X{theirs}"]) == [1, 0]
+
+
+def test_slides_that_differ_in_the_suffix_alone_are_told_apart_or_refused() -> None:
+    assert match(["X.svs", "X.tif"], ["X.tif", "X.svs"]) == [1, 0]
+    with pytest.raises(DataError, match=r"'X' fit the slides 'X\.svs' and 'X\.tif'"):
+        match(["X.svs", "X.tif"], ["X"])
+    with pytest.raises(DataError, match="several embeddings"):
+        match(["X.svs"], ["X", "X.tif"])
+
+
+def test_names_that_do_not_match_are_shown_of_both_sides() -> None:
+    with pytest.raises(DataError, match=r"first: \('X\.svs', 0, 0\)\); the first .* of \('Q\.a1'"):
+        match(["X.svs"], ["Q.a1"])
 
 
 def test_h5_files_that_point_elsewhere_or_claim_too_much_are_refused(tmp_path: Path) -> None:
