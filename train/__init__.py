@@ -13,7 +13,7 @@ step        from uint8 images and random tensors to losses: the graph that is co
 task        reconstructing images or classifying them: objective and validation
 schedule    a run in steps, its learning rate, weight average and optimizer
 checkpoint  the state of a run on disk, for resuming
-tracker     metrics.jsonl and TensorBoard
+tracker     metrics.jsonl, TensorBoard, and trackers of Accelerate
 interrupt   handling of Ctrl-C and SIGTERM
 sweep/      many runs: ablations here or on Slurm
 """

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import tyro
 
+from common.console import log
+from common.machine import threads_for
 from eval.run import load_record
 from train.config import DEFAULT_PRESET, PRESETS, Config, from_json
-from train.tracker import TRACKERS
+from train.tracker import TRACKERS, require_trackers
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,16 @@ class Arguments:
     """folder of the run. Default: data/processed/PRESET-sSEED"""
     resume: bool = False
     """continue the run in --out from its newest checkpoint"""
+    threads: int | None = None
+    """CPU threads of each process. Default: the usable cores, shared by the processes"""
     track: tuple[str, ...] = ("tensorboard",)
-    """trackers that get the metrics in addition to metrics.jsonl; for none, --track without a
-    name"""
+    """trackers that get the metrics in addition to metrics.jsonl: tensorboard, wandb, mlflow; for
+    none, --track without a name"""
     data_hash: tyro.conf.Suppress[str | None] = None  # of the run that is repeated
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+    def __post_init__(self) -> None:
+        threads_for(self.threads)  # refuses
 
 
 def parse(argv: list[str]) -> tuple[str, Arguments]:
@@ -35,6 +42,7 @@ def parse(argv: list[str]) -> tuple[str, Arguments]:
 
     Raises:
         ValueError: a preset, tracker or value that does not exist.
+        DataError: a tracker's package is not installed.
     """
     is_named = bool(argv) and not argv[0].startswith("-")
     name, options = (argv[0], argv[1:]) if is_named else (DEFAULT_PRESET, argv)
@@ -43,6 +51,7 @@ def parse(argv: list[str]) -> tuple[str, Arguments]:
     arguments = tyro.cli(Arguments, default=defaults, args=options, prog=prog)
     if unknown := set(arguments.track) - set(TRACKERS):
         raise ValueError(f"unknown tracker {sorted(unknown)}; there are {sorted(TRACKERS)}")
+    require_trackers(arguments.track)
     return preset, arguments
 
 
@@ -57,6 +66,13 @@ def _defaults(name: str) -> tuple[str, Arguments]:
             config = from_json(record.config)
         except ValueError as error:
             raise ValueError(f"{path} is not a run's config.json: {error}") from None
+        if record.continued:
+            budgets = " to ".join(f"{phase.images:,}" for phase in record.continued)
+            log.warning(
+                f"{path} is of a run that was continued from {budgets} to {config.images:,} "
+                "images: a new run with its settings follows the schedule of the last budget from "
+                "the start, and ends with other weights"
+            )
         arguments = Arguments(record.data.root, config=config, data_hash=record.data.hash)
         return record.preset, arguments
     close = difflib.get_close_matches(name, PRESETS, 1)

@@ -113,6 +113,12 @@ def load_newest(run: Path) -> Checkpoint | None:
     return None
 
 
+def newest_images(run: Path) -> int:
+    """Return the images seen of the newest checkpoint by its name; 0 if there is none."""
+    folders = _folders(run)
+    return int(folders[-1].name) if folders else 0
+
+
 def _load(folder: Path) -> Checkpoint:
     path = folder / TENSORS
     if folder.is_symlink():

@@ -55,6 +55,12 @@ def is_synthetic(data: Path) -> bool:
 
 
 def _require_packed(folder: Path) -> Path:
+    if folder.is_file():
+        packed = (folder.parent / METADATA_NAME).is_file()
+        raise DataError(
+            f"{folder} is a file; --data takes the folder of a packed data set"
+            + (f", here {folder.parent}" if packed else f", which holds {METADATA_NAME}")
+        )
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist; name a packed folder with --data")
     if not (folder / METADATA_NAME).exists():

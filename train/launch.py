@@ -1,15 +1,18 @@
 """The processes and the device of a launch, and the settings that depend on them."""
 
 import os
+import shutil
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from torch import Tensor
 
 from common.errors import DataError
-from common.machine import usable_cores
+from common.machine import threads_for, use_threads
 from common.ranks import PATIENCE, local_ranks
 from pipeline.index import Split
 from pipeline.loader import choose_storage
@@ -20,18 +23,21 @@ CPU_BATCH, GPU_BATCH = 64, 2048
 CPU_IMAGES, GPU_IMAGES = 100_000, 20_000_000
 
 
-def start_accelerator() -> Accelerator:
-    """Make the accelerator of this rank and set the threads of torch.
+def start_accelerator(threads: int | None = None) -> Accelerator:
+    """Make the accelerator of this rank and set its threads.
 
     The launcher sets OMP_NUM_THREADS=1, which halves the speed on CPU; usable cores are shared
     among the ranks of this machine instead.
+
+    Args:
+        threads: as the user says; None: as `threads_for`, on a CPU.
 
     Raises:
         DataError: the launcher started more processes than take part.
     """
     cpu = not torch.cuda.is_available()
-    if cpu:
-        torch.set_num_threads(max(1, usable_cores() // local_ranks()))
+    if cpu or threads:
+        use_threads(threads_for(threads, local_ranks()))
     # precision, accumulation and compilation come from the run, not from accelerate's stored config
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
     patient = InitProcessGroupKwargs(timeout=PATIENCE)  # while the main rank packs
@@ -72,9 +78,13 @@ def resolve(config: Config, split: Split, device: torch.device, ranks: int) -> C
     batch = config.batch_size or (GPU_BATCH if cuda else CPU_BATCH)
     if batch % ranks:
         raise DataError(f"--batch-size {batch} is not divisible by {ranks} processes")
-    counts, shares = config.corruption.counts(batch // ranks), config.corruption.shares
-    if missing := [kind for kind, n in counts.items() if not n and shares[kind] > 0]:
-        raise DataError(f"a batch of {batch // ranks} per process has no place for {missing}")
+    if missing := _kinds_without_place(config, batch // ranks):
+        least = next(n for n in count(batch // ranks) if not _kinds_without_place(config, n))
+        raise DataError(
+            f"a batch of {batch // ranks} per process has no place for the corruptions {missing}: "
+            f"use --batch-size {least * ranks} or more, or leave kinds out, as with "
+            f"--corruption.{missing[0]} 0"
+        )
     storage = config.storage
     if storage == "device" and not cuda:
         raise DataError("--storage device needs a GPU; use host or stream")
@@ -88,6 +98,47 @@ def resolve(config: Config, split: Split, device: torch.device, ranks: int) -> C
         precision=config.precision or ("bf16" if bf16 else "fp32"),
         compile=compiled,
         storage=choose_storage(split, device, local_ranks()) if storage == "auto" else storage,
+    )
+
+
+def _kinds_without_place(config: Config, batch: int) -> list[str]:
+    counts, shares = config.corruption.counts(batch), config.corruption.shares
+    return [kind for kind, n in counts.items() if not n and shares[kind] > 0]
+
+
+def compile_obstacle(device: torch.device) -> str | None:
+    """Say in one line why torch cannot compile for this device; None where it can.
+
+    A compiler that is missing is named; all else shows when a small function is compiled: missing
+    headers, a folder for compiled code that is read-only, full, or not executable.
+    """
+    if (missing := _missing_compiler(device)) is not None:
+        return missing
+    try:
+        torch.compile(_trial)(torch.ones(8, device=device))
+    except Exception as error:  # whatever the compilers raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return f"torch cannot compile on this machine ({': '.join(lines[:2])[:300]})"
+    finally:
+        torch.compiler.reset()
+    return None
+
+
+def _trial(x: Tensor) -> Tensor:
+    return x * 2 + 1
+
+
+def _missing_compiler(device: torch.device) -> str | None:
+    """Name the compiler that torch would call: C++ for a CPU, C for the launchers of kernels."""
+    cuda = device.type == "cuda"
+    variable, language = ("CC", "C") if cuda else ("CXX", "C++")
+    named = os.environ.get(variable)
+    compilers = [named] if named else ["cc", "gcc", "clang"] if cuda else ["g++"]
+    if any(shutil.which(compiler) for compiler in compilers):
+        return None
+    return (
+        f"there is no {language} compiler ({' or '.join(compilers)}), which compiling the step "
+        "needs: install one, as with apt-get install g++ or conda install gxx"
     )
 
 

@@ -109,8 +109,22 @@ class Trainer:
                 return False
         return True
 
-    def seconds_per_step(self) -> float:
-        """Time forward and backward passes that change no weight; the first one compiles."""
+    def seconds_left(self) -> float:
+        """Estimate the time to the end of the budget, with validations; changes no weight."""
+        left = self.schedule.steps - self.done
+        validations = left // self.schedule.validate_every
+        return self._seconds_per_step() * left + self._seconds_per_validation() * validations
+
+    def _seconds_per_validation(self) -> float:
+        """Time a validation, on the main rank."""
+        if self.held_out is None:
+            return 0.0
+        began = time.perf_counter()
+        self.task.validate(self.model, self.ema, self.held_out)
+        return time.perf_counter() - began
+
+    def _seconds_per_step(self) -> float:
+        """Time forward and backward passes; the first one compiles."""
         with closing(self.loader.batches(self.images_seen, self.images_seen + 1)) as batches:
             batch = next(batches)
         seconds = []
@@ -255,9 +269,13 @@ class Trainer:
         if bad is None:
             return
         images, terms = bad
+        saved = state.newest_images(self.run)
+        kept = (
+            f"The last checkpoint is from {saved:,} images" if saved else "No checkpoint is saved"
+        )
         keys = self.split.keys(self.loader.indices(images))
         raise NonFiniteError(
             f"{', '.join(terms)} not finite in the step after {images:,} images. Its batch: "
-            f"{', '.join(keys[:8])} and {max(0, len(keys) - 8)} more. The last checkpoint is from "
-            "before it; try a lower --optim.lr, or --precision fp32."
+            f"{', '.join(keys[:8])} and {max(0, len(keys) - 8)} more. {kept}; try a lower "
+            "--optim.lr, or --precision fp32."
         )

@@ -1,6 +1,7 @@
 """Make a run folder from the arguments; all ranks share it, its config and its data set."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,17 +9,18 @@ import msgspec
 import torch
 from accelerate import Accelerator
 
-from common import ranks
+from common import locks, ranks
 from common.console import log
 from common.errors import DataError
 from common.files import write_atomically
 from common.machine import environment
 from common.records import differences
-from eval.run import CONFIG, DataRecord, RunRecord, load_record
+from eval.run import CONFIG, DataRecord, Phase, RunRecord, load_record
 from pipeline.index import Dataset, open_dataset
 from pipeline.loader import Storage
 from train import launch
 from train.arguments import Arguments
+from train.checkpoint import newest_images
 from train.config import Config, as_json, with_defaults
 from train.data import SYNTHETIC_IMAGES, find_data, is_synthetic
 from train.task import require_labels
@@ -36,10 +38,14 @@ class Run:
     config: Config
     dataset: Dataset
     arguments: Arguments
+    continued_from: int = 0  # images of the smaller budget that it was trained with; 0: none
 
 
-def prepare(preset: str, arguments: Arguments, accelerator: Accelerator) -> Run:
+def prepare(preset: str, arguments: Arguments, accelerator: Accelerator, held: ExitStack) -> Run:
     """Find the data, resolve the config, and make or check the run folder.
+
+    Args:
+        held: holds the lock of the run folder from here on.
 
     Raises:
         DataError: the data, the settings or the run folder cannot be used; nothing was started.
@@ -49,6 +55,7 @@ def prepare(preset: str, arguments: Arguments, accelerator: Accelerator) -> Run:
     root = ranks.main_process_first(lambda: find_data(arguments.data))  # the main rank packs
     dataset = ranks.together(lambda: _open(root, arguments.data_hash))
     config = ranks.together(lambda: _resolve(arguments.config, dataset, accelerator))
+    config = ranks.together(lambda: compilable(config, arguments.config, accelerator.device))
     if config.deterministic:
         launch.set_deterministic()
     folder = arguments.out or Path("data/processed") / f"{preset}-s{config.seed}"
@@ -57,8 +64,8 @@ def prepare(preset: str, arguments: Arguments, accelerator: Accelerator) -> Run:
         config = replace(config, storage=_agree_on_storage(config.storage, folder))
     run = Run(folder, preset, config, dataset, arguments)
     _require_same(run)
-    ranks.together(lambda: _claim(run) if ranks.rank() == 0 else None)
-    return run
+    continued_from = ranks.together(lambda: _claim(run, held) if ranks.rank() == 0 else 0)
+    return replace(run, continued_from=max(ranks.gather_object(continued_from)))
 
 
 def _open(root: Path, expected_hash: str | None) -> Dataset:
@@ -77,6 +84,16 @@ def _resolve(config: Config, dataset: Dataset, accelerator: Accelerator) -> Conf
     if config.images is None and is_synthetic(dataset.root) and device.type == "cpu":
         config = replace(config, images=SYNTHETIC_IMAGES)
     return launch.resolve(config, dataset.split("train"), device, accelerator.num_processes)
+
+
+def compilable(config: Config, asked: Config, device: torch.device) -> Config:
+    """Leave out compiling where torch cannot compile and the user did not ask for it."""
+    if not config.compile or (obstacle := launch.compile_obstacle(device)) is None:
+        return config
+    if asked.compile or asked.cuda_graphs:
+        raise DataError(f"{obstacle}; or train with --compile False")
+    log.warning(f"{obstacle}. Until then the step runs without compiling, slower")
+    return replace(config, compile=False)
 
 
 def _agree_on_storage(storage: Storage, folder: Path) -> Storage:
@@ -120,14 +137,18 @@ def _require_same(run: Run) -> None:
         )
 
 
-def _claim(run: Run) -> None:
-    """Make the run folder with its config.json, or check that a resume is of the same run."""
+def _claim(run: Run, held: ExitStack) -> int:
+    """Make the run folder with its config.json, or check that a resume is of the same run.
+
+    Returns:
+        The budget that the run had so far, if this one is larger and it has a checkpoint; else 0.
+    """
+    held.enter_context(locks.held(run.folder, "trains or evaluates this run"))
     path, config = run.folder / CONFIG, as_json(run.config)
-    if not run.folder.exists() or all(file.name == OUTPUT for file in run.folder.iterdir()):
-        run.folder.mkdir(parents=True, exist_ok=True)
-        data = DataRecord(str(run.dataset.root.resolve()), run.dataset.hash)
+    data = DataRecord(str(run.dataset.root.resolve()), run.dataset.hash)
+    if all(file.name in (OUTPUT, locks.LOCK) for file in run.folder.iterdir()):
         write_record(path, RunRecord(run.preset, config, data, environment()))
-        return
+        return 0
     if not run.arguments.resume:
         raise DataError(
             f"{run.folder} exists: continue it with --resume, or choose another --out or --seed"
@@ -135,13 +156,22 @@ def _claim(run: Run) -> None:
     if not path.is_file():
         raise DataError(f"{run.folder} has no config.json: it is not a run; choose another --out")
     before = load_record(path)
-    then = identity(before.config, before.data.hash)
+    images, budget = before.config.get("images"), config["images"]
+    extends = isinstance(images, int) and isinstance(budget, int) and images < budget
+    then = identity({**before.config, "images": budget if extends else images}, before.data.hash)
     if lines := differences(then, identity(config, run.dataset.hash)):
         raise DataError(
             f"{run.folder} cannot be resumed with another config or data set:\n  "
             + "\n  ".join(lines)
-            + "\nUse the run's own settings, or another --out"
+            + "\nUse the run's own settings (--images may be larger), or another --out"
         )
+    if not extends or not isinstance(images, int):
+        return 0
+    seen = newest_images(run.folder)
+    phases = [*before.continued, Phase(images, seen)] if seen else before.continued
+    record = RunRecord(run.preset, config, data, environment(), phases)
+    write_record(path, record)
+    return images if seen else 0
 
 
 def write_record(path: Path, record: RunRecord) -> None:

@@ -3,10 +3,9 @@
 import json
 import os
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import msgspec
-import torch
 from accelerate import Accelerator
 
 from common import ranks
@@ -14,7 +13,8 @@ from common.command import DONE, FAILED, STOPPED, UNUSABLE_ARGUMENTS
 from common.console import clock, log, show_messages
 from common.errors import DataError
 from common.files import write_atomically
-from common.machine import keep_freed_memory, usable_cores
+from common.machine import keep_freed_memory, threads_for, use_threads
+from common.records import flatten
 from eval.evaluation import evaluate
 from eval.report.report import write_report
 from eval.run import STATUS, Status, load_status
@@ -22,6 +22,7 @@ from eval.session import EvalConfig
 from train import launch, summary
 from train.arguments import parse
 from train.checkpoint import load_newest
+from train.config import as_json
 from train.interrupt import Interrupts
 from train.loop import NonFiniteError, Trainer
 from train.prepare import Run, prepare
@@ -46,19 +47,25 @@ def main(argv: list[str], began: float) -> int:
     """
     show_messages()
     interrupts = Interrupts()
-    try:
-        preset, arguments = parse(argv)
-        accelerator = launch.start_accelerator()
-        keep_freed_memory()
-        show_messages(quiet=not accelerator.is_main_process)
-        run = prepare(preset, arguments, accelerator)
-        introduce(run, accelerator)
-    except (DataError, ValueError, OSError) as error:
-        log_error(error)
-        return UNUSABLE_ARGUMENTS
-    except KeyboardInterrupt:
-        log.error("interrupted before training began")
-        return STOPPED
+    with ExitStack() as held:  # the lock of the run folder
+        try:
+            preset, arguments = parse(argv)
+            accelerator = launch.start_accelerator(arguments.threads)
+            keep_freed_memory()
+            show_messages(quiet=not accelerator.is_main_process)
+            run = prepare(preset, arguments, accelerator, held)
+            introduce(run, accelerator)
+        except (DataError, ValueError, OSError) as error:
+            log_error(error)
+            return UNUSABLE_ARGUMENTS
+        except KeyboardInterrupt:
+            log.error("interrupted before training began")
+            return STOPPED
+        return complete(run, accelerator, interrupts, began)
+
+
+def complete(run: Run, accelerator: Accelerator, interrupts: Interrupts, began: float) -> int:
+    """Train and evaluate a run that is prepared; return the exit status."""
     try:
         if not train(run, accelerator, interrupts):
             return STOPPED
@@ -97,13 +104,19 @@ def train(run: Run, accelerator: Accelerator, interrupts: Interrupts) -> bool:
         log.info(f"resuming after {trainer.images_seen:,} images")
     is_main = accelerator.is_main_process
     names = run.arguments.track if is_main else ()
-    sinks = [TRACKERS[name](run.folder, trainer.images_seen) for name in names]
+    settings = flatten(as_json(run.config))
+    sinks = [TRACKERS[name](run.folder, trainer.images_seen, settings) for name in names]
     tracker = Tracker(run.folder, sinks, log_bytes if is_main else None)
     if run.config.compile:
         log.info("compiling the step: the first one takes a minute or two ...")
+    if run.continued_from and trainer.images_left:
+        log.info(summary.describe_continuation(run.config, run.continued_from, trainer.done))
     if trainer.images_left:
-        seconds = trainer.seconds_per_step() * trainer.images_left / trainer.schedule.batch
-        log.info(f"  training will take about {clock(seconds)}, then the evaluation")
+        training, evaluation = trainer.seconds_left(), summary.evaluation_seconds(run.dataset)
+        log.info(
+            f"  about {clock(training + evaluation)} to the end: {clock(training)} of training "
+            f"with its validations, {clock(evaluation)} of evaluation"
+        )
     first = trainer.done
     try:
         with interrupts.graceful(lambda: trainer.done > first):
@@ -124,7 +137,7 @@ def train(run: Run, accelerator: Accelerator, interrupts: Interrupts) -> bool:
 def conclude(run: Run, began: float) -> None:
     """Evaluate, draw pictures and write a short report."""
     log.info("evaluating ...")
-    torch.set_num_threads(usable_cores())  # the other ranks wait
+    use_threads(threads_for(run.arguments.threads))  # the other ranks wait
     evaluate(run.folder, run.dataset.root, SHORT_EVALUATION)
     report = write_report([run.folder], run.folder / "report")
     log.info(f"done in {clock(time.monotonic() - began)}: {report}")

@@ -3,13 +3,15 @@
 import torch
 
 from common.console import log
+from eval.session import EvalConfig
 from eval.stats.grouping import MIN_GROUPS
 from pipeline.index import Dataset, groups
 from shards.schema import PATCH_BYTES
 from train.config import Config
-from train.schedule import make_schedule
+from train.schedule import learning_rate, make_schedule
 
 MEGABYTE = 1e6
+EVALUATION_S, PROBE_ROW_S = 6.0, 4e-4  # roughly, on two cores: figures and metrics; probes
 PLACES = {"host": "in memory", "device": "on the GPU", "stream": "streamed from the shards"}
 
 
@@ -38,6 +40,26 @@ def describe_work(preset: str, config: Config, device: torch.device, processes: 
         f"  {preset}: {schedule.images:,} images in {schedule.steps:,} steps of {schedule.batch}, "
         f"on {place}, {config.precision}{compiled}; seed {config.seed}"
     )
+
+
+def describe_continuation(config: Config, budget: int, done: int) -> str:
+    """Describe what a larger budget changes, in one line."""
+    optim, schedule = config.optim, make_schedule(config)
+    seen = done * schedule.batch
+    before = learning_rate(optim, min(1.0, (seen - schedule.batch / 2) / budget))
+    after = learning_rate(optim, schedule.progress(done))
+    return (
+        f"  the budget of {budget:,} images is now {schedule.images:,}: from here on the learning "
+        f"rate follows the schedule of that budget, {after:.2g} after {before:.2g}"
+    )
+
+
+def evaluation_seconds(dataset: Dataset) -> float:
+    """Estimate the duration of the evaluation that ends a run; most of it are probes."""
+    if "val" not in dataset.splits or not dataset.metadata.labelled:
+        return EVALUATION_S
+    rows = min(len(dataset.split("train")), EvalConfig.probe_images)
+    return EVALUATION_S + PROBE_ROW_S * rows
 
 
 def warn_about(dataset: Dataset) -> None:

@@ -1,18 +1,28 @@
-"""Metrics of a run: JSON lines, and TensorBoard beside them.
+"""Metrics of a run: JSON lines, and trackers beside them.
 
 Nothing here synchronises the device except `Sums.flush` and `Sums.bad`.
 """
 
 import json
+import os
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from accelerate.tracking import GeneralTracker, MLflowTracker, WandBTracker
 from torch import Tensor
 
+from common.console import log
+from common.errors import DataError
+from common.files import read_json, write_atomically
 from eval.run import METRICS
+
+IDS = "trackers.json"
+PROJECT = "eqdvae"
 
 
 class Sink(Protocol):
@@ -36,7 +46,102 @@ class TensorBoard:
         self.writer.close()
 
 
-TRACKERS: dict[str, Callable[[Path, int], Sink]] = {"tensorboard": TensorBoard}
+class AccelerateTracker:
+    """Pass metrics to a tracker of Accelerate, which has the service's own settings and modes.
+
+    RUN/trackers.json holds the service's id of the run, by which a resumed run continues it. A
+    service that fails during the run is left out from then on: metrics.jsonl has everything.
+
+    Raises:
+        DataError: the service cannot be reached, or refuses the user.
+    """
+
+    def __init__(self, name: str, run: Path, settings: Mapping[str, object]) -> None:
+        self.name, self._ids = name, run / IDS
+        ids = read_json(self._ids) if self._ids.is_file() else {}
+        self._id = ids.get(name)
+        try:
+            self._tracker = {"wandb": self._wandb, "mlflow": self._mlflow}[name](run)
+            self._tracker.start()
+            if self._id is None:
+                self._id = self._new_id()
+                self._tracker.store_init_configuration(dict(settings))
+                write_atomically(self._ids, json.dumps({**ids, name: self._id}).encode())
+        except Exception as error:  # each service has its own
+            raise DataError(
+                f"--track {name} cannot start: {_line(error)}. Log in, choose its offline mode, or "
+                f"leave out --track {name}"
+            ) from error
+        self._failed = False
+
+    def _wandb(self, run: Path) -> GeneralTracker:
+        self._own = self._id or secrets.token_hex(4)
+        return WandBTracker(
+            os.environ.get("WANDB_PROJECT", PROJECT),
+            id=self._own,
+            resume="allow",
+            name=os.environ.get("WANDB_NAME", run.resolve().name),
+            dir=str(run),
+        )
+
+    def _mlflow(self, run: Path) -> GeneralTracker:
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            os.environ["MLFLOW_TRACKING_URI"] = mlflow_uri(run)
+            # newer versions refuse folders without it
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        return MLflowTracker(PROJECT, run_id=self._id, run_name=run.resolve().name)
+
+    def _new_id(self) -> str:
+        if self.name == "wandb":
+            return self._own
+        return str(self._tracker.tracker.info.run_id)
+
+    def write(self, kind: str, images: int, values: dict[str, float]) -> None:
+        scalars = {f"{kind}/{name}": value for name, value in values.items()}
+        self._call(lambda: self._tracker.log(scalars, step=images))
+
+    def close(self) -> None:
+        self._call(self._tracker.finish)
+
+    def _call(self, action: Callable[[], object]) -> None:
+        if self._failed:
+            return
+        try:
+            action()
+        except Exception as error:
+            self._failed = True
+            log.warning(f"{self.name} gets no more metrics, {METRICS} does: {_line(error)}")
+
+
+def mlflow_uri(run: Path) -> str:
+    """Return where MLflow writes without a server: RUN/mlruns."""
+    return (run.resolve() / "mlruns").as_uri()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or repr(error)
+
+
+TRACKERS: dict[str, Callable[[Path, int, Mapping[str, object]], Sink]] = {
+    "tensorboard": lambda run, images_seen, settings: TensorBoard(run, images_seen),
+    "wandb": lambda run, images_seen, settings: AccelerateTracker("wandb", run, settings),
+    "mlflow": lambda run, images_seen, settings: AccelerateTracker("mlflow", run, settings),
+}
+EXTRAS = {"wandb": "wandb", "mlflow": "mlflow-skinny"}  # tracker, and extra, to package
+
+
+def require_trackers(names: Iterable[str]) -> None:
+    """Check that the packages of trackers are installed.
+
+    Raises:
+        DataError: names the extra.
+    """
+    for name in names:
+        if name in EXTRAS and find_spec(name) is None:
+            raise DataError(
+                f"--track {name} needs {EXTRAS[name]}: install the extra, uv sync --extra {name} "
+                f"(or pip install {EXTRAS[name]})"
+            )
 
 
 class Sums:

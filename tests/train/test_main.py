@@ -1,6 +1,10 @@
 """The entry point: arguments, launching, the run folder, exit codes and status.json."""
 
+import os
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +21,15 @@ from tests.helpers.patches import write_patches
 from train import launch, program
 from train.config import Config, OptimConfig
 from train.interrupt import Interrupts
-from train.summary import describe_reading, warn_about, warn_about_settings
+from train.prepare import compilable
+from train.summary import (
+    EVALUATION_S,
+    PROBE_ROW_S,
+    describe_reading,
+    evaluation_seconds,
+    warn_about,
+    warn_about_settings,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +37,8 @@ from train.summary import describe_reading, warn_about, warn_about_settings
     [
         (["eq-dvea"], "did you mean 'eq-dvae'"),
         (["dvae", "--data", "nowhere"], "nowhere does not exist"),
+        (["dvae", "--data", __file__], "is a file; --data takes the folder"),
+        (["dvae", "--threads", "0"], "threads is 0; expected at least 1"),
         (["dvae", "--data", "."], "not a packed data set"),
         (["dvae", "--images", "0"], "at least 1"),
         (["dvae", "--track", "nothing"], "unknown tracker"),
@@ -57,6 +71,70 @@ def test_cuda_graphs_are_of_a_compiled_step(small_dataset: Path) -> None:
         launch.resolve(Config(cuda_graphs=True), split, torch.device("cpu"), 1)
     config = Config(cuda_graphs=True, compile=True)
     assert launch.resolve(config, split, torch.device("cpu"), 1).cuda_graphs
+
+
+@pytest.mark.parametrize(("batch", "ranks", "least"), [(1, 1, 4), (2, 1, 4), (4, 2, 8), (6, 3, 12)])
+def test_a_batch_too_small_for_its_corruptions_names_the_least(
+    batch: int, ranks: int, least: int, small_dataset: Path
+) -> None:
+    split = open_dataset(small_dataset).split("train")
+    with pytest.raises(DataError, match=f"use --batch-size {least} or more"):
+        launch.resolve(Config(batch_size=batch), split, torch.device("cpu"), ranks)
+    launch.resolve(Config(batch_size=least), split, torch.device("cpu"), ranks)
+
+
+@pytest.mark.parametrize("asked", [None, True])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_no_compiler_is_one_line_before_training(
+    asked: bool | None, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kind: no compiler; one named by CXX or CC that is not there; one that does not work."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    resolved, config = Config(compile=True), Config(compile=asked)
+    language = "C++" if device == "cpu" else "C"
+    if asked:
+        with pytest.raises(DataError, match=re.escape(f"no {language} compiler")) as refused:
+            compilable(resolved, config, torch.device(device))
+        assert "--compile False" in str(refused.value) and "\n" not in str(refused.value)
+    else:
+        with collected_messages() as messages:
+            assert not compilable(resolved, config, torch.device(device)).compile
+        (line,) = messages
+        assert f"no {language} compiler" in line and "install" in line and "\n" not in line
+    monkeypatch.setenv("CXX", "nonexistent-g++")
+    monkeypatch.setenv("CC", "nonexistent-gcc")
+    assert "(nonexistent-g" in (launch.compile_obstacle(torch.device(device)) or "")
+
+
+@pytest.mark.slow
+def test_a_compiler_that_does_not_work_is_one_line(tmp_path: Path) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\necho 'fatal error: Python.h: No such file' >&2; exit 1\n")
+    compiler.chmod(0o755)
+    code = """
+import torch
+from train.launch import compile_obstacle
+print(compile_obstacle(torch.device("cpu")))
+"""
+    environment = {
+        **os.environ,
+        "CXX": str(compiler),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "c"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("torch cannot compile on this machine (")
+    assert done.stdout.count("\n") == 1
+
+
+def test_the_time_of_a_run_includes_its_evaluation(small_dataset: Path) -> None:
+    dataset = open_dataset(small_dataset)
+    rows = len(dataset.split("train"))
+    assert evaluation_seconds(dataset) == pytest.approx(EVALUATION_S + rows * PROBE_ROW_S)
 
 
 def test_the_summary_counts_groups_and_warns(small_dataset: Path, tmp_path: Path) -> None:

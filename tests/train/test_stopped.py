@@ -53,7 +53,7 @@ def restored() -> Iterator[None]:
     """One thread and no evaluation here; what `main` changes in this process is given back."""
     handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "usable_cores", lambda: 1)
+        patch.setattr(launch, "threads_for", lambda *args: 1)
         patch.setattr(program, "conclude", lambda *args: None)
         yield
     for number, handler in handlers.items():
@@ -184,7 +184,7 @@ def test_a_run_without_a_whole_checkpoint_is_refused_by_name(
 
 def victim(data: Path, run: Path, moment: str, count: int) -> None:
     """A process of its own that trains or resumes, and gets SIGKILL at a stated moment."""
-    launch.usable_cores, program.conclude = (lambda: 1), (lambda *args: None)
+    launch.threads_for, program.conclude = (lambda *args: 1), (lambda *args: None)
     decay, save = loop.ema_decay, state.save_checkpoint
     steps = 0
 

@@ -33,7 +33,7 @@ def _command(
             describe(runs)
             return DONE
         evaluate = EVALUATE if options.evaluate == "full" else None
-        return sweep(runs, options, Programs(evaluate=evaluate))
+        return sweep(runs, options, Programs(evaluate=evaluate, threads=options.threads))
 
     return action
 

@@ -34,6 +34,12 @@ class Programs:
 
     train: tuple[str, ...] = TRAIN
     evaluate: tuple[str, ...] | None = None  # None: the short evaluation of training is enough
+    threads: int | None = None  # of each command; None: it decides by itself
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Options that both commands take."""
+        return () if self.threads is None else ("--threads", str(self.threads))
 
 
 class Command(NamedTuple):
@@ -127,7 +133,8 @@ def training(run: SweepRun, programs: Programs) -> Command | None:
     """Return the command of the first stage, training with its short evaluation; None if done."""
     if run.state == "done":
         return None
-    argv = (*programs.train, str(run.settings), "--out", str(run.folder), "--resume")
+    places = (str(run.settings), "--out", str(run.folder))
+    argv = (*programs.train, *places, "--resume", *programs.options)
     return Command(run.name, argv, run.folder / OUTPUT)
 
 
@@ -139,7 +146,7 @@ def evaluation(run: SweepRun, programs: Programs) -> Command | None:
     if programs.evaluate is None or run.state != "done" or fully_evaluated(run):
         return None
     no_baselines = () if run.first else ("--baselines",)
-    argv = (*programs.evaluate, str(run.folder), *no_baselines)
+    argv = (*programs.evaluate, str(run.folder), *no_baselines, *programs.options)
     return Command(run.name, argv, run.folder / OUTPUT)
 
 

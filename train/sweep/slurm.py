@@ -4,7 +4,6 @@ OUT/slurm holds submitit's scripts, logs and job files (pickles of its own, writ
 by the job; nothing else reads them), and jobs.json, the job number of each run.
 """
 
-import getpass
 import json
 import os
 import signal
@@ -159,7 +158,7 @@ def in_queue() -> set[str]:
     Raises:
         DataError: squeue cannot be asked.
     """
-    command = ["squeue", "--noheader", "--user", getpass.getuser(), "--format", "%A"]
+    command = ["squeue", "--noheader", "--user", str(os.getuid()), "--format", "%A"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:

@@ -10,7 +10,7 @@ import torch
 from common.command import DONE
 from common.console import log
 from common.errors import DataError
-from common.locks import locked
+from common.locks import held
 from common.records import differences
 from pipeline.index import open_dataset
 from train.config import Config, as_json
@@ -38,14 +38,16 @@ class Options:
     # evaluation of every run: the short one that training ends with, or also all of eval.main
     evaluate: Literal["short", "full"] = "short"
     engine: Literal["local", "slurm"] = "local"  # run on this machine, or submit one job per run
+    threads: int | None = None  # CPU threads of each run. Default: the cores that it may use
     jobs: int = 1  # number of concurrent runs on this machine: they share its cores and GPUs
     dry_run: bool = False  # print the plan without starting any run
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "jobs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("seeds", "jobs", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
         if self.engine == "slurm" and self.images is None:
             raise ValueError("--engine slurm needs --images: this machine may not be like the jobs")
 
@@ -110,5 +112,4 @@ def sweep(runs: list[SweepRun], options: Options, programs: Programs) -> int:
 
 def sweep_lock(out: Path) -> AbstractContextManager[None]:
     """Hold OUT/.lock, so that no two sweeps start one run."""
-    path = out / ".lock"
-    return locked(path, f"{path} is locked: another sweep works in {out}. Wait for it, or stop it")
+    return held(out, "sweeps in that folder")

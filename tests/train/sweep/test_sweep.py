@@ -106,7 +106,7 @@ def test_other_settings_are_refused(fake: FakeSweep) -> None:
 
 
 def test_a_second_sweep_and_an_orphan_are_refused(fake: FakeSweep, small_dataset: Path) -> None:
-    with sweep_lock(fake.out), pytest.raises(DataError, match="another sweep"):
+    with sweep_lock(fake.out), pytest.raises(DataError, match="sweeps in that folder"):
         fake.sweep()
     held, run = fake.mark("vae-s0", "held"), fake.runs[0]
     write_settings([run], open_dataset(small_dataset))
