@@ -250,6 +250,16 @@ def test_the_model_is_taken_away_as_described(tmp_path: Path) -> None:
     run(["python", "-c", images + snippet + "assert features.shape == (3, 384)"], tmp_path)
 
 
+@pytest.mark.slow
+def test_the_embeddings_are_taken_away_as_described(tmp_path: Path) -> None:
+    pytest.importorskip("h5py", reason="needs the extra h5")
+    save_snapshot(tmp_path / "data/processed/eq-dvae-s0", ModelConfig())
+    write_slide_folders(tmp_path)
+    for command in commands("docs/taking-away.md", "Embeddings for other programs"):
+        run(command, tmp_path)
+    assert len(list((tmp_path / "exported").glob("*-clusters.png"))) == 6
+
+
 @pytest.mark.long
 def test_evaluation_commands_run(tmp_path: Path) -> None:
     page = "docs/evaluation.md"

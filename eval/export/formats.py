@@ -1,0 +1,123 @@
+"""Embeddings for other programs: AnnData, HDF5 as TRIDENT writes it, and a table of slides."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from common.errors import DataError
+from common.files import atomic_path
+from eval.export.table import EmbeddedTable, tile_side
+from eval.features import file_name, import_h5py, with_embeddings
+from shards.schema import PATCH
+
+MAGNIFICATION = 10.0  # times microns per pixel: 20x is 0.5
+
+
+def import_anndata() -> Any:
+    """Import anndata.
+
+    Raises:
+        DataError: it is not installed.
+    """
+    try:
+        import anndata
+    except ImportError:
+        raise DataError("the format h5ad needs anndata: pip install 'eqdvae[anndata]'") from None
+    return anndata
+
+
+def write_h5ad(table: EmbeddedTable, out: Path) -> Path:
+    """Write OUT/embeddings.h5ad: X the embeddings, obs the columns, obsm['spatial'] x and y.
+
+    `spatial` is absent where a patch has no place. The names of obs are the paths.
+    """
+    anndata = import_anndata()
+    import pandas as pd  # anndata brings it
+
+    rows = table.rows
+    observed = {}
+    for name in ("split", "class", "slide", "source", "patient", "site", "mpp", "x", "y"):
+        if rows[name].null_count < len(rows):
+            values = rows[name].to_pandas()
+            observed[name] = values if values.dtype.kind in "fi" else pd.Categorical(values)
+    paths = pd.Index(rows["path"].to_pylist(), dtype=object)
+    frame = pd.DataFrame(observed).set_index(paths)
+    data = anndata.AnnData(table.features, obs=frame, uns=dict(table.facts))
+    data.var_names = [f"z{i}" for i in range(table.features.shape[1])]
+    if not rows["x"].null_count + rows["y"].null_count:
+        places = [rows[name].to_numpy().astype(np.float64) for name in ("x", "y")]
+        data.obsm["spatial"] = np.stack(places, axis=1)
+    path = out / "embeddings.h5ad"
+    with atomic_path(path) as temp:
+        data.write_h5ad(temp)
+    return path
+
+
+def write_trident(table: EmbeddedTable, out: Path) -> Path:
+    """Write OUT/trident/SLIDE.h5: `features` (n, d), `coords` (n, 2) and attributes as TRIDENT.
+
+    Magnifications are 10 / mpp, and absent where mpp is not known.
+    """
+    h5py = import_h5py()
+    for slide in table.slides():
+        places = table.places(slide)
+        side, mpp = tile_side(places), table.mpp(slide)
+        coords: dict[str, int | float | str] = {
+            "name": slide.name,
+            "patch_size": PATCH,
+            "patch_size_level0": side,
+            "overlap": 0,
+        }
+        if mpp:
+            coords["target_magnification"] = round(MAGNIFICATION / mpp, 2)
+            coords["level0_magnification"] = round(MAGNIFICATION / mpp * side / PATCH, 2)
+        features = table.features[slide.rows]
+        encoder = f"eqdvae-{table.facts['snapshot_xxh3']}"
+        arrays: dict[str, tuple[NDArray[Any], dict[str, int | float | str]]] = {
+            "features": (features, {"name": slide.name, "encoder": encoder}),
+            "coords": (places, coords),
+        }
+        path = out / "trident" / f"{file_name(slide.name).lstrip('.') or '_'}.h5"
+        with atomic_path(path) as temp, h5py.File(temp, "w") as file:
+            for name, (array, attributes) in arrays.items():
+                width = array.shape[1]
+                stored = file.create_dataset(
+                    name, data=array, maxshape=(None, width), chunks=(len(array), width)
+                )
+                stored.attrs.update(attributes)
+    return out / "trident"
+
+
+def write_slides(table: EmbeddedTable, out: Path) -> Path:
+    """Write OUT/slides.parquet: a row per slide with `mean` and `std` (d,) over its patches."""
+    slides = list(table.slides())
+    columns = {
+        "slide": [slide.name for slide in slides],
+        **{
+            name: pa.array([table.text(slide, name) for slide in slides], pa.string())
+            for name in ("patient", "site", "class", "split")
+        },
+        "patches": [len(slide.rows) for slide in slides],
+    }
+    of_slides = [table.features[slide.rows].astype(np.float64) for slide in slides]
+    rows = pa.table(columns)
+    for name, pool in (("mean", np.mean), ("std", np.std)):
+        pooled = np.stack([pool(features, axis=0) for features in of_slides])
+        rows = with_embeddings(rows, pooled.astype(np.float32), name)
+    path = out / "slides.parquet"
+    with atomic_path(path) as temp:
+        pq.write_table(rows.replace_schema_metadata(table.facts), temp, compression="zstd")
+    return path
+
+
+FORMATS: dict[str, Callable[[EmbeddedTable, Path], Path]] = {
+    "h5ad": write_h5ad,
+    "trident": write_trident,
+    "slides": write_slides,
+}
+LIBRARIES: dict[str, Callable[[], Any]] = {"trident": import_h5py, "h5ad": import_anndata}
