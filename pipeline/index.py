@@ -24,6 +24,7 @@ from shards.schema import (
     dataset_hash,
     load_metadata,
 )
+from shards.sources.groups import unknown_sources, unknown_warning
 from shards.sources.splits import GROUPS
 
 _INDEX = ["label", "offset", "size", "crc32"]  # columns that reading needs
@@ -85,6 +86,11 @@ class Dataset:
     root: Path
     metadata: DatasetMetadata
     splits: dict[str, Split]
+
+    @property
+    def unknown_sources(self) -> str:
+        """Warning that the source of patches is unknown; empty if none is, or nothing is said."""
+        return unknown_warning(*unknown_sources(self.metadata.provenance))
 
     @property
     def hash(self) -> str:

@@ -23,7 +23,7 @@ from common.files import atomic_file
 from shards.codec.sidecar import read_columns
 from shards.schema import NO_LABEL, load_metadata
 from shards.sources.manifest import FIELDS, Columns, read_manifest
-from shards.sources.names import source_image
+from shards.sources.names import read_name, source_image
 from shards.sources.splits import SPLITS, Group, draw_splits, split_warnings
 
 Values = dict[str, list[Any]]  # a value per row, by field of a manifest
@@ -125,9 +125,10 @@ def _groups(listed: Path, values: Values) -> list[Group]:
             f"{len(sites)} patches have none): each needs one, in the column site (or name the "
             f"column with --columns.site), or by a TCGA barcode in a packed set"
         )
+    names = [read_name(path.rpartition("/")[2].rpartition(".")[0]) for path in paths]
     sources = values.get("source") or [
-        source_image(path, path.rpartition("/")[2].rpartition(".")[0], slide, None)
-        for path, slide in zip(paths, slides, strict=True)
+        source_image(path, name, slide)
+        for path, name, slide in zip(paths, names, slides, strict=True)
     ]
     groups: list[Group] = []
     home: dict[Group, str] = {}

@@ -77,7 +77,9 @@ def warn_about(dataset: Dataset) -> None:
         )
     if len(metadata.classes) == 1:
         log.warning(f"one class ({metadata.classes[0]}): probes have nothing to tell apart")
-    if all(split.group_count == len(split) > 1 for split in dataset.splits.values()):
+    if warning := dataset.unknown_sources:
+        log.warning(warning)
+    elif all(split.group_count == len(split) > 1 for split in dataset.splits.values()):
         log.warning(
             "every patch is a group of its own: if several come from one slide, name the slide "
             "when packing (--group-regex or --manifest), or splits leak"

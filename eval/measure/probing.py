@@ -34,6 +34,7 @@ from pipeline.index import Dataset, Split, groups
 from pipeline.reader import read_split
 from shards.codec.png import Pixels
 from shards.schema import NO_LABEL
+from shards.sources.groups import unknown_sources
 from shards.sources.splits import GROUPS, SPLITS, leak_warning, leaks
 
 HEADLINES = (PRIMARY, *BASELINES)  # also probed with few labels and on corrupted patches
@@ -161,8 +162,10 @@ def read_rows(session: Session) -> Rows:
 def probe_protocol(session: Session) -> Protocol:
     """Describe how the probes are made and what the splits hold.
 
-    Notices leaking groups, and classes that a split lacks.
+    Notices leaking groups, patches whose source is unknown, and classes that a split lacks.
     """
+    if warning := session.data.unknown_sources:
+        session.notice(warning)
     composition = {
         name: _composition(split, session.data) for name, split in session.splits.items()
     }
@@ -177,6 +180,7 @@ def probe_protocol(session: Session) -> Protocol:
         splits=composition,
         groups_in_several_splits=_crossing(session),
         absent_classes=absent or None,
+        unknown_sources=unknown_sources(session.data.metadata.provenance)[0] or None,
     )
 
 

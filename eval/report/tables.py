@@ -68,6 +68,8 @@ def composition(run: EvaluatedRun) -> Part:
     crossing = run.results.protocol.groups_in_several_splits
     shared = [f"{column} {number(count, 0)}" for column, count in crossing.items()]
     caption = "Patches and, in brackets, source images."
+    if unknown := run.results.protocol.unknown_sources:
+        caption += f" The source of {number(unknown, 0)} patches is unknown: each counts as one."
     if shared:
         caption += f" In more than one split: {', '.join(shared)}."
     return Table("Composition", ["", *map(shown, splits)], rows, caption)

@@ -5,7 +5,8 @@ Headers are parsed by Python's tarfile, so that a mistake in `tar_writer` is not
 """
 
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -35,6 +36,7 @@ class Rules:
     closing: int  # most bytes of zeros after the last member
     ignored: frozenset[str] = frozenset()  # suffixes of members to skip
     extended: bool = False  # allow pax and GNU headers, and folders
+    junk: Callable[[str], bool] | None = None  # whether a member is to be skipped by its name
 
 
 OURS = Rules({"png": MAX_PNG_BYTES, "cls": MAX_PNG_BYTES}, 2 * tarfile.RECORDSIZE)
@@ -64,19 +66,23 @@ def key_suffix(name: str) -> tuple[str, str]:
 
 
 def read_members(
-    path: Path, rules: Rules = OURS, digest: xxhash.xxh3_64 | None = None
+    path: Path,
+    rules: Rules = OURS,
+    digest: xxhash.xxh3_64 | None = None,
+    junk: Counter[str] | None = None,
 ) -> Iterator[Member]:
     """Yield the members of a tar in order; one member is held in memory at a time.
 
     Args:
         digest: updated with every byte of the file, complete at the end.
+        junk: counts the members that `rules.junk` skips, by name.
 
     Raises:
         TarError: a damaged header, a member that is not a regular file within `rules`, a
             truncated file, or anything but zeros after the end.
     """
     with open(path, "rb", buffering=_CHUNK) as file:
-        tar = _Tar(file, path.stat().st_size, rules, digest)
+        tar = _Tar(file, path.stat().st_size, rules, digest, junk)
         while (member := tar.next()) is not None:
             yield member
         tar.check_end()
@@ -86,9 +92,15 @@ class _Tar:
     """A tar being read; `offset` is that of the next header."""
 
     def __init__(
-        self, file: BinaryIO, size: int, rules: Rules, digest: xxhash.xxh3_64 | None
+        self,
+        file: BinaryIO,
+        size: int,
+        rules: Rules,
+        digest: xxhash.xxh3_64 | None,
+        junk: Counter[str] | None,
     ) -> None:
         self._file, self._size, self._rules, self._digest = file, size, rules, digest
+        self._junk = Counter[str]() if junk is None else junk
         self.offset = 0
 
     def next(self) -> Member | None:
@@ -148,6 +160,10 @@ class _Tar:
         if info.type not in regular:
             kind = f"{info.name!r} is of type {info.type!r}, expected a regular file"
             raise TarError(first, kind)
+        if self._rules.junk is not None and self._rules.junk(info.name):
+            self._junk[info.name.rpartition("/")[2]] += 1
+            self._skip(first, info)
+            return None
         suffix = key_suffix(info.name)[1]
         if suffix in self._rules.ignored:
             self._skip(first, info)

@@ -21,6 +21,7 @@ from shards.sources.splits import SPLITS, class_warnings, split_name
 _COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _WORDS = re.compile(r"[^A-Za-z]+")
 _NUMBER = re.compile(r"0|[1-9]\d{0,4}")
+_UNLABELLED = "-1"
 _SHOWN = 10
 
 
@@ -41,15 +42,17 @@ class Collection:
     splits: dict[str, Scanned]
     classes: list[str]  # by label; empty when unlabelled
     numbers: bool  # whether the labels in the tars are class numbers, not names
+    first: int = 0  # the lowest class number: that of label 0
 
     def labels(self, scan: Scan) -> npt.NDArray[np.int32]:
         """Return (n,) class indices, one per row of the scan."""
         texts = scan.table["label"]
         if not self.classes:
             return np.full(len(texts), NO_LABEL, np.int32)
+        names = self.classes
         if self.numbers:
-            return pc.cast(texts, pa.int32()).to_numpy()
-        return pc.index_in(texts, pa.array(self.classes)).to_numpy()
+            names = [str(self.first + i) for i in range(len(names))]
+        return pc.fill_null(pc.index_in(texts, pa.array(names)), NO_LABEL).to_numpy()
 
 
 def find_tars(source: str, split: str | None = None) -> list[Tar]:
@@ -124,8 +127,8 @@ def collect(
 ) -> Collection:
     """Sort scanned tars into splits, and number the classes.
 
-    If all labels are numbers, they are the class numbers; otherwise they are names, numbered in the
-    order of `names`, or sorted.
+    If all labels are numbers, they are the class numbers, from the lowest on; otherwise they are
+    names, numbered in the order of `names`, or sorted. -1 is no label.
 
     Raises:
         DataError: no samples, one tar twice, tars whose samples differ in their members, labels
@@ -140,21 +143,31 @@ def collect(
         return Collection(splits, [], False)
     labels = {
         name: {label for _, scan in pairs for label in pc.unique(scan.table["label"]).to_pylist()}
+        - {_UNLABELLED}
         for name, pairs in splits.items()
     }
     every = sorted(set().union(*labels.values()))
+    if not every:
+        return Collection(splits, [], False)
     numbers = all(_NUMBER.fullmatch(label) for label in every)
+    first = _first_number([int(label) for label in every], names) if numbers else 0
     if names is None:
-        names = [str(i) for i in range(max(map(int, every)) + 1)] if numbers else every
-    classes = {str(i) for i in range(len(names))} if numbers else set(names)
+        names = [str(i) for i in range(first, max(map(int, every)) + 1)] if numbers else every
+    classes = {str(first + i) for i in range(len(names))} if numbers else set(names)
     if unknown := [label for label in every if label not in classes]:
         raise DataError(
             f"{source}: labels {unknown[:_SHOWN]} are none of the classes {names[:_SHOWN]} "
-            f"({'0 to ' + str(len(names) - 1) if numbers else 'by name'}); mend --classes"
+            f"({f'{first} to {first + len(names) - 1}' if numbers else 'by name'}); mend --classes"
         )
     for warning in class_warnings(Path(source), {split: set(labels[split]) for split in labels}):
         log.warning(warning)
-    return Collection(splits, names, numbers)
+    return Collection(splits, names, numbers, first)
+
+
+def _first_number(numbers: list[int], names: list[str] | None) -> int:
+    """Return the class number that is label 0: the lowest, unless the names begin before it."""
+    low, high = min(numbers), max(numbers)
+    return low if names is None or (high >= len(names) > high - low) else 0
 
 
 def _check(source: str, used: Scanned, label_field: str | None) -> None:

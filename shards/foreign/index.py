@@ -2,7 +2,8 @@
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.console import log, progress, table
+from common.console import log, printable, progress, table
 from common.errors import DataError
 from common.files import atomic_file, sync_folder
 from common.machine import usable_cores
@@ -26,6 +27,7 @@ from shards.schema import (
     FOREIGN,
     MAX_LISTED,
     METADATA_NAME,
+    NO_LABEL,
     SIDECAR,
     DatasetMetadata,
     Shard,
@@ -36,7 +38,11 @@ from shards.schema import (
     mean_splits,
     shard_name,
 )
+from shards.sources.groups import UNKNOWN, describe_groups, unknown_sources, unknown_warning
+from shards.sources.names import REGEX_RULE, SOURCE_RULE
+from shards.sources.source import Groups
 from shards.sources.splits import GROUPS, leak_warning, leaks
+from shards.sources.values import label_warnings, missing_warnings, mpp_warnings
 
 _FEW = 200 << 20  # bytes: scanning them takes about as long as starting processes
 _SHOWN = 20
@@ -87,6 +93,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     key_ranges: dict[str, list[int]]  # by split: first key, one past the last
     skipped: Skipped
     empty: list[str]  # names of tars without a sample
+    sources: Groups
 
 
 def index_tars(source: str, out: Path, options: IndexOptions | None = None) -> DatasetMetadata:
@@ -117,8 +124,11 @@ def index_tars(source: str, out: Path, options: IndexOptions | None = None) -> D
         key_ranges=ranges,
         skipped=skipped,
         empty=[tar.name for tar, scan in scanned if not len(scan.table)],
+        sources=_groups(collection, options),
     )
     metadata = _write(out, collection, provenance)
+    if junk := sum(scan.junk for _, scan in scanned):
+        log.info(f"not looked at: {junk:,} members that a file manager left (._*, __MACOSX, ...)")
     _log_summary(out, metadata, collection, provenance.empty)
     return metadata
 
@@ -175,6 +185,31 @@ def _refuse_bad(source: str, scans: list[Scan], skip: int) -> Skipped:
     return Skipped(total, bad[:MAX_LISTED])
 
 
+def _groups(collection: Collection, options: IndexOptions) -> Groups:
+    """Count the samples by the kind of their group, with an example of each kind."""
+    regex = options.group_regex
+    counts: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {}
+    for scan in (scan for scans in collection.splits.values() for _, scan in scans):
+        table = scan.table
+        columns = {kind: table[kind].is_valid() for kind in ("patient", "slide")}
+        columns["source"] = pc.not_equal(table["source"], table["path"])
+        columns[UNKNOWN] = pa.chunked_array([np.ones(len(table), bool)])
+        rest = np.ones(len(table), bool)
+        for kind, mask in columns.items():
+            rows = np.flatnonzero(rest & mask.to_numpy())
+            rest[rows] = False
+            counts[kind] += len(rows)
+            if len(rows) and kind not in examples:
+                row = table.slice(rows[0], 1).to_pylist()[0]
+                examples[kind] = [row["path"], kind, row["path" if kind == UNKNOWN else kind]]
+    return Groups(
+        rule=SOURCE_RULE if regex is None else REGEX_RULE.format(regex),
+        patches={kind: count for kind, count in counts.items() if count},
+        examples=list(examples.values()),
+    )
+
+
 def _write(out: Path, collection: Collection, provenance: Provenance) -> DatasetMetadata:
     """Write the sidecars, then dataset.json."""
     out.mkdir(parents=True, exist_ok=True)
@@ -190,7 +225,7 @@ def _write(out: Path, collection: Collection, provenance: Provenance) -> Dataset
         for i, (tar, scan) in enumerate(scans):
             labels = collection.labels(scan)
             if classes:
-                counts += np.bincount(labels, minlength=len(classes))
+                counts += np.bincount(labels[labels != NO_LABEL], minlength=len(classes))
             shards.append(_write_sidecar(out, shard_name(split, i), tar, scan, labels, number))
             number += len(labels)
         splits[split] = SplitMetadata(sum(s.count for s in shards), counts.tolist(), shards)
@@ -235,15 +270,63 @@ def _log_summary(
         size = sum(shard.size for shard in split.shards)
         rows.append((name, f"{len(split.shards):,}", f"{split.count:,}", f"{size:,}"))
     log.info(table(rows))
+    if metadata.classes:
+        log.info(table(_class_rows(metadata)))
+    if collection.first:
+        first = collection.first
+        log.info(f"labels begin at {first}: class {first} of the tars is label 0 here")
+    for line in describe_groups(msgspec.convert(metadata.provenance["sources"], Groups)):
+        log.info(line)
+    for warning in _warnings(metadata, collection):
+        log.warning(warning)
     for kind in GROUPS:
         members = {
             (split, name)
             for split, scans in collection.splits.items()
             for _, scan in scans
-            for name in pc.unique(scan.table[kind]).drop_null().to_pylist()
+            for name in pc.unique(_known(scan.table, kind)).drop_null().to_pylist()
         }
         if crossing := leaks(members):
             log.warning(leak_warning(kind, crossing))
     if empty:
         log.info(f"tars without a sample, left out: {', '.join(empty)}")
     log.info(f"{out}: {len(metadata.classes)} classes; the tars stay where they are")
+
+
+def _known(rows: pa.Table, kind: str) -> pa.ChunkedArray:
+    """Return the names of a kind of group, null where none is known: a source that is the path."""
+    return pc.if_else(pc.equal(rows[kind], rows["path"]), None, rows[kind])
+
+
+def _class_rows(metadata: DatasetMetadata) -> list[Sequence[str]]:
+    """Return the table of samples by split and class; `-`: unlabelled."""
+    rows: list[Sequence[str]] = [("split", "class", "samples", "share")]
+    for name, split in metadata.splits.items():
+        counts = dict(zip(metadata.classes, split.class_counts, strict=True))
+        counts |= {"-": unlabelled} if (unlabelled := split.count - sum(counts.values())) else {}
+        for label, count in counts.items():
+            rows.append((name, printable(label), f"{count:,}", f"{count / split.count:.1%}"))
+    return rows
+
+
+def _warnings(metadata: DatasetMetadata, collection: Collection) -> list[str]:
+    """Warn of classes without a sample and of values that may be meant otherwise."""
+    splits = metadata.splits.values()
+    totals = {
+        name: sum(split.class_counts[i] for split in splits)
+        for i, name in enumerate(metadata.classes)
+    }
+    tables = [scan.table for scans in collection.splits.values() for _, scan in scans]
+    counts = {
+        field: Counter(name for rows in tables for name in rows[field].to_pylist() if name)
+        for field in ("patient", "slide", "site")
+    }
+    mpp = Counter(value for rows in tables for value in rows["mpp"].to_pylist())
+    warnings = [*label_warnings(totals), *missing_warnings(counts), *mpp_warnings(mpp)]
+    if empty := [name for name, count in totals.items() if not count]:
+        warnings.append(f"the classes {empty} have no sample: name the classes by --classes")
+    if metadata.classes and (unlabelled := sum(s.count for s in splits) - sum(totals.values())):
+        warnings.append(f"{unlabelled:,} samples of label -1 are unlabelled: probes leave them out")
+    if unknown := unknown_warning(*unknown_sources(metadata.provenance)):
+        warnings.append(unknown)
+    return warnings

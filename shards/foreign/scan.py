@@ -5,8 +5,9 @@ members may be in any order, and between those of other samples. The tar is only
 its sidecar, but with labels as text and without keys.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from shards.codec.png import MAX_PNG_BYTES
 from shards.codec.tar_reader import Member, Rules, TarError, key_suffix, read_members
 from shards.foreign.fields import NONE, Fields, class_text, json_fields
 from shards.schema import CHANNELS, MAX_LISTED, SIDECAR
-from shards.sources.names import barcode, group_pattern, position, source_image
+from shards.sources.files import is_junk_folder
+from shards.sources.names import barcode, group_pattern, read_name, source_image
 
 MAX_SAMPLES = 1 << 20  # per tar: the scan holds half a kilobyte per sample
 IMAGES = ("png", "jpg", "jpeg")
@@ -80,6 +82,7 @@ class Scan:
     channel_sums: list[int]  # of the 0-255 values, RGB
     bad: list[Bad]  # the first MAX_LISTED
     bad_count: int
+    junk: int = 0  # members that file managers left: ._*, __MACOSX, .DS_Store
     broken: Bad | None = None  # where reading the tar had to stop
 
 
@@ -113,12 +116,12 @@ def scan_tar(path: Path, name: str, options: ScanOptions) -> Scan:
     """
     scanning, broken = _Scanning(name, options), None
     ignored = frozenset(suffix.lower().lstrip(".") for suffix in options.ignore)
-    rules = Rules(_LIMITS, _CLOSING, ignored, extended=True)
-    digest = xxhash.xxh3_64()
+    rules = Rules(_LIMITS, _CLOSING, ignored, extended=True, junk=is_junk_member)
+    digest, junk = xxhash.xxh3_64(), Counter[str]()
     try:
         before = path.stat()
         try:
-            for member in read_members(path, rules, digest):
+            for member in read_members(path, rules, digest, junk):
                 scanning.take(member)
         except TarError as error:
             reason = f"{error}; {len(scanning.samples)} samples begin before it, the rest is lost"
@@ -128,7 +131,15 @@ def scan_tar(path: Path, name: str, options: ScanOptions) -> Scan:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise DataError(f"{path} changed while it was read: index it when nothing writes to it")
-    return scanning.finish(before.st_size, digest.hexdigest(), broken)
+    scan = scanning.finish(before.st_size, digest.hexdigest(), broken)
+    return replace(scan, junk=junk.total())
+
+
+def is_junk_member(name: str) -> bool:
+    """Whether a member was left by a file manager or an archive, not by who made the samples."""
+    *folders, file = name.split("/")
+    names = ("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store")
+    return any(map(is_junk_folder, folders)) or file.startswith("._") or file.lower() in names
 
 
 class _Scanning:
@@ -207,7 +218,7 @@ class _Scanning:
             [pa.array(c, f.type) for c, f in zip(columns, SCANNED, strict=True)], SCANNED
         )
         sums = np.concatenate(self._sums)[[image.number for image, _ in good]].sum(axis=0)
-        return Scan(table, kinds, size, xxh3, sums.tolist(), bad[:MAX_LISTED], len(bad), broken)
+        return Scan(table, kinds, size, xxh3, sums.tolist(), bad[:MAX_LISTED], len(bad), 0, broken)
 
     def _row(
         self, key: str, sample: _Sample, kinds: frozenset[str]
@@ -226,24 +237,31 @@ class _Scanning:
             raise ValueError(f"key {key!r} has no {', '.join(missing)}, other samples have")
         stem = key.rpartition("/")[2]
         try:
+            name, slide = read_name(stem), fields.slide
+            if self.pattern is None:
+                slide = slide or name.slide
             own_source = fields.source if self.pattern is None else None
-            source = own_source or source_image(key, stem, fields.slide, self.pattern)
+            path = f"{self.name}/{image.name}"
+            source = own_source or source_image(
+                path if self.pattern is None else key, name, slide, self.pattern
+            )
         except DataError as error:
             raise ValueError(str(error)) from None
-        patient, site = barcode(fields.slide or source) or (None, None)
-        y, x = position(stem)
+        patient, site = barcode(slide or source) or (None, None)
+        if self.pattern is None:
+            patient = patient or name.patient
         row = (
             sample.label,
             image.offset,
             image.size,
             image.crc32,
             source,
-            fields.slide,
+            slide,
             fields.patient or patient,
             fields.site or site,
-            x if fields.x is None else fields.x,
-            y if fields.y is None else fields.y,
+            name.x if fields.x is None else fields.x,
+            name.y if fields.y is None else fields.y,
             fields.mpp,
-            f"{self.name}/{image.name}",
+            path,
         )
         return image, row

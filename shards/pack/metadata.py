@@ -1,6 +1,7 @@
 """Write `dataset.json` at the end of a pack, from the records of all shards."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,11 +17,13 @@ from common.files import atomic_file, sync_folder
 from shards import schema
 from shards.codec.sidecar import read_columns
 from shards.pack.plan import PackOptions, Plan
-from shards.pack.resume import ShardRecord, finish, shard_files
+from shards.pack.resume import ShardRecord, finish, record_complete, shard_files
 from shards.schema import MAX_LISTED, METADATA_NAME, DatasetMetadata, Shard, SplitMetadata
+from shards.sources.groups import group_facts
 from shards.sources.source import ClassCount, Collection, Origin, Patch
 
 _SHOWN_BAD = 20
+_CONVERTIBLE = re.compile(r"--convert|expected 32x32|^8-bit |not a PNG but a JPEG")
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +88,8 @@ def write_metadata(
     if origin.splits:
         draw = msgspec.structs.replace(origin.splits, achieved=_achieved(collection.patches))
         origin = msgspec.structs.replace(origin, splits=draw)
+    groups = group_facts(collection.patches, collection.rule)
+    origin = msgspec.structs.replace(origin, sources=groups)
     provenance = Provenance(
         **msgspec.structs.asdict(origin),
         source=collection.name,
@@ -115,6 +120,7 @@ def write_metadata(
     )
     with atomic_file(out / METADATA_NAME) as file:
         file.write(schema.dumps_metadata(metadata))
+    record_complete(out, plan)
     sync_folder(out)
     finish(out)
     return metadata
@@ -122,13 +128,14 @@ def write_metadata(
 
 def too_many_bad(source: str, bad: Sequence[tuple[str, str]], total: int) -> DataError:
     """Make an error that lists paths and reasons, and says what to do."""
+    convertible = any(_CONVERTIBLE.search(reason) for _, reason in bad)
     shown = "".join(f"  {path!r}: {reason}\n" for path, reason in bad[:_SHOWN_BAD])
     more = f"  ... and {total - _SHOWN_BAD} more\n" if total > _SHOWN_BAD else ""
     return DataError(
         f"{source}: {total} file{'s' if total > 1 else ''} cannot be used as patches\n{shown}{more}"
         f"Mend or remove them (if shards were already written, pack again with --overwrite), "
-        f"or go on without them: --skip-bad {total}; images of other sizes and kinds can be "
-        f"taken by --convert"
+        f"or go on without them: --skip-bad {total}"
+        + ("; images of other sizes and kinds can be taken by --convert" if convertible else "")
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.console import log, progress
 from common.errors import DataError
+from shards.codec.png import PngError
 from shards.pack import resume
 from shards.pack.metadata import too_many_bad, without_skipped, write_metadata
 from shards.pack.plan import PackOptions, Plan, ShardPlan, make_plan
@@ -15,7 +16,7 @@ from shards.pack.shard import Job
 from shards.pack.summary import log_collection, log_summary, log_task
 from shards.pack.tasks import PackTask, SharedPlan, read_plan, record_plan, refuse_difference
 from shards.pack.workers import WorkerPool
-from shards.schema import DatasetMetadata
+from shards.schema import DatasetMetadata, load_metadata
 from shards.sources.collect import AnySource, collect
 from shards.sources.convert import CONVERTIBLE, ConvertedSource, TileSource
 from shards.sources.files import PLAIN
@@ -23,6 +24,8 @@ from shards.sources.folder import FolderSource
 from shards.sources.manifest import ManifestSource
 from shards.sources.names import require_utf8
 from shards.sources.source import Collection, gc_paused
+
+_COMPLETE = "{} is complete already, from the same files and options: nothing to do"
 
 
 def pack(source: Path, out: Path, options: PackOptions | None = None) -> DatasetMetadata:
@@ -42,6 +45,9 @@ def pack(source: Path, out: Path, options: PackOptions | None = None) -> Dataset
         try:
             with WorkerPool(options.workers, options.shard_size) as pool:
                 collection, plan = _plan(files, options, pool)
+                if not options.overwrite and resume.is_complete(out, plan):
+                    log.info(_COMPLETE.format(out))
+                    return load_metadata(out)
                 resume.prepare(out, plan, options.overwrite)
                 records = _build(files, out, plan, plan.shards, options, pool)
         finally:
@@ -76,6 +82,9 @@ def pack_task(source: Path, out: Path, options: PackOptions, task: PackTask) -> 
         try:
             with WorkerPool(options.workers, options.shard_size) as pool:
                 shared = _shared_plan(files, out, options, task.count, pool)
+                if shared is None:
+                    log.info(_COMPLETE.format(out))
+                    return []
                 refuse_difference(out, shared, root.resolve().name, options, task.count)
                 shards = task.shards(shared.plan)
                 own |= {shard.name for shard in shards}
@@ -103,7 +112,13 @@ def choose_source(root: Path, options: PackOptions) -> AnySource:
     regex, layout = options.group_regex, options.layout
     files: FolderSource | ManifestSource
     if options.manifest is None:
-        files = FolderSource(root=root, group_regex=regex, accepted=accepted, layout=layout)
+        files = FolderSource(
+            root=root,
+            group_regex=regex,
+            accepted=accepted,
+            layout=layout,
+            follow_links=options.follow_links,
+        )
     else:
         files = ManifestSource(
             root=root,
@@ -111,6 +126,8 @@ def choose_source(root: Path, options: PackOptions) -> AnySource:
             accepted=accepted,
             manifest=options.manifest,
             columns=options.columns,
+            missing=options.missing,
+            follow_links=options.follow_links,
         )
     match options.convert:
         case "none":
@@ -123,25 +140,46 @@ def choose_source(root: Path, options: PackOptions) -> AnySource:
 
 def _plan(source: AnySource, options: PackOptions, pool: WorkerPool) -> tuple[Collection, Plan]:
     with gc_paused():
-        collection = collect(source, options.val, options.test, options.seed, pool.look_up)
+        draw = (options.val, options.test, options.seed)
+        collection = collect(source, *draw, pool.look_up, tidy=options.tidy_labels)
         log_collection(collection)
         refused = collection.refused
-        if len(refused) > options.skip_bad:
-            raise too_many_bad(collection.root, refused, len(refused))
+        if len(refused) > options.skip_bad:  # one list: the contents of the others count, too
+            bad = [*refused, *_unreadable(source, collection)]
+            raise too_many_bad(collection.root, bad, len(bad))
         if not collection.patches:
             raise DataError(f"{collection.root}: no usable patch is left")
         return collection, make_plan(collection.patches, options)
 
 
+def _unreadable(source: AnySource, collection: Collection) -> list[tuple[str, str]]:
+    """Read every patch, and return path and reason of those that are not usable."""
+    bad: list[tuple[str, str]] = []
+    patches = collection.patches
+    with progress("checking", len(patches), "patches") as advance, source.open() as read_patch:
+        for key, patch in enumerate(patches):
+            try:
+                read_patch(key, patch)
+            except PngError as error:
+                bad.append((patch.path, str(error)))
+            advance(1)
+    return bad
+
+
 def _shared_plan(
     source: AnySource, out: Path, options: PackOptions, tasks: int, pool: WorkerPool
-) -> SharedPlan:
-    """Return the recorded plan; if there is none, make and record it."""
+) -> SharedPlan | None:
+    """Return the recorded plan; if there is none, make and record it.
+
+    None where the data set is complete already.
+    """
     with resume.plan_lock(out):
         shared = read_plan(out)
         if shared is None:
             resume.refuse_occupied(out, overwrite=False)
             collection, plan = _plan(source, options, pool)
+            if resume.is_complete(out, plan):
+                return None
             resume.prepare(out, plan, overwrite=False)
             shared = SharedPlan(collection=collection, options=options, tasks=tasks, plan=plan)
             record_plan(out, shared)

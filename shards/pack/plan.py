@@ -11,7 +11,7 @@ import xxhash
 from common.errors import DataError
 from shards.schema import MAX_PATCHES, VERSION, shard_name
 from shards.sources.convert import Rule
-from shards.sources.folder import Layout
+from shards.sources.layout import Layout, roles_of
 from shards.sources.manifest import Columns
 from shards.sources.names import group_pattern
 from shards.sources.source import Patch
@@ -41,13 +41,21 @@ class PackOptions:
     """Replace the data set in OUT; files that are not part of it stay."""
     group_regex: str | None = None
     """Regular expression searched in each relative path; its first group is the source image.
-    Default: the slide, or the file name before __"""
+    Default: the slide, or the file name before __ or before the position"""
     layout: Layout = "auto"
-    """What the folders in SOURCE are; auto decides by the names of the files,
-    and logs its choice."""
+    """What the folders in SOURCE are: classes, slides, patients, flat, or the role of each level,
+    as in class/patient, patient/class or */class/slide (* means nothing). auto decides by the names
+    of folders and files, logs its choice, and asks where they leave a doubt."""
+    follow_links: bool = False
+    """Follow links that lead out of SOURCE."""
     manifest: Path | None = None
-    """CSV or Parquet table that lists the patches in SOURCE, used instead of its folders."""
+    """CSV, TSV or Parquet table that lists the patches in SOURCE, used instead of its folders."""
     columns: Columns = field(default_factory=Columns)
+    missing: tuple[str, ...] = ()
+    """Texts that mean no value in the columns patient, slide and site of the manifest, as in
+    --missing NA unknown."""
+    tidy_labels: bool = False
+    """Make classes one that differ in blanks, case or Unicode form alone."""
     val: float = 0.0
     """Fraction of the patches to draw for val, by patient, slide or source."""
     test: float = 0.0
@@ -69,10 +77,13 @@ class PackOptions:
             raise ValueError(f"val {self.val} and test {self.test}: expected 0 or more, below 1")
         if self.manifest is None and self.columns != Columns():
             raise ValueError("--columns says what is in a --manifest, and there is none")
+        if self.manifest is None and self.missing:
+            raise ValueError("--missing is about the cells of a --manifest, and there is none")
         if self.manifest is not None and self.layout != "auto":
             raise ValueError(f"--layout {self.layout} is about folders; a --manifest lists files")
         try:
             group_pattern(self.group_regex)
+            roles_of(self.layout)
         except DataError as error:
             raise ValueError(str(error)) from None
 
@@ -95,6 +106,20 @@ class Plan:
     key_ranges: dict[str, tuple[int, int]]  # by split: first key, one past the last
     shards: list[ShardPlan]
     digest: str  # of all that determines the bytes: options, patches, size and time of their files
+    settings: str = ""  # the options that determine the bytes
+
+    def content_digest(self) -> str:
+        """Hash the options and patches without the times of the files: a copy has the same."""
+        digest = xxhash.xxh3_64(self.settings.encode())
+        for shard in self.shards:
+            untimed = [patch._replace(mtime_ns=0) for patch in shard.patches]
+            digest.update(json.dumps([shard.name, untimed]).encode())
+        return digest.hexdigest()
+
+    @property
+    def newest(self) -> int:
+        """Time of the last change of a file, in ns."""
+        return max(patch.mtime_ns for shard in self.shards for patch in shard.patches)
 
 
 def make_plan(patches: list[Patch], options: PackOptions) -> Plan:
@@ -127,8 +152,15 @@ def make_plan(patches: list[Patch], options: PackOptions) -> Plan:
         ranges[split] = (key, key + len(ordered))
         key += len(ordered)
     classes = sorted({patch.label for patch in patches if patch.label is not None})
-    settings = [VERSION, options.png, options.shard_size, options.seed, options.convert]
-    digest = xxhash.xxh3_64(json.dumps(settings).encode())
+    values = [VERSION, options.png, options.shard_size, options.seed, options.convert]
+    settings = json.dumps(values)
+    digest = xxhash.xxh3_64(settings.encode())
     for start in range(0, len(patches), _CHUNK):
         digest.update(json.dumps(patches[start : start + _CHUNK]).encode())
-    return Plan(classes=classes, key_ranges=ranges, shards=shards, digest=digest.hexdigest())
+    return Plan(
+        classes=classes,
+        key_ranges=ranges,
+        shards=shards,
+        digest=digest.hexdigest(),
+        settings=settings,
+    )

@@ -2,8 +2,9 @@
 
 While a data set is packed its folder holds `.packing.json` (the plan's digest and the names of all
 shards, of this plan and of the data set it replaces), one hidden record per finished shard and,
-where several tasks share the work, `.plan.parquet`. `dataset.json` is written last; then the
-other files are removed.
+where several tasks share the work, `.plan.parquet`. `dataset.json` is written last, and
+`.packed.json` with a digest of options and patches, by which the same command knows that it is
+done; then the other files are removed.
 
 `.lock` is held exclusively by a packer or a merge, and shared by the tasks of one pack. A task also
 holds `.task-I.lock`, so that it runs once, and `.plan.lock` while the plan is made or read.
@@ -32,6 +33,7 @@ T = TypeVar("T")
 LOCK_NAME = ".lock"
 PLAN_LOCK_NAME = ".plan.lock"
 PLAN_NAME = ".plan.parquet"
+PACKED_NAME = ".packed.json"
 
 _SCRATCH = "tiles"  # only tiles need scratch files
 _SHARD = r"[a-z][a-z0-9_]{0,31}-\d{6}"
@@ -40,7 +42,7 @@ _RECORD = re.compile(rf"\.{_SHARD}\.json")
 _LOCK = re.compile(r"\.(plan|task-\d+)\.lock")
 _TEMP = re.compile(
     rf"\.((?P<shard>{_SHARD})\.(tar|parquet)|\.(?P<record>{_SHARD})\.json"
-    rf"|(?P<scratch>{_SCRATCH}(-\d+)?)|\.packing\.json|\.plan\.parquet|dataset\.json)\.\d+\.tmp"
+    rf"|(?P<scratch>{_SCRATCH}(-\d+)?)|\.packing\.json|\.packed\.json|\.plan\.parquet|dataset\.json)\.\d+\.tmp"
 )
 
 
@@ -76,6 +78,12 @@ class _Packing(msgspec.Struct):
 
     plan: str  # digest
     shards: list[str]
+
+
+class _Packed(msgspec.Struct):
+    """The content of `.packed.json`."""
+
+    content: str  # see `Plan.content_digest`
 
 
 class _SavedRecord(msgspec.Struct):
@@ -132,10 +140,12 @@ def refuse_occupied(out: Path, overwrite: bool) -> None:
 
     Raises:
         DataError: OUT holds a data set and `overwrite` is not set, or only files of other programs.
+            A data set that says from which plan it was packed is left to `is_complete`.
     """
     packing = (out / PACKING_NAME).exists()
     if (out / METADATA_NAME).exists():
-        if not overwrite and not packing:  # both: stopped before the clean-up
+        # both: stopped before the clean-up
+        if not overwrite and not packing and not (out / PACKED_NAME).exists():
             raise DataError(f"{out} already holds a data set; replace it with --overwrite")
         return
     foreign = sorted(e.name for e in out.iterdir() if not e.name.startswith("."))
@@ -144,6 +154,33 @@ def refuse_occupied(out: Path, overwrite: bool) -> None:
             f"{out} is not empty and holds no data set of this tool ({foreign[:5]}); "
             f"choose another OUT"
         )
+
+
+def is_complete(out: Path, plan: Plan) -> bool:
+    """Whether OUT holds the data set of this plan, complete: the same files and options.
+
+    Files are the same if their paths and sizes are, and none has changed since they were packed.
+
+    Raises:
+        DataError: OUT holds another data set, or a file of it is missing or has another size.
+    """
+    if (out / PACKING_NAME).exists() or not (out / METADATA_NAME).exists():
+        return False
+    packed = _read(out / PACKED_NAME, _Packed)
+    same = packed is not None and packed.content == plan.content_digest()
+    if not same or plan.newest > (out / PACKED_NAME).stat().st_mtime_ns:
+        raise DataError(
+            f"{out} already holds a data set, of another source or other options, or files have "
+            f"changed since; replace it with --overwrite"
+        )
+    for shard in load_metadata(out).shards:
+        sizes = (shard.size, shard.sidecar_size)
+        for path, size in zip(shard_files(out, shard.name), sizes, strict=True):
+            if not path.exists() or path.stat().st_size != size:
+                raise DataError(
+                    f"{path} is missing or has not its {size} bytes: pack again with --overwrite"
+                )
+    return True
 
 
 def prepare(out: Path, plan: Plan, overwrite: bool) -> None:
@@ -170,7 +207,7 @@ def prepare(out: Path, plan: Plan, overwrite: bool) -> None:
     packing = _Packing(plan=plan.digest, shards=sorted(old.union(new)))
     with atomic_file(out / PACKING_NAME) as file:
         file.write(msgspec.json.encode(packing))
-    for name in (METADATA_NAME, PLAN_NAME):
+    for name in (METADATA_NAME, PACKED_NAME, PLAN_NAME):
         (out / name).unlink(missing_ok=True)
     sync_folder(out)
     sweep(out)
@@ -178,6 +215,12 @@ def prepare(out: Path, plan: Plan, overwrite: bool) -> None:
         if name not in new or read_record(out, name, plan.digest) is None:
             for path in (out / f".{name}.json", *shard_files(out, name)):
                 path.unlink(missing_ok=True)
+
+
+def record_complete(out: Path, plan: Plan) -> None:
+    """Record from which plan the data set in OUT was packed."""
+    with atomic_file(out / PACKED_NAME) as file:
+        file.write(msgspec.json.encode(_Packed(content=plan.content_digest())))
 
 
 def finish(out: Path) -> None:

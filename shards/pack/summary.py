@@ -9,6 +9,7 @@ from shards.pack.plan import Plan
 from shards.pack.resume import ShardRecord
 from shards.pack.tasks import PackTask
 from shards.schema import DatasetMetadata
+from shards.sources.groups import UNKNOWN, describe_groups, group_facts, unknown_warning
 from shards.sources.source import Collection, Membership
 from shards.sources.splits import GROUPS, leak_warning, leaks
 
@@ -20,8 +21,9 @@ def log_collection(collection: Collection) -> None:
     """Log counts and notes of a collection, and warn of flaws such as groups that cross splits."""
     memberships, count = collection.memberships, len(collection.patches)
     log.info(f"{collection.root}: {count:,} patches")
-    for note in collection.notes:
-        log.info(note)
+    groups = group_facts(collection.patches, collection.rule)
+    for line in (*collection.notes[:1], *describe_groups(groups), *collection.notes[1:]):
+        log.info(line)
     if collection.hidden or collection.ignored:
         log.info(
             f"not looked at: {collection.hidden} hidden, {collection.ignored} notes or system files"
@@ -31,7 +33,10 @@ def log_collection(collection: Collection) -> None:
         names = ((member.split, getattr(member, kind)) for member in memberships)
         if crossing := leaks((split, name) for split, name in names if name):
             warnings.append(leak_warning(kind, crossing))
-    if len({member.source for member in memberships}) == count > 1:
+    unknown = groups.patches.get(UNKNOWN, 0)
+    if unknown:
+        warnings.append(unknown_warning(unknown, count))
+    elif len({member.source for member in memberships}) == count > 1:
         warnings.append(
             "every patch is its own source image: no leakage between splits can be seen and no "
             "interval by source image computed; name the source with --group-regex"
@@ -75,9 +80,8 @@ def _rows(metadata: DatasetMetadata, memberships: set[Membership]) -> list[Seque
     for kind in GROUPS:
         names = {(member.split, member.label, getattr(member, kind)) for member in memberships}
         counts[kind] = Counter((split, label) for split, label, name in names if name is not None)
-    kinds = [kind for kind in GROUPS if counts[kind]]
-    if all(member.slide == member.source for member in memberships):
-        kinds.remove("source")
+    same = all(member.slide == member.source for member in memberships)
+    kinds = [kind for kind in GROUPS if counts[kind] and not (same and kind == "source")]
     rows: list[Sequence[str]] = [
         ("split", "class", "patches", "share", *(f"{kind}s" for kind in kinds))
     ]

@@ -31,6 +31,7 @@ from shards.sources.files import look_up
 from shards.sources.source import BatchPatches, FileBatch
 
 _FEW = 20_000  # patches packed in about the time that starting processes takes
+_REPLACED = 2  # times the workers: so many that died are replaced
 
 
 class ShardTask(Struct, frozen=True, kw_only=True, tag=True):
@@ -41,6 +42,14 @@ class ShardTask(Struct, frozen=True, kw_only=True, tag=True):
 
 
 Task = FileBatch | ShardTask
+
+
+class WorkerDiedError(DataError):
+    """A worker ended; `code` is its exit status, negative for a signal."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Reply(Struct, frozen=True, kw_only=True):
@@ -68,6 +77,7 @@ class WorkerPool:
         self._asked = workers
         self._shard_size = shard_size
         self._workers: list[_Worker] = []
+        self._died = 0
         self._selector = selectors.DefaultSelector()
 
     def __enter__(self) -> Self:
@@ -88,10 +98,13 @@ class WorkerPool:
         asked = self._asked or (1 if patches <= _FEW else usable_cores())
         useful = min(asked, shards)
         while useful > 1 and len(self._workers) < useful:
-            worker = _Worker()
-            self._workers.append(worker)
-            self._selector.register(worker.stdout, selectors.EVENT_READ, worker)
+            self._add()
         return asked
+
+    def _add(self) -> None:
+        worker = _Worker()
+        self._workers.append(worker)
+        self._selector.register(worker.stdout, selectors.EVENT_READ, worker)
 
     def look_up(self, batches: Sequence[FileBatch]) -> list[BatchPatches]:
         """Return `files.look_up` of every batch, in their order. This process takes part."""
@@ -109,7 +122,7 @@ class WorkerPool:
         """Build every shard, here if there are no workers; yield records as they are finished.
 
         Raises:
-            DataError: the first error in a shard, or a worker that died.
+            DataError: the first error in a shard, or workers that died again and again.
         """
         tasks = [ShardTask(job=job, plan=plan) for plan in plans]
         for _, reply in self._spread(tasks, here=not self._workers):
@@ -122,10 +135,14 @@ class WorkerPool:
         Args:
             here: this process does tasks, too.
 
+        A worker that a signal ended, or that had nothing to do, is replaced; its tasks are done
+        again, but a second time only.
+
         Raises:
-            DataError: an error in a task, or a worker that died.
+            DataError: an error in a task, or workers that died.
         """
         left = deque(range(len(tasks)))
+        again: set[int] = set()
         while left or any(worker.pending for worker in self._workers):
             for worker in self._workers:
                 while left and worker.ready:
@@ -135,10 +152,35 @@ class WorkerPool:
                     i = left.popleft()
                     worker.ask(i, tasks[i])
             for key, _ in self._selector.select(0 if here and left else None):
-                yield from key.data.replies()
+                try:
+                    replies = key.data.replies()
+                except WorkerDiedError as error:
+                    lost = self._replace(key.data, error, again)
+                    again.update(lost)
+                    left.extendleft(reversed(lost))
+                    continue
+                yield from replies
             if here and left:
                 i = left.popleft()
                 yield i, _do(tasks[i])
+
+    def _replace(self, worker: "_Worker", error: WorkerDiedError, again: set[int]) -> list[int]:
+        """Start another worker for one that died, and return the numbers of the tasks it had.
+
+        Raises:
+            WorkerDiedError: an error in a task ended the worker, or too many have died.
+        """
+        lost = [number for number, _ in worker.pending]
+        self._died += 1
+        if (lost and error.code >= 0) or again.intersection(lost[:1]):
+            raise error
+        if self._died > _REPLACED * len(self._workers):
+            raise error
+        self._selector.unregister(worker.stdout)
+        self._workers.remove(worker)
+        worker.close()
+        self._add()
+        return lost
 
 
 class _Worker:
@@ -174,7 +216,8 @@ class _Worker:
         """Read the lines that the worker has begun to write: numbers of tasks and their replies.
 
         Raises:
-            DataError: an error in a task, or the worker died.
+            DataError: an error in a task.
+            WorkerDiedError: the worker ended.
         """
         data = bytearray()
         while not data.endswith(b"\n"):
@@ -191,7 +234,7 @@ class _Worker:
                 raise DataError(reply.error)
         return [(self.pending.popleft()[0], reply) for reply in replies]
 
-    def _died(self) -> DataError:
+    def _died(self) -> WorkerDiedError:
         code = self._process.wait()
         activity = ""
         if self.pending:
@@ -200,9 +243,10 @@ class _Worker:
                 activity = f" while it built {task.plan.name}"
             else:
                 activity = f" while it looked at {task.paths[0]}"
-        return DataError(
+        return WorkerDiedError(
             f"a packing process ended with code {code}{activity}; if it did not say why, the "
-            f"memory may have run out: use fewer --workers. Finished shards are kept"
+            f"memory may have run out: use fewer --workers. Finished shards are kept",
+            code,
         )
 
     def kill(self) -> None:

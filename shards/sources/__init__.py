@@ -7,10 +7,13 @@ one by one. A new kind of source is a class that follows `source.Source` and one
     source    a patch, the list of all patches, and the protocol of a source
     names     source image, position, patient and site from a file's name
     files     which files may be patches: by name, size and link; many at once
-    folder    patches under a folder: walk, layout, classes and slides
+    layout    what folders mean: class, patient, slide or site
+    folder    patches under a folder: the walk
     columns   the columns of a manifest, checked cell by cell
     manifest  patches that a CSV or Parquet table lists
     convert   images of other sizes and kinds: cropped, resized or cut into tiles
+    groups    what the patches are grouped by, and how many have no known source
+    values    classes that look alike, names that mean nothing, mixed magnifications
     splits    train, val and test: as the source has them, or drawn by group
     collect   the kinds of source, and the patches of one with their splits
 """

@@ -1,5 +1,6 @@
 """The kinds of source, and the patches of one with their splits."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,29 +13,52 @@ from shards.sources.folder import FolderSource
 from shards.sources.manifest import ManifestSource
 from shards.sources.source import Collection, LookUp, Source, SplitDraw
 from shards.sources.splits import draw_splits, split_warnings
+from shards.sources.values import tidy_labels, value_warnings
 
 AnySource = FolderSource | ManifestSource | ConvertedSource | TileSource  # what workers can be sent
 
 
 def collect(
-    source: Source, val: float = 0, test: float = 0, seed: int = 0, look_up: LookUp = look_up_here
+    source: Source,
+    val: float = 0,
+    test: float = 0,
+    seed: int = 0,
+    look_up: LookUp = look_up_here,
+    *,
+    tidy: bool = False,
 ) -> Collection:
     """List the patches of a source with their splits, and the notes and warnings on them.
 
     Args:
         val, test: fractions of the patches to draw for these splits, by group.
         look_up: see `Source.collect`.
+        tidy: make classes one that differ in blanks, case or Unicode form alone.
 
     Raises:
         DataError: as `Source.collect` and `draw_splits`; fractions given for a source that has
             splits; a class that train lacks, or patches with and without a class.
     """
     collection = source.collect(look_up)
+    if tidy:
+        collection = _with_tidy_labels(collection)
+    collection.warnings.extend(value_warnings(collection.patches))
     if (val or test) and collection.patches:
         collection = _with_drawn_splits(collection, val, test, seed)
     members = ((patch.split, patch.label) for patch in collection.patches)
     collection.warnings.extend(split_warnings(Path(collection.root), members))
     return collection
+
+
+def _with_tidy_labels(collection: Collection) -> Collection:
+    counts = Counter(patch.label for patch in collection.patches if patch.label is not None)
+    best = {label: tidy for label, tidy in tidy_labels(counts).items() if label != tidy}
+    patches = [
+        patch._replace(label=best[patch.label]) if patch.label in best else patch
+        for patch in collection.patches
+    ]
+    changed = ", ".join(f"{label!r} became {tidy!r}" for label, tidy in sorted(best.items()))
+    note = f"labels tidied: {changed or 'none differed'}"
+    return replace(collection, patches=patches, notes=[*collection.notes, note])
 
 
 def _with_drawn_splits(collection: Collection, val: float, test: float, seed: int) -> Collection:

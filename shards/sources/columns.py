@@ -2,7 +2,7 @@
 
 import posixpath
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,19 @@ class Column:
         raise DataError(f"{self.file} row {row}, column {self.name!r}: {value}{what}{more}")
 
 
+def relative_paths(column: Column, root: Path) -> Column:
+    """Return the column of paths with those that are absolute and inside `root` relative to it."""
+    text = column.text()
+    if not pc.any(pc.starts_with(text, "/")).as_py():
+        return column
+    folders = [f"{folder}/" for folder in (root.absolute(), root.resolve())]
+    paths = [
+        next((path[len(f) :] for f in folders if path and path.startswith(f)), path)
+        for path in text.to_pylist()
+    ]
+    return replace(column, data=pa.chunked_array([pa.array(paths, pa.string())]))
+
+
 def read_names(column: Column) -> list[Any]:
     """Return the cells as text, None where one is empty."""
     return column.text().to_pylist()
@@ -91,7 +104,7 @@ def read_paths(column: Column) -> list[Any]:
     text = column.text()
     column.refuse(pc.is_null(text), "is empty")
     above = pc.or_(pc.starts_with(text, "/"), pc.match_substring_regex(text, _ABOVE))
-    what = "is not inside SOURCE: expected a path relative to it, without '..'"
+    what = "is not inside SOURCE: expected a path relative to it or an absolute one in it, no '..'"
     column.refuse(above, what, text)
     if pc.any(pc.match_substring_regex(text, _UNTIDY)).as_py():
         text = pa.array([posixpath.normpath(path) for path in text.to_pylist()], pa.string())

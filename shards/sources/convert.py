@@ -163,7 +163,9 @@ class TileSource(Struct, frozen=True, kw_only=True, tag=True):
 
     @contextmanager
     def open(self) -> Iterator[ReadPatch]:
-        assert self.staged is not None
+        if self.staged is None:
+            yield self._decoder()
+            return
         handle = os.open(self.staged, os.O_RDONLY)
 
         def read(key: int, patch: Patch) -> tuple[Patch, bytes, bytes]:
@@ -177,6 +179,25 @@ class TileSource(Struct, frozen=True, kw_only=True, tag=True):
             yield read
         finally:
             os.close(handle)
+
+    def _decoder(self) -> ReadPatch:
+        """Return a function that reads a tile from its image, which it keeps for the next."""
+        root = str(self.files.root)
+        last: tuple[str, Pixels | PngError] | None = None
+
+        def read(key: int, patch: Patch) -> tuple[Patch, bytes, bytes]:
+            nonlocal last
+            if last is None or last[0] != patch.path:
+                try:
+                    last = patch.path, np.asarray(read_rgb(read_file(root, patch)))
+                except PngError as error:
+                    last = patch.path, error
+            if isinstance(last[1], PngError):
+                raise last[1]
+            y, x = patch.tile or (0, 0)
+            return patch, b"", raw_rows(last[1][y : y + PATCH, x : x + PATCH])
+
+        return read
 
 
 def _with_conversion(collection: Collection, conversion: Conversion) -> Collection:

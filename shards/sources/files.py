@@ -2,8 +2,9 @@
 
 import os
 import stat
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,12 +12,57 @@ from msgspec import Struct
 
 from common.errors import DataError
 from shards.codec.png import MAX_SOURCE_BYTES, inflate
-from shards.sources.names import barcode, group_pattern, position, source_image
+from shards.sources.names import (
+    REGEX_RULE,
+    SOURCE_RULE,
+    barcode,
+    group_pattern,
+    read_name,
+    source_image,
+)
 from shards.sources.source import Accepted, BatchPatches, FileBatch, Patch, ReadPatch, read_file
 
 CHUNK = 1024  # files per batch
 
 PLAIN = Accepted(("png",), MAX_SOURCE_BYTES)
+
+_JUNK_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", ".ds_store")
+_JUNK_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".md", ".xml", ".yaml", ".yml", ".parquet")
+_JUNK_FOLDERS = (
+    "__macosx",
+    "@eadir",
+    "#recycle",
+    "@recycle",
+    "@recently-snapshot",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+    "__pycache__",
+)
+_ADVICE = {
+    ("jpg", "jpeg", "tif", "tiff"): "--convert takes it",
+    ("bmp", "gif", "webp", "jp2", "ppm"): "save it as PNG",
+    ("svs", "ndpi", "mrxs", "scn", "vms", "vmu", "bif", "czi", "dcm", "isyntax"): (
+        "a whole slide: cut it into patches first, for example with TRIDENT"
+    ),
+    ("h5", "hdf5", "npy", "npz", "mat", "pkl", "pt", "pth"): (
+        "arrays: write each patch to a PNG file first"
+    ),
+    ("zip", "gz", "tgz", "bz2", "xz", "zst", "7z", "rar"): (
+        "an archive: unpack it and name the folder"
+    ),
+    ("tar",): "a tar: unpack it, or use WebDataset tars where they are by "
+    "python -m shards.verify SOURCE --index OUT",
+    ("csv", "tsv", "parquet", "txt", "json"): (
+        "a table: name the folder of the images as SOURCE, and the table by --manifest"
+    ),
+    (
+        "lmdb",
+        "mdb",
+        "tfrecord",
+        "rec",
+    ): "a database: write each patch to a PNG file first",
+}
 
 
 class FileSource(Struct, frozen=True, kw_only=True):
@@ -25,19 +71,36 @@ class FileSource(Struct, frozen=True, kw_only=True):
     root: Path
     group_regex: str | None = None  # see `names.source_image`
     accepted: Accepted = PLAIN
+    follow_links: bool = False  # also out of the root
 
     @property
     def name(self) -> str:
         """The name of the folder."""
         return self.root.resolve().name
 
-    def batches(self, paths: list[str], columns: dict[str, list[Any]]) -> list[FileBatch]:
+    @property
+    def rule(self) -> str:
+        """What the source of a patch is."""
+        return SOURCE_RULE if self.group_regex is None else REGEX_RULE.format(self.group_regex)
+
+    def batches(
+        self,
+        paths: list[str],
+        columns: dict[str, list[Any]],
+        numbered: bool = False,
+        nested: bool = False,
+        listed: bool = False,
+    ) -> list[FileBatch]:
         """Cut paths, and the values of columns for them, into batches of CHUNK files."""
         return [
             FileBatch(
                 root=str(self.root),
                 accepted=self.accepted,
                 group_regex=self.group_regex,
+                follow_links=self.follow_links,
+                numbered=numbered,
+                nested=nested,
+                listed=listed,
                 paths=paths[start : start + CHUNK],
                 columns={name: values[start : start + CHUNK] for name, values in columns.items()},
             )
@@ -62,22 +125,26 @@ def look_up(batch: FileBatch) -> BatchPatches:
     """Return the patches of the files of a batch.
 
     Fields that `columns` lacks come from the file's name; patient and site from a TCGA barcode in
-    the slide or source.
+    the slide or source. `--group-regex` replaces what the name says of source, slide and patient.
     """
     accepted, columns = batch.accepted, batch.columns
     empty = [None] * len(batch.paths)
     values = [columns.get(name, empty) for name in ("label", "slide", "patient", "site")]
     values += [columns.get(name, empty) for name in ("x", "y", "mpp")]
     position_in_name = "x" not in columns and "y" not in columns
-    has_patient, has_site = "patient" in columns, "site" in columns
+    has_patient, has_site, has_slide = (name in columns for name in ("patient", "site", "slide"))
     pattern = group_pattern(batch.group_regex)
-    status_of = _Statuses(batch.root)
+    status_of = _Statuses(batch.root, batch.follow_links)
     patches: list[Patch] = []
     refused: list[tuple[str, str]] = []
     missing: list[tuple[int, str]] = []
+    respelled: list[tuple[int, str]] = []
     error: tuple[int, str] | None = None
     rows = zip(batch.paths, columns["split"], *values, strict=True)
     for i, (path, split, label, slide, patient, site, x, y, mpp) in enumerate(rows):
+        if batch.listed and (other := other_spelling(batch.root, path, accepted)):
+            path = other
+            respelled.append((i, path))
         stem, dot, suffix = path.rpartition("/")[2].rpartition(".")
         if reason := refused_name(suffix if dot else "", accepted):
             refused.append((path, reason))
@@ -87,9 +154,14 @@ def look_up(batch: FileBatch) -> BatchPatches:
             if reason := refused_status(status, accepted):
                 refused.append((path, reason))
                 continue
-            source = source_image(path, stem, slide, pattern)
+            name = read_name(stem, label, batch.numbered)
+            if pattern is None:
+                slide = slide if has_slide else name.slide
+                patient = patient if has_patient else name.patient
+            source = source_image(path, name, slide, pattern)
         except (OSError, ValueError) as problem:  # ValueError: a zero byte in the path
-            missing.append((i, getattr(problem, "strerror", None) or str(problem)))
+            reason = getattr(problem, "strerror", None) or str(problem)
+            missing.append((i, reason + (spelling_hint(batch.root, path) if batch.listed else "")))
             continue
         except DataError as problem:
             error = i, str(problem)
@@ -97,14 +169,51 @@ def look_up(batch: FileBatch) -> BatchPatches:
         if not (has_patient and has_site) and (tcga := barcode(slide or source)):
             patient = patient if has_patient else tcga[0]
             site = site if has_site else tcga[1]
+        if batch.nested and patient and source != path and patient not in source:
+            source = f"{patient}/{source}"
         if position_in_name:
-            y, x = position(stem)
+            y, x = name.y, name.x
         size, time = status.st_size, status.st_mtime_ns
         # positional: keywords cost a tenth of the time of this loop
         patches.append(
             Patch(path, label, split, source, y, x, size, time, slide, patient, site, mpp)
         )
-    return BatchPatches(patches=patches, refused=refused, missing=missing, error=error)
+    return BatchPatches(
+        patches=patches, refused=refused, missing=missing, respelled=respelled, error=error
+    )
+
+
+def other_spelling(root: str, path: str, accepted: Accepted) -> str:
+    """Return how the file is named that a manifest means by `path`; empty where it is `path`.
+
+    The suffix may be missing, and the Unicode form be another: é is one character, or two.
+    """
+    name = path.rpartition("/")[2]
+    has_suffix = name.rpartition(".")[2].lower() in accepted.suffixes
+    if has_suffix and (path.isascii() or os.path.lexists(f"{root}/{path}")):
+        return ""
+    endings = [""] if has_suffix else [f".{suffix}" for suffix in accepted.suffixes]
+    forms = [path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))]
+    candidates = {form + ending for form in forms for ending in endings} - {path}
+    existing = [c for c in sorted(candidates) if Path(root, c).is_file()]
+    return existing[0] if len(existing) == 1 else ""
+
+
+def spelling_hint(root: str, path: str) -> str:
+    """Say in a few words why a file that a manifest names may not be found; empty if unknown."""
+    folder = Path(root).resolve().name
+    if "\\" in path:
+        return "; the path has \\ in it: write / between folders"
+    if path != path.strip():
+        return "; the path begins or ends with a blank"
+    if path.startswith(f"{folder}/") and os.path.lexists(f"{root}/{path[len(folder) + 1 :]}"):
+        return f"; paths begin inside SOURCE: leave out {folder}/, or name the folder above"
+    above, _, name = path.rpartition("/")
+    with suppress(OSError):
+        for other in Path(root, above).iterdir():
+            if other.name.casefold() == name.casefold():
+                return f"; there is {other.name!r}: upper and lower case differ"
+    return ""
 
 
 def look_up_here(batches: Sequence[FileBatch]) -> Iterable[BatchPatches]:
@@ -115,9 +224,9 @@ def look_up_here(batches: Sequence[FileBatch]) -> Iterable[BatchPatches]:
 class _Statuses:
     """Read the status of files; raise DataError where a folder or link leaves the root."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, follow_links: bool) -> None:
         self._root = root
-        self._real_root = os.path.realpath(root)
+        self._real_root = "" if follow_links else os.path.realpath(root)
         self._folders: set[str] = set()
 
     def __call__(self, path: str) -> os.stat_result:
@@ -133,23 +242,58 @@ class _Statuses:
 def check_link(path: str, root: Path, real_root: str) -> None:
     """Refuse a path that leads out of the root; one that leads nowhere is not refused here.
 
+    Args:
+        real_root: the root without links; empty: every link is followed.
+
     Raises:
         DataError: the target of `path` exists, and lies outside of the root.
     """
+    if not real_root:
+        return
     target = os.path.realpath(path)
     if os.path.commonpath([target, real_root]) != real_root and Path(target).exists():
         raise DataError(
-            f"{path} is a link to {target}, outside {root}: refused. Copy the files (cp -rL "
-            f"follows links), or name the folder they are in"
+            f"{path} is a link to {target}, outside {root}: refused. Follow such links with "
+            f"--follow-links, copy the files (cp -rL follows links), or name the folder they are in"
         )
 
 
 def refused_name(suffix: str, accepted: Accepted) -> str:
     """Return why a file whose name ends in `.suffix` cannot be a patch, or nothing."""
-    if suffix in accepted.suffixes or suffix.lower() in accepted.suffixes:
+    lower = suffix.lower()
+    if suffix in accepted.suffixes or lower in accepted.suffixes:
         return ""
-    hint = "; --convert takes it" if suffix.lower() in ("jpg", "jpeg", "tif", "tiff") else ""
-    return f"not a {accepted.suffixes[0].upper()} file (.{suffix}){hint}"
+    kinds = "PNG file" if accepted == PLAIN else "PNG, JPEG or TIFF file"
+    return f"not a {kinds} ({f'.{suffix}' if suffix else 'no suffix'}){suffix_advice(lower)}"
+
+
+def suffix_advice(suffix: str) -> str:
+    """Return what can be done with a file of another kind, after a semicolon; empty if unknown."""
+    for suffixes, advice in _ADVICE.items():
+        if suffix in suffixes:
+            return f"; {advice}"
+    return ""
+
+
+def folder_advice(path: Path, expected: str) -> str:
+    """Say why SOURCE is not a folder, and what to do with such a file."""
+    if not path.exists():
+        return f"{path} is not a folder: it does not exist; {expected}"
+    suffix = path.name.rpartition(".")[2].lower()
+    image = suffix in ("png", "jpg", "jpeg", "tif", "tiff")
+    advice = "; one image: name its folder" if image else suffix_advice(suffix)
+    return f"{path} is not a folder but a file{advice or f'; {expected}'}"
+
+
+def is_junk_file(name: str) -> bool:
+    """Whether a file is a note, or was left by a file manager: not even a bad patch."""
+    lower = name.lower()
+    return lower.endswith(_JUNK_SUFFIXES) or lower in _JUNK_FILES or lower.startswith("._")
+
+
+def is_junk_folder(name: str) -> bool:
+    """Whether a folder was left by a file manager, an archive or a network drive."""
+    return name.lower() in _JUNK_FOLDERS
 
 
 def refused_status(status: os.stat_result, accepted: Accepted) -> str:

@@ -1,14 +1,16 @@
-"""Patches that a manifest lists: a CSV or Parquet table with a row per patch.
+"""Patches that a manifest lists: a CSV, TSV or Parquet table with a row per patch.
 
     path,label,split,patient,slide,site,x,y,mpp
     slide-7/p1.png,tumor,train,P-3,slide-7,Leeds,512,0,0.5
 
-Only `path` is required. Texts are kept exactly, whatever type a Parquet column has; an empty cell
-has no value.
+Only `path` is required: relative to SOURCE, or absolute and inside it. Texts are kept exactly,
+whatever type a Parquet column has; an empty cell has no value.
 """
 
 import csv
 import io
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,11 +20,12 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import xxhash
+from msgspec import UNSET
 
 from common.errors import DataError
-from shards.sources.columns import READERS, Column
-from shards.sources.files import CHUNK, FileSource
-from shards.sources.names import barcode_notes
+from shards.sources.columns import READERS, Column, relative_paths
+from shards.sources.files import CHUNK, FileSource, folder_advice
+from shards.sources.names import barcode_notes, numbers_are_slides
 from shards.sources.source import Collection, LookUp, ManifestOrigin, Origin, Patch
 
 _SHOWN = 10
@@ -84,6 +87,7 @@ class ManifestSource(FileSource, frozen=True, kw_only=True, tag=True):
 
     manifest: Path
     columns: Columns = Columns()
+    missing: tuple[str, ...] = ()  # texts that mean no patient, slide or site
 
     def collect(self, look_up: LookUp) -> Collection:
         """List the patches, sorted by path.
@@ -92,22 +96,31 @@ class ManifestSource(FileSource, frozen=True, kw_only=True, tag=True):
             DataError: as `read_manifest`; the root is not a folder, a row whose file does not
                 exist or whose link leaves the root, a path that the regex does not match.
         """
-        rows = read_manifest(self.manifest, self.columns)
+        rows = read_manifest(self.manifest, self.columns, self.root)
         if not self.root.is_dir():
-            raise DataError(f"{self.root} is not a folder: paths of {rows.file} are relative to it")
+            what = f"paths of {rows.file} are relative to SOURCE"
+            raise DataError(folder_advice(self.root, what))
         paths = rows.values["path"]
         columns = {name: values for name, values in rows.values.items() if name != "path"}
         columns.setdefault("split", ["train"] * len(rows))
+        emptied = self._empty(columns)
+        stems: dict[str, list[str]] = defaultdict(list)
+        for path in paths:
+            folder, _, name = path.rpartition("/")
+            stems[folder].append(name.rpartition(".")[0])
         patches: list[Patch] = []
         refused: list[tuple[str, str]] = []
+        respelled: list[tuple[int, str]] = []
         missing: list[str] = []
-        batches = self.batches(paths, columns)
+        numbered = numbers_are_slides([*stems.values()])
+        batches = self.batches(paths, columns, numbered, listed=True)
         for start, result in zip(range(0, len(rows), CHUNK), look_up(batches), strict=True):
             if result.error:
                 index, reason = result.error
                 raise DataError(f"{rows.place(start + index)}: {reason}")
             patches += result.patches
             refused += result.refused
+            respelled += [(start + i, path) for i, path in result.respelled]
             for i, reason in result.missing:
                 missing.append(f"  {rows.place(start + i)}: {paths[start + i]!r}: {reason}")
         if missing:
@@ -118,6 +131,7 @@ class ManifestSource(FileSource, frozen=True, kw_only=True, tag=True):
                 + "\n".join(missing[:_SHOWN])
                 + more
             )
+        notes = _respelling_notes(rows, respelled)
         patches.sort(key=lambda patch: patch.path)
         from_names = [field for field in ("patient", "site") if field not in rows.used]
         origin = ManifestOrigin(
@@ -128,28 +142,73 @@ class ManifestSource(FileSource, frozen=True, kw_only=True, tag=True):
             name=self.name,
             patches=patches,
             refused=sorted(refused),
+            rule=self.rule,
             splits_from=f"column in {self.manifest}" if "split" in rows.used else "",
-            origin=Origin(manifest=origin),
-            notes=[describe(rows), *barcode_notes(patches, from_names)],
+            origin=Origin(manifest=origin, links="followed" if self.follow_links else UNSET),
+            notes=[describe(rows), *notes, *emptied, *barcode_notes(patches, from_names)],
         )
 
+    def _empty(self, columns: dict[str, list[Any]]) -> list[str]:
+        """Empty the cells whose text means no value; return a line on them."""
+        counts: Counter[str] = Counter()
+        for field in ("patient", "slide", "site") if self.missing else ():
+            values = columns.get(field, [])
+            bad = [value in self.missing for value in values]
+            counts[field] = sum(bad)
+            if counts[field]:
+                pairs = zip(values, bad, strict=True)
+                columns[field] = [None if empty else value for value, empty in pairs]
+        shown = ", ".join(f"{field} of {count:,} rows" for field, count in counts.items() if count)
+        return [f"taken as empty by --missing: {shown or 'nothing'}"] if self.missing else []
 
-def read_manifest(file: Path, columns: Columns | None = None) -> ManifestRows:
-    """Read and check `file`, a `.csv` (commas, UTF-8) or a `.parquet`.
+
+def _respelling_notes(rows: ManifestRows, respelled: Sequence[tuple[int, str]]) -> list[str]:
+    """Describe the paths that name a file in another spelling.
 
     Raises:
-        DataError: unreadable, a missing column, a path that is empty, absolute, above the root
-            or there twice, a cell that is no split or number, labels in some rows only.
+        DataError: two rows name one file.
     """
-    if file.suffix.lower() not in (".csv", ".parquet"):
-        raise DataError(f"{file} is not a manifest: expected a .csv or a .parquet file")
+    if not respelled:
+        return []
+    paths = list(rows.values["path"])
+    for i, path in respelled:
+        paths[i] = path
+    first: dict[str, int] = {}
+    for i, path in enumerate(paths):
+        if (other := first.setdefault(path, i)) != i:
+            raise DataError(
+                f"{rows.place(i)}: {rows.values['path'][i]!r} is {path!r}, which is also in row "
+                f"{other + rows.first}: list each file once"
+            )
+    i, path = respelled[0]
+    return [
+        f"{len(respelled):,} paths were found in another spelling (suffix or Unicode form), as "
+        f"{path!r} for {rows.values['path'][i]!r}"
+    ]
+
+
+def read_manifest(
+    file: Path, columns: Columns | None = None, root: Path | None = None
+) -> ManifestRows:
+    """Read and check `file`, a `.csv` or `.tsv` (commas or tabs, UTF-8) or a `.parquet`.
+
+    Args:
+        root: folder in which absolute paths are taken; None: absolute paths are refused.
+
+    Raises:
+        DataError: unreadable, a missing column, a path that is empty, outside of the root or
+            there twice, a cell that is no split or number, labels in some rows only.
+    """
+    if file.suffix.lower() not in (".csv", ".tsv", ".parquet"):
+        raise DataError(f"{file} is not a manifest: expected a .csv, .tsv or .parquet file")
     try:
         blob = file.read_bytes()
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}") from None
-    is_csv = file.suffix.lower() == ".csv"
+    is_csv = file.suffix.lower() != ".parquet"
+    separator = ","
     if is_csv:
-        names = _csv_names(file, blob)
+        names, separator = _csv_names(file, blob)
     else:
         try:
             names = list(pq.read_schema(pa.BufferReader(blob)).names)
@@ -157,13 +216,16 @@ def read_manifest(file: Path, columns: Columns | None = None) -> ManifestRows:
             raise DataError(f"{file} is not readable as Parquet: {error}") from None
     used = _choose(file, names, columns or Columns())
     try:
-        table = (_csv_table if is_csv else _parquet_table)(blob, list(used.values()))
+        asked = list(used.values())
+        table = _csv_table(blob, asked, separator) if is_csv else _parquet_table(blob, asked)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read: {error}") from None
     if not table.num_rows:
         raise DataError(f"{file} has no rows")
     first = 2 if is_csv else 1
     cells = {field: Column(file, name, first, table[name]) for field, name in used.items()}
+    if root is not None:
+        cells["path"] = relative_paths(cells["path"], root)
     return ManifestRows(
         file=file,
         values={field: READERS[field](column) for field, column in cells.items()},
@@ -193,10 +255,15 @@ def unused_columns(rows: ManifestRows) -> list[str]:
     return lines
 
 
-def _csv_names(file: Path, blob: bytes) -> list[str]:
+def _csv_names(file: Path, blob: bytes) -> tuple[list[str], str]:
+    """Return the heading of a CSV, and what separates its columns: commas, or tabs."""
     try:
-        text = io.TextIOWrapper(io.BytesIO(blob), "utf-8-sig", newline="")
-        return next(csv.reader(text, strict=True), [])
+        heading = io.TextIOWrapper(io.BytesIO(blob), "utf-8-sig", newline="")
+        names = next(csv.reader(heading, strict=True), [])
+        if len(names) > 1 or not any("\t" in name for name in names):
+            return names, ","
+        heading.seek(0)
+        return next(csv.reader(heading, strict=True, delimiter="\t"), []), "\t"
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"{file} cannot be read: {error}; expected a CSV in UTF-8 with a heading"
@@ -233,13 +300,15 @@ def _choose(file: Path, names: list[str], columns: Columns) -> dict[str, str]:
     return used
 
 
-def _csv_table(blob: bytes, names: list[str]) -> pa.Table:
+def _csv_table(blob: bytes, names: list[str], separator: str) -> pa.Table:
     return pa_csv.read_csv(
         # A blank line is a row, so that rows are counted as an editor does, but not at the end.
         pa.BufferReader(blob.rstrip(b"\r\n") + b"\n"),
         # One thread: only then do errors give the row.
         read_options=pa_csv.ReadOptions(use_threads=False, block_size=16 << 20),
-        parse_options=pa_csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
+        parse_options=pa_csv.ParseOptions(
+            delimiter=separator, newlines_in_values=True, ignore_empty_lines=False
+        ),
         convert_options=pa_csv.ConvertOptions(
             include_columns=names, column_types=dict.fromkeys(names, pa.string())
         ),

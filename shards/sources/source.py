@@ -21,7 +21,7 @@ class Patch(NamedTuple):
     path: str  # relative to the root, with /
     label: str | None  # class name
     split: str
-    source: str  # source image: the smallest group that must not be cut by a split
+    source: str  # source image: the smallest group that no split may cut; the path if unknown
     y: int | None  # pixel row in the source image
     x: int | None  # pixel column
     size: int  # bytes of the file
@@ -33,11 +33,19 @@ class Patch(NamedTuple):
     tile: tuple[int, int] | None = None  # row and column in its file, where that holds several
 
     @property
+    def known_source(self) -> str | None:
+        """The source image; None if unknown. Tiles are from an image: the file."""
+        return None if self.source == self.path and self.tile is None else self.source
+
+    @property
     def group(self) -> tuple[str, str]:
-        """Kind and name of what a split must not cut: the patient, or the slide, or the source."""
+        """Kind and name of what a split must not cut: the patient, or the slide, or the source, or
+        the patch alone where none is known."""
         if self.patient is not None:
             return "patient", self.patient
-        return ("source", self.source) if self.slide is None else ("slide", self.slide)
+        if self.slide is not None:
+            return "slide", self.slide
+        return ("patch", self.path) if self.known_source is None else ("source", self.source)
 
 
 class Membership(NamedTuple):
@@ -47,10 +55,10 @@ class Membership(NamedTuple):
     label: str | None
     patient: str | None
     slide: str | None
-    source: str
+    source: str | None  # None: unknown
 
 
-_membership = attrgetter(*Membership._fields)
+_membership = attrgetter("split", "label", "patient", "slide", "known_source")
 
 
 class ManifestOrigin(Struct, frozen=True, kw_only=True):
@@ -88,10 +96,20 @@ class SplitDraw(Struct, frozen=True, kw_only=True):
     achieved: dict[str, dict[str, ClassCount]] | UnsetType = UNSET  # split, class ('': unlabelled)
 
 
+class Groups(Struct, frozen=True, kw_only=True):
+    """By what the patches are grouped, so that splits, budgets and intervals keep them together."""
+
+    rule: str  # what the source of a patch is
+    patches: dict[str, int]  # patches by the kind of their group; "patch": source unknown
+    examples: list[list[str]]  # path, kind and name of the group
+
+
 class Origin(Struct, frozen=True, kw_only=True):
     """Where the patches come from, for `dataset.json`; fields that do not apply are left out."""
 
     layout: str | UnsetType = UNSET
+    sources: Groups | UnsetType = UNSET
+    links: str | UnsetType = UNSET  # "followed": files may be outside of the folder
     manifest: ManifestOrigin | UnsetType = UNSET
     convert: Conversion | UnsetType = UNSET
     splits: SplitDraw | UnsetType = UNSET
@@ -105,6 +123,7 @@ class Collection:
     name: str  # of its folder
     patches: list[Patch]  # sorted by path
     refused: list[tuple[str, str]]  # path and reason; counted against --skip-bad
+    rule: str = ""  # what the source of a patch is
     hidden: int = 0  # files and folders whose name starts with a dot: not looked at
     ignored: int = 0  # notes and system files beside the images
     splits_from: str = ""  # where the splits are named; empty if the source has none
@@ -133,6 +152,10 @@ class FileBatch(Struct, frozen=True, kw_only=True, tag=True):
     group_regex: str | None  # see `names.source_image`
     paths: list[str]  # relative to the root, with /
     columns: dict[str, list[Any]]  # a value per path, by field of a patch; precedes the name
+    follow_links: bool = False  # also out of the root
+    numbered: bool = False  # see `names.read_name`
+    nested: bool = False  # sources are numbered anew for each patient
+    listed: bool = False  # by a manifest, whose spelling may differ from that of the files
 
 
 class BatchPatches(Struct, frozen=True, kw_only=True):
@@ -141,6 +164,7 @@ class BatchPatches(Struct, frozen=True, kw_only=True):
     patches: list[Patch]  # in the order of the paths
     refused: list[tuple[str, str]]  # path and reason
     missing: list[tuple[int, str]]  # index of the path, and reason
+    respelled: list[tuple[int, str]] = []  # index of a path, and how its file is named
     error: tuple[int, str] | None = None  # index and reason of the path that stopped the batch
 
 

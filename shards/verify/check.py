@@ -20,6 +20,7 @@ from shards.schema import (
     load_metadata,
     mean_splits,
 )
+from shards.sources.groups import unknown_sources, unknown_warning
 from shards.sources.splits import GROUPS, SPLITS, leak_warning, leaks
 from shards.verify.duplicates import Crossing, Duplicates, find_duplicates, join
 from shards.verify.shard import Findings, Problem, check_shard
@@ -72,6 +73,8 @@ def verify(root: Path, duplicates: bool = True) -> Report:
         for name in GROUPS
         if (crossing := leaks(findings.groups.get(name, ())))
     ]
+    if unknown := unknown_warning(*unknown_sources(metadata.provenance)):
+        warnings.append(unknown)
     repeated = None
     if findings.fingerprints is not None:
         splits = [name for name in SPLITS if name in findings.fingerprints]

@@ -91,7 +91,10 @@ def check_shard(
         except ValueError as error:
             findings.add(sidecar.name, None, str(error))
     for kind in GROUPS:
-        names = {(split, name) for row in rows if (name := getattr(row, kind)) is not None}
+        # a source that is the path of its patch is unknown
+        names = {
+            (split, name) for row in rows if (name := getattr(row, kind)) not in (None, row.path)
+        }
         findings.groups.setdefault(kind, set()).update(names)
     if has_tar and metadata.png == FOREIGN:
         _check_images(tar, name, split, shard, rows, findings)

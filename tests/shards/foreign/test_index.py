@@ -110,7 +110,7 @@ def test_fields_of_json_become_columns(tmp_path: Path) -> None:
     assert [tuple(row[name] for name in columns) for row in rows] == [
         ("7", "S-1", "A", "q", 64, 32, 0.5, -1),
         ("TCGA-A6-2671", None, "A6", "TCGA-A6-2671-01Z", 2, 1, None, -1),
-        (None, None, None, "c", None, None, None, -1),
+        (None, None, None, "test.tar/c.png", None, None, None, -1),
     ]
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,9 +65,9 @@ def test_a_data_set_is_replaced_only_when_asked_and_no_shard_of_it_stays(
     out = tmp_path / "out"
     pack(source, out, OPTIONS)
     before = file_hashes(out)
-    with pytest.raises(DataError, match="already holds a data set; replace it with --overwrite"):
-        pack(source, out, OPTIONS)
-    assert file_hashes(out) == before and len(before) == SHARDS + 1
+    with pytest.raises(DataError, match=r"already holds a data set, of another source"):
+        pack(source, out, replace(OPTIONS, seed=5))
+    assert file_hashes(out) == before and len(before) == SHARDS + 2
     for name in ("notes.txt", "extra-000000.tar", ".keep"):
         (out / name).write_text("mine")
     pack(source, out, PackOptions(shard_size=100, workers=1, overwrite=True))
@@ -160,7 +161,10 @@ def test_a_pack_that_was_stopped_while_it_cleaned_up_is_completed(
     assert {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")} == built
     pack(source, tmp_path / "fresh", OPTIONS)
     assert file_hashes(out) == file_hashes(tmp_path / "fresh")
-    with pytest.raises(DataError, match="already holds a data set"):
+    before = file_hashes(out)
+    assert pack(source, out, OPTIONS) and file_hashes(out) == before
+    (out / "train-000000.parquet").unlink()
+    with pytest.raises(DataError, match=r"train-000000.parquet is missing.*--overwrite"):
         pack(source, out, OPTIONS)
 
 

@@ -135,7 +135,7 @@ def test_bytes_do_not_depend_on_processes_or_directory_order(
         pack(root, tmp_path / name, options)
     (source / "train" / "LYM" / "bad.png").unlink()
     assert file_hashes(tmp_path / "a") == file_hashes(tmp_path / "b") == file_hashes(tmp_path / "c")
-    assert len(file_hashes(tmp_path / "a")) == 2 * (7 + 2 + 3) + 1
+    assert len(file_hashes(tmp_path / "a")) == 2 * (7 + 2 + 3) + 2
 
 
 def test_the_order_is_a_permutation_that_the_seed_decides(source: Path, tmp_path: Path) -> None:
@@ -179,7 +179,9 @@ def test_names_of_any_kind_come_back_exactly(source: Path, tmp_path: Path) -> No
     paths = {str(row["path"]) for row in rows}
     assert paths == {f"train/{folder.name}/{n}.png" for n in NAMES}
     assert max(map(len, paths)) > 300
-    assert {row["source"] for row in rows} == {n.split("__")[0] for n in NAMES}
+    prefix = f"train/{folder.name}/"
+    sources = {n: n.split("__")[0] if "__" in n else f"{prefix}{n}.png" for n in NAMES}
+    assert {row["source"] for row in rows} == {*sources.values()}
 
 
 @pytest.mark.parametrize(

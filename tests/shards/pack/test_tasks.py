@@ -198,8 +198,9 @@ def test_one_packer_completes_what_tasks_left(
     pack(source, tmp_path / "out", OPTIONS)
     assert file_hashes(tmp_path / "out") == whole
     assert built == {n: (tmp_path / "out" / n).stat().st_ino for n in built} and len(built) == 4
-    with pytest.raises(DataError, match="already holds a data set"):
-        pack_task(source, tmp_path / "out", OPTIONS, PackTask(0, 2))
+    assert pack_task(source, tmp_path / "out", OPTIONS, PackTask(0, 2)) == []
+    with pytest.raises(DataError, match="already holds a data set, of another source"):
+        pack_task(source, tmp_path / "out", replace(OPTIONS, seed=9), PackTask(0, 2))
 
 
 def test_bad_patches_are_added_up_over_the_tasks(tmp_path: Path) -> None:

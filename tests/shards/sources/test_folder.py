@@ -9,8 +9,8 @@ import pytest
 
 from common.errors import DataError
 from shards.codec.png import MAX_SOURCE_BYTES
-from shards.sources.folder import Layout
-from shards.sources.names import barcode, position
+from shards.sources.layout import Layout
+from shards.sources.names import barcode, read_name
 from shards.sources.source import Origin, Patch
 from shards.sources.splits import leaks, split_warnings
 from tests.helpers.packing import collect_folder, list_patches
@@ -31,15 +31,16 @@ def key(patch: Patch) -> tuple[str, str | None, str]:
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (["train/A/s__y1_x2.png", "val/A/t.png"], {("train", "A", "s"), ("val", "A", "t")}),
-        (["Train/A/s.png", "VALID/A/t.PNG"], {("train", "A", "s"), ("val", "A", "t")}),
-        (["train/A/s.png", "validation/A/t.png"], {("train", "A", "s"), ("val", "A", "t")}),
-        (["A/s.png", "B/t.png"], {("train", "A", "s"), ("train", "B", "t")}),
-        (["train/s.png", "test/t.png"], {("train", None, "s"), ("test", None, "t")}),
-        (["test/A/s.png"], {("test", "A", "s")}),
-        (["raw/s.png"], {("train", "raw", "s")}),
-        (["A/__y1_x2.png"], {("train", "A", "__y1_x2")}),
-        (["s__y1_x2.png", "t.png", "notes.txt"], {("train", None, "s"), ("train", None, "t")}),
+        (["train/A/s__y1_x2.png", "val/A/t__.png"], {("train", "A", "s"), ("val", "A", "t")}),
+        (["Train/A/s__.png", "VALID/A/t__.PNG"], {("train", "A", "s"), ("val", "A", "t")}),
+        (["train/A/s__.png", "validation/A/t__.png"], {("train", "A", "s"), ("val", "A", "t")}),
+        (["A/s__.png", "B/t__.png"], {("train", "A", "s"), ("train", "B", "t")}),
+        (["train/s__.png", "test/t__.png"], {("train", None, "s"), ("test", None, "t")}),
+        (["test/A/s__.png"], {("test", "A", "s")}),
+        (["raw/s__.png"], {("train", "raw", "s")}),
+        (["raw/train/A/s__.png", "raw/val/A/t__.png"], {("train", "A", "s"), ("val", "A", "t")}),
+        (["A/__y1_x2.png"], {("train", "A", "A/__y1_x2.png")}),
+        (["s__y1_x2.png", "t.png", "notes.txt"], {("train", None, "s"), ("train", None, "t.png")}),
         (["S1/000123_x1_y2.png", "S2/x3_y4.png"], {("train", None, "S1"), ("train", None, "S2")}),
         (
             ["train/S1/1_x1_y2.png", "val/S2/1_x1_y2.png"],
@@ -76,7 +77,8 @@ def test_the_order_of_the_directory_does_not_matter(tmp_path: Path) -> None:
     ],
 )
 def test_positions(stem: str, expected: tuple[int | None, int | None]) -> None:
-    assert position(stem) == expected
+    name = read_name(stem)
+    assert (name.y, name.x) == expected
 
 
 def test_what_is_not_a_patch_is_counted_or_refused(tmp_path: Path) -> None:
@@ -112,8 +114,8 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "only notes": (["A/readme.txt"], "holds no PNG file"),
     "mixture": (["train/A/s.png", "tumor/s.png"], r"mixes split folders \['train'\].*'tumor'"),
     "two names for val": (["val/A/s.png", "valid/A/s.png"], "two folders for one split"),
-    "one level too deep": (["raw/train/A/s.png"], r"raw holds folders \['train'\]"),
-    "folder in a class": (["train/A/slide/s.png"], r"A holds folders \['slide'\]"),
+    "folder in a class": (["train/A/slide/s.png"], r"level 2: 1 folders \(slide\)"),
+    "different depths": (["A/s.png", "A/slide/s.png"], "images lie at different depths"),
     "class that train lacks": (["train/A/s.png", "val/B/t.png"], r"val has the classes \['B'\]"),
     "labels in part": (["train/A/s.png", "val/t.png"], "with and without a class folder"),
     "some names are positions": (
@@ -202,10 +204,14 @@ FOLDERS = ["train/A/x1_y2.png", "val/A/x1_y2.png"]
 @pytest.mark.parametrize(
     ("layout", "names", "expected"),
     [
-        ("classes", FOLDERS, {("train", "A", "x1_y2"), ("val", "A", "x1_y2")}),
+        (
+            "classes",
+            FOLDERS,
+            {("train", "A", path) if "train" in path else ("val", "A", path) for path in FOLDERS},
+        ),
         ("slides", FOLDERS, {("train", None, "A"), ("val", None, "A")}),
         ("slides", ["A/s.png"], {("train", None, "A")}),
-        ("flat", ["train/s.png"], {("train", None, "s")}),
+        ("flat", ["train/s.png"], {("train", None, "train/s.png")}),
         ("flat", FOLDERS, "'train/A/x1_y2.png' lies in a folder"),
         ("classes", ["s.png"], "patches outside of folders"),
         ("slides", ["train/s.png"], "patches outside of folders"),
@@ -249,7 +255,8 @@ def test_tcga_barcodes(name: str, expected: tuple[str, str] | None, tmp_path: Pa
         collection = collect_folder(root)
         (patch,) = collection.patches
         assert (patch.patient, patch.site) == (expected or (None, None))
-        assert patch.group[0] == ("patient" if expected else "slide" if patch.slide else "source")
+        kind = "slide" if patch.slide else "source" if "__" in names[0] else "patch"
+        assert patch.group[0] == ("patient" if expected else kind)
         assert ("(patients: 1, sites: 1)" in collection.notes[-1]) == (expected is not None)
 
 
@@ -282,7 +289,10 @@ def test_what_cannot_be_a_patch_does_not_make_the_layout(
 
 def test_a_name_that_is_only_a_suffix_is_no_image(tmp_path: Path) -> None:
     collection = collect_folder(touch(tmp_path, "A/png", "A/s.png"))
-    assert collection.refused == [("A/png", "not a PNG file (.)")] and len(collection.patches) == 1
+    assert (
+        collection.refused == [("A/png", "not a PNG file (no suffix)")]
+        and len(collection.patches) == 1
+    )
 
 
 def test_links_that_lead_nowhere_or_to_themselves(tmp_path: Path) -> None:

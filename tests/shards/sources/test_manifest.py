@@ -3,6 +3,7 @@
 import csv
 import random
 import time
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from shards.pack.__main__ import main
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.schema import load_metadata
+from shards.sources.collect import collect
 from shards.sources.files import look_up_here
 from shards.sources.manifest import Columns, ManifestSource, read_manifest, unused_columns
 from shards.sources.source import Collection, Patch
@@ -136,7 +138,7 @@ def test_bytes_do_not_depend_on_rows_order_or_processes(source: Path, tmp_path: 
         pack(source, tmp_path / f"out{i}", options)
         contents.append(file_hashes(tmp_path / f"out{i}"))
         del contents[-1]["dataset.json"]  # it has the hash of the manifest
-    assert contents[0] == contents[1] and len(contents[0]) == 2 * (3 + 1 + 1)
+    assert contents[0] == contents[1] and len(contents[0]) == 2 * (3 + 1 + 1) + 1
 
 
 def test_only_the_path_is_needed_and_names_fill_in(source: Path, tmp_path: Path) -> None:
@@ -366,3 +368,76 @@ def test_a_class_that_train_lacks_is_an_error_here_too(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError, match=r"val has the classes \['b'\]"):
         split_warnings(tmp_path, [(patch.split, patch.label) for patch in patches])
+
+
+def test_paths_are_found_in_another_spelling(tmp_path: Path) -> None:
+    """Kinds: no suffix, absolute inside SOURCE, the other Unicode form; tabs instead of commas."""
+    root = tmp_path / "raw"
+    write_patches(root, {"train": 4}, ("a",), seed=3)
+    first, second, third, fourth = sorted(root.rglob("*.png"))
+    accented = third.rename(third.with_name(unicodedata.normalize("NFD", "é__1.png")))
+    rows = [
+        first.relative_to(root).with_suffix(""),
+        second.resolve(),
+        unicodedata.normalize("NFC", str(accented.relative_to(root))),
+        fourth.relative_to(root),
+    ]
+    manifest = tmp_path / "m.tsv"
+    manifest.write_text("\n".join(["path\tlabel", *(f"{row}\ttumor" for row in rows)]))
+    source = ManifestSource(root=root, manifest=manifest)
+    collection = source.collect(look_up_here)
+    expected = sorted(str(path.relative_to(root)) for path in (first, second, accented, fourth))
+    assert [patch.path for patch in collection.patches] == expected and not collection.refused
+    assert "2 paths were found in another spelling" in collection.notes[1]
+    twice = [*rows, accented.relative_to(root)]
+    manifest.write_text("\n".join(["path\tlabel", *(f"{row}\ttumor" for row in twice)]))
+    with pytest.raises(DataError, match="list each file once"):
+        source.collect(look_up_here)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "cause"),
+    [
+        ("raw/train/a/{}", "leave out raw/"),
+        ("train\\a\\{}", "write / between folders"),
+        ("train/a/{} ", "a blank"),
+        ("train/a/{upper}.png", "upper and lower case differ"),
+    ],
+)
+def test_what_is_not_found_has_its_cause(spelling: str, cause: str, tmp_path: Path) -> None:
+    root = tmp_path / "raw"
+    write_patches(root, {"train": 1}, ("a",), seed=3)
+    (file,) = root.rglob("*.png")
+    path = spelling.format(file.name, upper=file.stem.upper())
+    write_csv(tmp_path / "m.csv", {"path": [path]})
+    source = ManifestSource(root=root, manifest=tmp_path / "m.csv")
+    if path.endswith(" "):
+        assert "PNG file" in source.collect(look_up_here).refused[0][1]
+        return
+    with pytest.raises(DataError, match=cause):
+        source.collect(look_up_here)
+
+
+def test_values_that_may_be_meant_otherwise_are_warned_of(source: Path, tmp_path: Path) -> None:
+    """Kinds: labels that differ in blanks, case or Unicode form; NA; mixed mpp."""
+    table: Table = {
+        "path": files(source),
+        "label": ["tumor", "tumor ", "Tumor", "normal"] * 3,
+        "patient": ["NA", "P1", "unknown", "P2"] * 3,
+        "mpp": ["0.25", "1.0", "", "0.25"] * 3,
+    }
+    write_csv(tmp_path / "m.csv", table)
+    manifest = ManifestSource(root=source, manifest=tmp_path / "m.csv")
+    warnings = "\n".join(collect(manifest).warnings)
+    assert "'Tumor' (3), 'tumor' (3), 'tumor ' (3)" in warnings and "--tidy-labels" in warnings
+    assert "'NA' (3 patches), 'unknown' (3 patches)" in warnings and "--missing" in warnings
+    assert (
+        "3 of 12 patches have no mpp" in warnings and "0.25 (6 patches), 1 (3 patches)" in warnings
+    )
+    options = PackOptions(
+        manifest=tmp_path / "m.csv", missing=("NA", "unknown"), tidy_labels=True, workers=1
+    )
+    metadata = pack(source, tmp_path / "out", options)
+    assert metadata.classes == ["Tumor", "normal"]
+    rows = sidecar_rows(tmp_path / "out")
+    assert {row["patient"] for row in rows} == {None, "P1", "P2"}
