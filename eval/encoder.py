@@ -1,7 +1,7 @@
 """Embeddings from Python: `load(run).encode(images)`, with a run, a snapshot or a hub id.
 
-On a CPU, a process that embeds much calls `common.machine.keep_freed_memory` once, as the commands
-do: it halves the time.
+On a CPU, call `common.machine.keep_freed_memory` once in a process that embeds many patches, as the
+commands do: it halves the time.
 """
 
 from pathlib import Path

@@ -43,7 +43,7 @@ class Phase(msgspec.Struct, frozen=True):
 
 
 class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """RUN/config.json: what a run was started from."""
+    """The contents of RUN/config.json: the settings that a run was started with."""
 
     preset: str
     config: dict[str, Any]  # for `train.config.from_json`
@@ -53,7 +53,7 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """RUN/status.json: how far a run came; exit codes do not survive the launchers."""
+    """The contents of RUN/status.json; launchers do not pass on exit codes."""
 
     status: str  # running, done, failed or interrupted
     pid: int
@@ -63,7 +63,7 @@ class Status(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a snapshot says of the training that made it: `about` in its config.json."""
+    """Training of a model, recorded with its snapshot: `about` in its config.json."""
 
     preset: str
     seed: int
@@ -138,7 +138,7 @@ def load_corruption(run: Path) -> CorruptionConfig:
 
 
 def data_root(run: Path) -> Path:
-    """Find the data set that the run trained on in RUN/config.json."""
+    """Read the folder of the data set that the run was trained on from RUN/config.json."""
     return Path(load_record(run / CONFIG).data.root)
 
 
@@ -150,9 +150,9 @@ def _converted(raw: Any, kind: type[T], context: str) -> T:
 
 
 def load_metrics(run: Path) -> list[LogLine]:
-    """Read the lines of RUN/metrics.jsonl.
+    """Read the lines of RUN/metrics.jsonl; none without the file.
 
-    There are none without the file. A line that was cut by a crash is left out.
+    A line that was cut by a crash is left out.
     """
     path = run / METRICS
     rows = []

@@ -1,4 +1,4 @@
-"""Baselines: features without training, which stand beside every readout.
+"""Baselines: features without training, to compare every readout with.
 
 Each is made from the train images and the model (its architecture and device) and maps images
 (n, 32, 32, 3) to features (n, d).
@@ -26,7 +26,7 @@ RANDOM_INIT_SEED = 0
 
 def mean_rgb(train: Pixels, model: VAE) -> Transform:
     """Mean colour: 3 numbers."""
-    return lambda pixels: _unit(pixels).mean((1, 2), dtype=np.float32)
+    return lambda pixels: _scaled(pixels).mean((1, 2), dtype=np.float32)
 
 
 def rgb_histogram(train: Pixels, model: VAE) -> Transform:
@@ -47,20 +47,20 @@ def colour_grid(train: Pixels, model: VAE) -> Transform:
     """Mean colours of 4x4 cells: 48 numbers."""
     side = PATCH // GRID
     shape = (-1, GRID, side, GRID, side, CHANNELS)
-    return lambda pixels: _unit(pixels).reshape(shape).mean((2, 4)).reshape(len(pixels), -1)
+    return lambda pixels: _scaled(pixels).reshape(shape).mean((2, 4)).reshape(len(pixels), -1)
 
 
 def principal_components(train: Pixels, model: VAE) -> Transform:
     """Principal components of the raw pixels: 384, or as many as there are train images."""
     components = min(PCA_COMPONENTS, len(train))
     pca = PCA(components, svd_solver="randomized", random_state=0)
-    pca.fit(_unit(train).reshape(-1, PATCH_BYTES))
-    return lambda pixels: pca.transform(_unit(pixels).reshape(-1, PATCH_BYTES))
+    pca.fit(_scaled(train).reshape(-1, PATCH_BYTES))
+    return lambda pixels: pca.transform(_scaled(pixels).reshape(-1, PATCH_BYTES))
 
 
 def raw_pixels(train: Pixels, model: VAE) -> Transform:
     """Pixels themselves: 3072 numbers."""
-    return lambda pixels: _unit(pixels).reshape(-1, PATCH_BYTES)
+    return lambda pixels: _scaled(pixels).reshape(-1, PATCH_BYTES)
 
 
 def random_init(train: Pixels, model: VAE) -> Transform:
@@ -90,5 +90,6 @@ def _untrained(model: VAE) -> VAE:
     return build(model.config, RANDOM_INIT_SEED).to(next(model.parameters()).device)
 
 
-def _unit(pixels: Pixels) -> Features:
+def _scaled(pixels: Pixels) -> Features:
+    """Scale uint8 pixels (n, 32, 32, 3) to [0, 1]."""
     return to_float(to_tensor(pixels)).permute(0, 2, 3, 1).numpy()

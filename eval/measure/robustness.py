@@ -1,6 +1,6 @@
 """Robustness: the probe of clean patches, tested on corrupted ones by kind and severity.
 
-Noise, blur and JPEG go beyond what models train on; brightness and staining are never trained.
+Noise, blur and JPEG go beyond the range of training; brightness and staining are not in training.
 A corruption is drawn on the host from (kind, severity, index of the patch), so that every model
 sees the same corrupted patches. They are rounded to 8 bits, as a file would be.
 """
@@ -17,7 +17,7 @@ from pipeline.corruptions import CHUNK, GRADED, corrupt_at, trained
 from pipeline.pixels import to_float, to_pixels, to_tensor
 from shards.codec.png import Pixels
 
-PSNR_IMAGES = 512  # that PSNR is measured on: decoding every patch 25 times says no more
+PSNR_IMAGES = 512  # enough for PSNR: every patch is decoded 25 times
 
 
 def corrupted(pixels: Pixels, name: str, severity: int) -> Pixels:
@@ -44,11 +44,13 @@ def curves(
     for name, kind in GRADED.items():
         levels, aurocs = [], []
         for severity, level in enumerate(kind.levels, 1):
-            seen = corrupted(pixels, name, severity)
-            aurocs.append(score(name, severity, seen))
+            corrupted_pixels = corrupted(pixels, name, severity)
+            aurocs.append(score(name, severity, corrupted_pixels))
             output, corrupted_psnr = None, None
             if model is not None:
-                output, corrupted_psnr = _psnr(model, pixels[:PSNR_IMAGES], seen[:PSNR_IMAGES])
+                output, corrupted_psnr = _psnr(
+                    model, pixels[:PSNR_IMAGES], corrupted_pixels[:PSNR_IMAGES]
+                )
             levels.append(
                 SeverityScores(
                     severity=severity,
@@ -65,15 +67,15 @@ def curves(
     return Robustness(clean=clean, area=area, kinds=kinds)
 
 
-def _psnr(model: VAE, clean: Pixels, seen: Pixels) -> tuple[float, float]:
-    """Mean PSNR in dB to the clean patch: of the reconstruction, and of the corrupted patch."""
+def _psnr(model: VAE, clean: Pixels, corrupted_pixels: Pixels) -> tuple[float, float]:
+    """Measure the mean PSNR in dB to the clean patch of the reconstruction and of its input."""
     device = next(model.parameters()).device
     outputs, inputs = [], []
     with evaluating(model):
         for first in range(0, len(clean), CHUNK):
             x, x_tilde = (
                 to_float(to_tensor(images[first : first + CHUNK], device))
-                for images in (clean, seen)
+                for images in (clean, corrupted_pixels)
             )
             outputs.append(psnr(model(x_tilde), x).double())
             inputs.append(psnr(x_tilde, x).double())

@@ -1,6 +1,6 @@
-"""Scores of every test patch in every condition: the raw material of all statistics.
+"""Scores of every test patch in every condition, from which all statistics are computed.
 
-RUN/scores.parquet has a row per test patch (key, label, group and the columns behind it) and a
+RUN/scores.parquet has a row per test patch (key, label, group and the columns that define it) and a
 column per condition: the class probabilities, a fixed-size list of float32.
 """
 
@@ -45,7 +45,7 @@ class Condition:
 
     @property
     def setting(self) -> str:
-        """Text of all but features, probe and draw."""
+        """The condition without features, probe and draw, as text."""
         if self.train is not None:
             return f"train={self.train},stain={self.stain}"
         if self.corruption is not None:
@@ -73,7 +73,7 @@ class Condition:
             return replace(base, corruption=match[1], severity=int(match[2]))
         if re.fullmatch(r"k=\d+|\d+%", setting):
             return replace(base, budget=setting)
-        raise ValueError(f"the column {column!r} is of no known condition")
+        raise ValueError(f"the column {column!r} is not the name of a condition")
 
 
 @dataclass
@@ -87,10 +87,10 @@ class ScoreBook:
     def add(
         self, condition: Condition, scores: NDArray[np.floating], classes: NDArray[np.int64]
     ) -> None:
-        """Keep probabilities (n, k) of the k classes that a probe knows; 0 for the others."""
-        whole = np.zeros((self.rows.num_rows, self.classes), np.float32)
-        whole[:, classes] = scores
-        self.scores[condition] = whole
+        """Add probabilities (n, k) of the k classes that a probe was fitted on; others get 0."""
+        probabilities = np.zeros((self.rows.num_rows, self.classes), np.float32)
+        probabilities[:, classes] = scores
+        self.scores[condition] = probabilities
 
     def write(self, path: Path, facts: Mapping[str, str]) -> None:
         """Write the book as Parquet, with `facts` as metadata of the file."""

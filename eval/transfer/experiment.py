@@ -1,4 +1,4 @@
-"""The experiments of a transfer: probes between data sets, of all sites but one, and of the site.
+"""The experiments of a transfer: probes between data sets, without one site, and of the site.
 
 Every function yields rows of transfer.json and adds the scores behind them to the books of the
 trial.
@@ -7,7 +7,6 @@ trial.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,22 +26,22 @@ from shards.sources.splits import SPLITS
 
 Labels = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-OTHER_SITES = "other sites"  # where the probe of a site that was left out is fitted
+OTHER_SITES = "other sites"  # what the probe is fitted on when a site is left out
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """Features to transfer: the readout of a run, or a baseline that stands beside several."""
+    """Features to transfer: the readout of a run, or a baseline for several runs."""
 
     features: str
     runs: tuple[str, ...]
-    fit: Callable[[Pixels], Transform]  # on the images that the probe is fitted on
-    fixed: bool  # independent of those images, so that the features of a view are kept
+    fit: Callable[[Pixels], Transform]  # from the images that the probe is fitted on
+    fixed: bool  # `fit` does not depend on its images, so that features can be cached
 
 
 @dataclass
 class Trial:
-    """The data sets, the encodings, and the notices and scores of the experiments."""
+    """Inputs of the experiments (data sets, encodings), and their outputs (notices, scores)."""
 
     datasets: dict[str, ProbedData]
     encodings: list[Encoding]
@@ -60,7 +59,7 @@ class Trial:
         views: Sequence[View],
         rows: Mask | None = None,
     ) -> list[Features]:
-        """Encode views by an encoding that is fitted on (some rows of) the `train` views."""
+        """Encode views by an encoding fitted on the `train` views, or on some of their rows."""
         if not encoding.fixed:
             pixels = np.concatenate([self.views.pixels(view) for view in train])
             transform = encoding.fit(pixels if rows is None else pixels[rows])
@@ -80,7 +79,7 @@ class Trial:
         scores: NDArray[np.floating],
         classes: Labels,
     ) -> None:
-        """Add scores on a test set to the books of the runs that the encoding is of."""
+        """Add scores on a test set to the books of the runs that have the encoding."""
         for run in encoding.runs:
             book = self.books.setdefault((run, test), ScoreBook(empty.rows, empty.classes))
             book.add(condition, scores, classes)
@@ -121,47 +120,57 @@ def matrix(trial: Trial, stain: Stain) -> Iterator[MatrixRow]:
                     classes=probe.classes,
                 )
                 aurocs.append(f"{other} {result.auroc:.3f}")
-                yield MatrixRow(**_facts(encoding, stain), train=name, test=other, **asdict(result))
+                yield MatrixRow(
+                    features=encoding.features,
+                    runs=list(encoding.runs),
+                    stain=stain,
+                    train=name,
+                    test=other,
+                    **asdict(result),
+                )
             _log(encoding, stain, f"from {name} to {', '.join(aurocs)}", start)
 
 
 def left_out(trial: Trial, data: ProbedData, stain: Stain) -> Iterator[LeftOutRow]:
-    """Test on each site of a data set a probe of all other sites, and one of all sites."""
+    """Test on each site a probe fitted on all other sites, and one fitted on all sites."""
     views = [trial.views.view(data.name, split, stain, data.name) for split in SPLITS]
     sites = {split: data.column("site", split) for split in SPLITS}
     named = {split: np.array([s is not None for s in sites[split]], bool) for split in SPLITS}
     for encoding in trial.encodings:
-        whole = np.full((len(sites["test"]), len(data.classes)), np.nan)  # NaN: not scored
-        seen = _fitted(trial, encoding, data, views, named)
+        scores = np.full((len(sites["test"]), len(data.classes)), np.nan)  # NaN: not scored
+        with_all = _fitted(trial, encoding, data, views, named)
         for name in data.sites:
             start = time.monotonic()
             others = {split: named[split] & (sites[split] != name) for split in SPLITS}
-            unseen = _fitted(trial, encoding, data, views, others)
+            without = _fitted(trial, encoding, data, views, others)
             rows = sites["test"] == name
-            if not seen or not unseen or not rows.any():
+            if not with_all or not without or not rows.any():
                 continue
             labels = data.rows.labels["test"][rows]
-            result = _tested(trial, unseen[0], Labelled(unseen[1][rows], labels), name)
-            all_sites = _tested(trial, seen[0], Labelled(seen[1][rows], labels), name)
+            probe, features = without
+            result = _tested(trial, probe, Labelled(features[rows], labels), name)
+            all_sites = _tested(trial, with_all[0], Labelled(with_all[1][rows], labels), name)
             if result is None or all_sites is None:
                 continue
-            whole[rows] = 0
-            whole[np.ix_(rows, unseen[0].classes)] = unseen[0].scores(unseen[1][rows])
+            scores[rows] = 0
+            scores[np.ix_(rows, probe.classes)] = probe.scores(features[rows])
             _log(encoding, stain, f"without {name} to it {result.auroc:.3f}", start)
             yield LeftOutRow(
-                **_facts(encoding, stain),
+                features=encoding.features,
+                runs=list(encoding.runs),
+                stain=stain,
                 data=data.name,
                 site=name,
                 auroc_all_sites=all_sites.auroc,
                 **asdict(result),
             )
-        if not np.isnan(whole).all():
+        if not np.isnan(scores).all():
             trial.add_scores(
                 encoding=encoding,
                 test=data.name,
                 empty=data.empty_book(),
                 condition=Condition(encoding.features, train=OTHER_SITES, stain=stain),
-                scores=whole,
+                scores=scores,
                 classes=np.arange(len(data.classes)),
             )
 
@@ -196,7 +205,7 @@ def site_probe(
 ) -> Iterator[SiteProbeRow]:
     """Measure how well a probe predicts the site from features: lower is better.
 
-    The patches of several data sets are taken together, in the colours of the first.
+    Patches of several data sets are concatenated, normalised to the staining of the first.
     """
     views = {
         split: [trial.views.view(data.name, split, stain, datasets[0].name) for data in datasets]
@@ -227,17 +236,15 @@ def site_probe(
         )
         _log(encoding, stain, f"site read off in {name} {result.auroc:.3f}", start)
         yield SiteProbeRow(
-            **_facts(encoding, stain),
+            features=encoding.features,
+            runs=list(encoding.runs),
+            stain=stain,
             data=name,
             sites=sites.names,
             **asdict(result),
             chance_auroc=0.5,
             chance_balanced_accuracy=1 / result.n_classes,
         )
-
-
-def _facts(encoding: Encoding, stain: Stain) -> dict[str, Any]:
-    return {"features": encoding.features, "runs": list(encoding.runs), "stain": stain}
 
 
 def _log(encoding: Encoding, stain: Stain, what: str, start: float) -> None:

@@ -13,13 +13,13 @@ TRANSFER = "transfer.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Place:
+class _RunFolder:
     folder: str | None = None
     snapshot: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferRun(RunFacts, _Place):  # fields of the last base come first
+class TransferRun(RunFacts, _RunFolder):  # fields of the last base come first
     """A run whose probes were transferred."""
 
 
@@ -63,36 +63,36 @@ class Transferred:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Between(Transferred):
+class _TrainAndTest(Transferred):
     train: str
     test: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatrixRow(ProbeScores, _Between):
+class MatrixRow(ProbeScores, _TrainAndTest):
     """A probe fitted on one data set and tested on another."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Without(Transferred):
+class _LeftOutSite(Transferred):
     data: str
     site: str
     auroc_all_sites: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeftOutRow(ProbeScores, _Without):
+class LeftOutRow(ProbeScores, _LeftOutSite):
     """A probe fitted without one site of a data set and tested on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Of(Transferred):
+class _Sites(Transferred):
     data: str
     sites: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiteProbeRow(ProbeScores, _Of):
+class SiteProbeRow(ProbeScores, _Sites):
     """How well a probe predicts the site, and what chance gives."""
 
     chance_auroc: float | None = None

@@ -1,8 +1,9 @@
-"""Patches in the colours of another site: Reinhard's normalisation, by site or by source image.
+"""Patches in the staining of another site: Reinhard's normalisation, by site or by source image.
 
-Patches that are stained alike are a unit. Its statistics are those of its patches in train where
-it has some there, else of all its patches; labels play no part. They are never of one patch, which
-would lose what tells tissue apart: a source image with few patches takes those of its site.
+Patches that are normalised by the same statistics form a unit. The statistics are computed from the
+patches of the unit in train if it has any, else from all its patches, without labels. They are
+never those of a single patch, which would remove differences between tissues: a source image with
+few patches uses the statistics of its site.
 """
 
 from collections.abc import Mapping
@@ -21,12 +22,12 @@ from shards.sources.splits import SPLITS
 Stain = Literal["none", "site", "source"]
 Statistics = tuple[Tensor, Tensor]  # mean and standard deviation (3,) in CIELAB
 
-FEWEST = 8  # patches of a source image in train, val and test that make statistics
-PIECE = 1024  # patches at a time
+MIN_PATCHES = 8  # of a source image in all splits, for statistics of its own
+CHUNK = 1024  # patches at a time
 
 
 class View(NamedTuple):
-    """The patches of a split of a data set, in the colours of the train split of another."""
+    """The patches of a split, normalised to the staining of the train split of `target`."""
 
     data: str
     split: str
@@ -43,7 +44,7 @@ class Views:
         self._statistics: dict[tuple[str, Stain], dict[str, Statistics]] = {}
 
     def view(self, data: str, split: str, stain: Stain, target: str) -> View:
-        """Describe a view; it has no stain where normalising would change nothing."""
+        """Describe a view; its stain is "none" where normalisation would change nothing."""
         whole = stain == "site" and len(set(self._units(data, stain, "train"))) == 1
         if stain == "none" or (whole and data == target):
             return View(data, split)
@@ -69,7 +70,7 @@ class Views:
             return sites
         every = np.concatenate([dataset.column("source", name) for name in SPLITS])
         names, counts = np.unique(every, return_counts=True)
-        many = set(names[counts >= FEWEST])
+        many = set(names[counts >= MIN_PATCHES])
         pairs = zip(dataset.column("source", split), sites, strict=True)
         units = [f"source {source}" if source in many else site for source, site in pairs]
         return np.array(units, object)
@@ -90,8 +91,8 @@ class Views:
 
 def statistics(pixels: Pixels) -> Statistics:
     """Compute the statistics of all pixels of patches (n, 32, 32, 3), n > 0, piece by piece."""
-    pieces = [pixels[first : first + PIECE] for first in range(0, len(pixels), PIECE)]
-    by_piece = [stain.statistics(_unit(piece)) for piece in pieces]
+    pieces = [pixels[first : first + CHUNK] for first in range(0, len(pixels), CHUNK)]
+    by_piece = [stain.statistics(_to_float(piece)) for piece in pieces]
     weights = torch.tensor([len(piece) for piece in pieces], dtype=torch.float64) / len(pixels)
     means = torch.stack([mean.double() for mean, _ in by_piece])
     squares = torch.stack([deviation.double().square() for _, deviation in by_piece])
@@ -106,12 +107,12 @@ def normalised(
     moved = np.empty_like(pixels)
     for unit in set(units):
         rows = np.flatnonzero(units == unit)
-        for first in range(0, len(rows), PIECE):
-            piece = rows[first : first + PIECE]
-            x = stain.normalise(_unit(pixels[piece]), by_unit[unit], target)
+        for first in range(0, len(rows), CHUNK):
+            piece = rows[first : first + CHUNK]
+            x = stain.normalise(_to_float(pixels[piece]), by_unit[unit], target)
             moved[piece] = to_pixels(x)
     return moved
 
 
-def _unit(pixels: Pixels) -> Tensor:
+def _to_float(pixels: Pixels) -> Tensor:
     return to_float(to_tensor(pixels))

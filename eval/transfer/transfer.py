@@ -1,16 +1,16 @@
 """The transfer of probes between data sets: OUT/transfer.json, OUT/transfer.md and OUT/scores.
 
-Each data set is a site; where one names sites in its column `site`, each of them is also left out
-in turn. Only the probe is transferred: which data the encoder was trained on is in the results.
-OUT/scores/RUN/DATA.parquet (the format of `eval.measure.scores`) is for intervals by
-`eval.stats.contrasts`.
+Each data set is a site; if a data set has several sites in its column `site`, each is also left out
+in turn. Only the probe is transferred; the results name the data that the encoder was trained on.
+`eval.stats.contrasts` computes intervals from OUT/scores/RUN/DATA.parquet, in the format of
+`eval.measure.scores`.
 """
 
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from common.console import log
 from common.errors import DataError
@@ -41,7 +41,7 @@ from eval.transfer.results import (
 from eval.transfer.staining import Stain
 from eval.transfer.tables import sections
 from models import snapshot
-from models.vae import VAE
+from models.vae import VAE, ModelConfig
 from shards.codec.png import Pixels
 from shards.sources.splits import SPLITS
 
@@ -55,16 +55,17 @@ class TransferConfig:
     """Choose the stain normalisations and baselines, and limit the images of probes."""
 
     stain: tuple[Stain, ...] = ("none", "site")
-    """Stain normalisation (Reinhard, CIELAB) to the train site: none, by site, by source image."""
+    """Stain normalisations (Reinhard in CIELAB) to the train site: none, per site or per source
+    image."""
     baselines: tuple[str, ...] = ("mean_rgb", "colour_grid", "pca384", "random_init")
-    """Features without training, transferred beside those of the models."""
+    """Baselines, features without training, to transfer as well."""
     probe_images: int = EvalConfig.probe_images
-    """Maximum images per split used by probes; a seeded random subset of more."""
+    """Maximum images per split used by probes; of more, a seeded random subset."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the models; auto takes a GPU where torch can use one."""
 
     def __post_init__(self) -> None:
-        EvalConfig(baselines=self.baselines, probe_images=self.probe_images)  # refuses as there
+        EvalConfig(baselines=self.baselines, probe_images=self.probe_images)  # for its checks
         if not self.stain:
             raise ValueError("no stain is named; expected one or more of none, site, source")
 
@@ -131,12 +132,12 @@ def encodings_of(models: dict[str, VAE], baselines: tuple[str, ...]) -> list[Enc
         Encoding(PRIMARY, (name,), partial(_readout, model=model), fixed=True)
         for name, model in models.items()
     ]
-    alike: dict[tuple[str, Any], list[str]] = {}
+    runs_of: dict[tuple[str, ModelConfig | None], list[str]] = {}
     for baseline in baselines:
         for name, model in models.items():
             key = model.config if baseline == "random_init" else None
-            alike.setdefault((baseline, key), []).append(name)
-    for (baseline, _), names in alike.items():
+            runs_of.setdefault((baseline, key), []).append(name)
+    for (baseline, _), names in runs_of.items():
         make = partial(_baseline, name=baseline, model=models[names[0]])
         encodings.append(Encoding(baseline, tuple(names), make, fixed=baseline not in FITTED))
     return encodings

@@ -80,7 +80,7 @@ def verify(root: Path, duplicates: bool = True) -> Report:
         splits = [name for name in SPLITS if name in findings.fingerprints]
         repeated = find_duplicates({name: join(findings.fingerprints[name]) for name in splits})
         warnings += _duplicate_warnings(root, metadata, repeated, findings)
-    return Report(metadata, findings.problems, findings.counts, warnings, repeated)
+    return Report(metadata, findings.problems, findings.problem_counts, warnings, repeated)
 
 
 def _duplicate_warnings(
@@ -153,7 +153,7 @@ def _key_ranges(metadata: DatasetMetadata) -> dict[str, tuple[int, int]]:
 
 def _check_counts(metadata: DatasetMetadata, findings: Findings) -> None:
     """Check that class counts and channel mean of `dataset.json` follow from the samples."""
-    if findings.counts:
+    if findings.problem_counts:
         return  # lost samples change the counts: a difference would be no problem of its own
     for name, split in metadata.splits.items():
         counts = [findings.labels[name, label] for label in range(len(metadata.classes))]

@@ -56,7 +56,7 @@ class Findings:
     """Problems, and what is counted on the way for the checks of the whole data set."""
 
     problems: list[Problem] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)  # problems by file
+    problem_counts: Counter[str] = field(default_factory=Counter)  # by file
     labels: Counter[tuple[str, int]] = field(default_factory=Counter)  # samples by split and label
     sums: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)  # of RGB values, by split
     keys: dict[str, list[int]] = field(default_factory=dict)  # by shard
@@ -64,11 +64,11 @@ class Findings:
     fingerprints: dict[str, list[Fingerprints]] | None = None  # by split; None: not taken
 
     def add(self, file: str, offset: int | None, what: str) -> None:
-        self.counts[file] += 1
-        if self.counts[file] <= _PER_FILE:
+        self.problem_counts[file] += 1
+        if self.problem_counts[file] <= _PER_FILE:
             self.problems.append(Problem(file, offset, what))
 
-    def count(self, split: str, keys: list[int], pixels: Pixels) -> None:
+    def add_patches(self, split: str, keys: list[int], pixels: Pixels) -> None:
         """Add up the channels of (n, 32, 32, 3) decoded patches, and take their fingerprints."""
         summed = np.add.reduce(pixels, axis=0, dtype=np.int64).reshape(-1, CHANNELS).sum(axis=0)
         self.sums[split] = self.sums.get(split, np.zeros(CHANNELS, np.int64)) + summed
@@ -191,7 +191,7 @@ def _decode(file: str, mode: str, split: str, pngs: list[Member], findings: Find
         except PngError as error:
             findings.add(file, png.offset, f"{png.name!r}: {error}")
     pixels = unfilter(raws)
-    findings.count(split, [int(png.name[1:10]) for png in good], pixels)
+    findings.add_patches(split, [int(png.name[1:10]) for png in good], pixels)
     for png, layout in zip(good, store(pixels) if mode == "stored" else (), strict=False):
         if png.body != layout.tobytes():
             findings.add(file, png.offset, f"{png.name!r} is not in the stored layout")
@@ -226,4 +226,4 @@ def _check_images(
                     findings.add(name, row.offset, f"{row.path!r}: {reason}")
                 findings.labels[split, row.label] += 1
             keys += numbers
-            findings.count(split, numbers, pixels)
+            findings.add_patches(split, numbers, pixels)

@@ -28,10 +28,9 @@ from models.vae import ModelConfig
 from pipeline.reader import READ_SIZE
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
-from tests.helpers.embedded import read_parts
 from tests.helpers.messages import collected_messages
 from tests.helpers.patches import write_patches
-from tests.helpers.trained_runs import save_snapshot
+from tests.helpers.trained_runs import read_parts, save_snapshot
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,8 @@ from eval.embedding import EmbedOptions, embed
 from models.vae import ModelConfig
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
-from tests.helpers.embedded import read_parts
 from tests.helpers.ranks import run_ranks
-from tests.helpers.trained_runs import save_snapshot
+from tests.helpers.trained_runs import read_parts, save_snapshot
 
 pytestmark = pytest.mark.slow
 

@@ -1,8 +1,9 @@
-"""Patches for tests: real ones where they are on this machine, and random ones as PNG files."""
+"""Patches for tests: real ones if they are on this machine, random PNG files, stained patterns."""
 
 import io
 import os
 import tarfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from PIL import Image
 
 BESIDE_THE_CHECKOUT = Path(__file__).resolve().parents[3] / "shared" / "data"
 REAL_DATA = Path(os.environ.get("EQDVAE_REAL_DATA", BESIDE_THE_CHECKOUT))
+
+Look = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
 def real_archive(name: str) -> Path:
@@ -49,3 +52,23 @@ def write_patches(root: Path, counts: dict[str, int], classes: tuple[str, ...], 
                 pixels = np.kron(coarse, np.ones((8, 8, 1))) + rng.normal(0, 8, (32, 32, 3))
                 image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
                 image.save(folder / f"{split}-{name}-{i % 2}__y{32 * i:04d}_x0000.png")
+
+
+def as_is(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    return pixels
+
+
+def pale(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Another staining: darker and pinker."""
+    return pixels * np.array([0.95, 0.6, 0.75]) + np.array([10, 0, 5])
+
+
+def stained_patches(
+    labels: NDArray[np.int64], rng: np.random.Generator, look: Look
+) -> list[Image.Image]:
+    """The left half of a patch is lighter than the right, or darker: the mean colour is equal."""
+    side = np.where(np.arange(32) < 16, 1.0, -1.0)[None, None, :, None]
+    sign = np.where(labels == 1, 1.0, -1.0)[:, None, None, None]
+    base = np.array([170.0, 120.0, 160.0]) + rng.normal(0, 4, (len(labels), 1, 1, 3))
+    pixels = base + 25 * side * sign + rng.normal(0, 12, (len(labels), 32, 32, 3))
+    return [Image.fromarray(p.clip(0, 255).astype(np.uint8)) for p in look(pixels)]

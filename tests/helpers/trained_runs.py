@@ -1,4 +1,4 @@
-"""Runs as training leaves them, with untrained weights, and data sets of coloured noise."""
+"""Runs as training leaves them, with untrained weights, their embeddings, and noise data sets."""
 
 import json
 from dataclasses import asdict
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from eval.features import Features, read_embeddings
 from models import snapshot
 from models.vae import ModelConfig, build
 from pipeline.corruptions import CorruptionConfig
@@ -76,3 +77,10 @@ def make_run(folder: Path, data: Path, **info: Any) -> Path:
     ]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"kind": "tr')
     return folder
+
+
+def read_parts(out: Path) -> tuple[Features, list[str]]:
+    """All embeddings (n, d) in a folder, and the paths of their patches, in order."""
+    tables = [read_embeddings(path) for path in sorted(out.glob("part-*.parquet"))]
+    paths = [path for _, table in tables for path in table["path"].to_pylist()]
+    return np.concatenate([features for features, _ in tables]), paths

@@ -7,12 +7,12 @@ import torch
 from eval.transfer import staining
 from pipeline import stain
 from pipeline.pixels import to_float
-from tests.helpers.stained_patches import as_is, pale, stained_patches
+from tests.helpers.patches import as_is, pale, stained_patches
 
 
 def test_statistics_in_pieces_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
-    monkeypatch.setattr(staining, "PIECE", 7)
+    monkeypatch.setattr(staining, "CHUNK", 7)
     whole = stain.statistics(to_float(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
     for actual, expected in zip(staining.statistics(pixels), whole, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)

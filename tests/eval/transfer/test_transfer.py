@@ -20,7 +20,7 @@ from models.vae import ModelConfig, build
 from pipeline.index import open_dataset
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
-from tests.helpers.stained_patches import Look, as_is, pale, stained_patches
+from tests.helpers.patches import Look, as_is, pale, stained_patches
 from tests.helpers.trained_runs import make_run
 
 COUNTS = {"train": 40, "val": 24, "test": 48}  # a class; four patches a source image
