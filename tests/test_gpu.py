@@ -28,7 +28,7 @@ from tests.helpers.training import (
     short_config,
     train_until,
 )
-from train.config import DEFAULT_PRESET
+from train.config import COMPARISON
 from train.launch import set_deterministic
 from train.loop import Trainer
 from train.step import generator_for
@@ -67,7 +67,7 @@ def test_a_compiled_step_waits_for_nothing(
     storage: str, small_dataset: Path, tmp_path: Path
 ) -> None:
     settings = short_config(
-        DEFAULT_PRESET, images=160, storage=storage, compile=True, precision="bf16"
+        COMPARISON[-1], images=160, storage=storage, compile=True, precision="bf16"
     )
     dataset = open_dataset(small_dataset)
     trainer = Trainer(Accelerator(), settings, dataset, tmp_path)
@@ -165,7 +165,7 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
 
 
 def test_embeddings_are_those_of_the_cpu() -> None:
-    model = build(short_config(DEFAULT_PRESET).model, 0, [0.7, 0.5, 0.6]).eval()
+    model = build(short_config(COMPARISON[-1]).model, 0, [0.7, 0.5, 0.6]).eval()
     symmetry = Symmetry()
     for readout in ("mean", "orbit_invariant"):
         expected = PatchEncoder(model.to(CPU), symmetry).encode(pixels(300), readout)

@@ -1,7 +1,7 @@
-"""The command line of training: a preset's name or a run's config.json, then settings."""
+"""The command line of training: a preset's name, a run's config.json or neither, then settings."""
 
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,19 +10,22 @@ import tyro
 from common.console import log
 from common.machine import threads_for
 from eval.run import load_record
-from train.config import DEFAULT_PRESET, PRESETS, Config, from_json
+from train.config import COMPARISON, PRESETS, Config, from_json
 from train.tracker import TRACKERS, require_trackers
+
+PROCESSED = Path("data/processed")
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Train a VAE on packed 32x32 patches, then evaluate it."""
+    """Train a VAE on packed 32x32 patches, then evaluate it; without a preset, compare two."""
 
     data: str | None = None
     """packed data set, a folder or a URL. Default: data/shards, else data/raw, which is packed
     first, else a synthetic set"""
     out: Path | None = None
-    """folder of the run. Default: data/processed/PRESET-sSEED"""
+    """folder of the run. Default: data/processed/PRESET-sSEED. Without a preset, folder of both
+    runs and their report. Default: data/processed"""
     resume: bool = False
     """continue the run in --out from its newest checkpoint"""
     threads: int | None = None
@@ -37,22 +40,36 @@ class Arguments:
         threads_for(self.threads)  # refuses
 
 
-def parse(argv: list[str]) -> tuple[str, Arguments]:
-    """Parse the command line into a preset's name and the arguments; tyro exits with status 2.
+def parse(argv: list[str]) -> dict[str, Arguments]:
+    """Parse the command line into the arguments of a run by its preset's name.
+
+    Without a preset they are those of the runs of COMPARISON. tyro exits with status 2.
 
     Raises:
-        ValueError: a preset, tracker or value that does not exist.
+        ValueError: a preset, tracker or value that does not exist, or a comparison of equals.
         DataError: a tracker's package is not installed.
     """
-    is_named = bool(argv) and not argv[0].startswith("-")
-    name, options = (argv[0], argv[1:]) if is_named else (DEFAULT_PRESET, argv)
-    preset, defaults = _defaults(name)
+    if argv and not argv[0].startswith("-"):
+        preset, defaults = _defaults(argv[0])
+        return {preset: _parse(defaults, argv[1:], preset)}
+    arms = {name: _parse(_defaults(name)[1], argv, "PRESET") for name in COMPARISON}
+    if len({repr(arm.config) for arm in arms.values()}) < len(arms):
+        raise ValueError(
+            f"with these settings {' and '.join(arms)} are the same: name the preset to train"
+        )
+    return {
+        name: replace(arm, out=(arm.out or PROCESSED) / f"{name}-s{arm.config.seed}")
+        for name, arm in arms.items()
+    }
+
+
+def _parse(defaults: Arguments, options: list[str], preset: str) -> Arguments:
     prog = f"train/main.py [{preset}]"
     arguments = tyro.cli(Arguments, default=defaults, args=options, prog=prog)
     if unknown := set(arguments.track) - set(TRACKERS):
         raise ValueError(f"unknown tracker {sorted(unknown)}; there are {sorted(TRACKERS)}")
     require_trackers(arguments.track)
-    return preset, arguments
+    return arguments
 
 
 def _defaults(name: str) -> tuple[str, Arguments]:

@@ -173,7 +173,8 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "c4-dvae": c4_dvae,
     "supervised": supervised,
 }
-DEFAULT_PRESET = "eq-dvae"
+# what is trained where no preset is named: arms whose report compares them, seeds paired
+COMPARISON = ("dvae", "eq-dvae")
 
 
 def as_json(config: Config) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""`accelerate launch train/main.py [PRESET]`: train, evaluate, report.
+"""`accelerate launch train/main.py [PRESET]`: train, evaluate, report; compare two by default.
 
 Exit status of `python train/main.py`: 0 done, 1 failed, 2 unusable arguments, 75 interrupted after
 saving. The launchers turn any failure into 1: scripts should read RUN/status.json instead.

@@ -19,7 +19,7 @@ from eval.run import CONFIG, DataRecord, Phase, RunRecord, load_record
 from pipeline.index import Dataset, open_dataset
 from pipeline.loader import Storage
 from train import launch
-from train.arguments import Arguments
+from train.arguments import PROCESSED, Arguments
 from train.checkpoint import newest_images
 from train.config import Config, as_json, with_defaults
 from train.data import SYNTHETIC_IMAGES, find_data, is_synthetic
@@ -41,24 +41,42 @@ class Run:
     continued_from: int = 0  # images of the smaller budget that it was trained with; 0: none
 
 
-def prepare(preset: str, arguments: Arguments, accelerator: Accelerator, held: ExitStack) -> Run:
-    """Find the data, resolve the config, and make or check the run folder.
+def prepare(
+    by_preset: dict[str, Arguments], accelerator: Accelerator, held: ExitStack
+) -> list[Run]:
+    """Find the data, resolve the configs, and make or check the run folders.
 
     Args:
-        held: holds the lock of the run folder from here on.
+        by_preset: the arguments of every run; all name the same data set.
+        held: holds the locks of the run folders from here on.
 
     Raises:
-        DataError: the data, the settings or the run folder cannot be used; nothing was started.
+        DataError: the data, the settings or a run folder cannot be used; nothing was started.
     """
     if accelerator.is_main_process and (warning := launch.device_warning()):
         log.warning(warning)
-    root = ranks.main_process_first(lambda: find_data(arguments.data))  # the main rank packs
-    dataset = ranks.together(lambda: _open(root, arguments.data_hash))
+    first = next(iter(by_preset.values()))
+    root = ranks.main_process_first(lambda: find_data(first.data))  # the main rank packs
+    dataset = ranks.together(lambda: _open(root, first.data_hash))
+    ranks.require_same({"presets": " ".join(by_preset)}, "the command line")
+    return [
+        _prepare_run(preset, arguments, dataset, accelerator, held)
+        for preset, arguments in by_preset.items()
+    ]
+
+
+def _prepare_run(
+    preset: str,
+    arguments: Arguments,
+    dataset: Dataset,
+    accelerator: Accelerator,
+    held: ExitStack,
+) -> Run:
     config = ranks.together(lambda: _resolve(arguments.config, dataset, accelerator))
     config = ranks.together(lambda: compilable(config, arguments.config, accelerator.device))
     if config.deterministic:
         launch.set_deterministic()
-    folder = arguments.out or Path("data/processed") / f"{preset}-s{config.seed}"
+    folder = arguments.out or PROCESSED / f"{preset}-s{config.seed}"
     ranks.require_shared(folder)
     if arguments.config.storage == "auto":
         config = replace(config, storage=_agree_on_storage(config.storage, folder))

@@ -1,4 +1,4 @@
-"""The course of a run: prepare, train, evaluate, report; its status and exit status."""
+"""The course of one run or of a comparison: prepare, train, evaluate, report; status files."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import time
 from contextlib import ExitStack, suppress
 
 import msgspec
+import torch
 from accelerate import Accelerator
 
 from common import ranks
@@ -47,54 +48,89 @@ def main(argv: list[str], began: float) -> int:
     """
     show_messages()
     interrupts = Interrupts()
-    with ExitStack() as held:  # the lock of the run folder
+    with ExitStack() as held:  # the locks of the run folders
         try:
-            preset, arguments = parse(argv)
-            accelerator = launch.start_accelerator(arguments.threads)
+            by_preset = parse(argv)
+            threads = next(iter(by_preset.values())).threads
+            accelerator = launch.start_accelerator(threads)
             keep_freed_memory()
             show_messages(quiet=not accelerator.is_main_process)
-            run = prepare(preset, arguments, accelerator, held)
-            introduce(run, accelerator)
+            runs = prepare(by_preset, accelerator, held)
+            left = unfinished(runs)
+            introduce(runs, accelerator)
         except (DataError, ValueError, OSError) as error:
             log_error(error)
             return UNUSABLE_ARGUMENTS
         except KeyboardInterrupt:
             log.error("interrupted before training began")
             return STOPPED
-        return complete(run, accelerator, interrupts, began)
+        try:
+            for number, run in enumerate(left, 1):
+                status = complete(run, left[number:], runs, accelerator, interrupts, began)
+                if status != DONE:
+                    return status
+            return DONE
+        finally:
+            accelerator.end_training()
 
 
-def complete(run: Run, accelerator: Accelerator, interrupts: Interrupts, began: float) -> int:
-    """Train and evaluate a run that is prepared; return the exit status."""
+def unfinished(runs: list[Run]) -> list[Run]:
+    """Return the runs of a comparison that are not done, at least one; a single run as it is."""
+    if len(runs) == 1:
+        return runs
+    statuses = ranks.gather_object([load_status(run.folder) for run in runs])[0]
+    left = [
+        run
+        for run, status in zip(runs, statuses, strict=True)
+        if run.continued_from or not status or status.status != "done"
+    ]
+    return left or runs[-1:]
+
+
+def complete(
+    run: Run,
+    later: list[Run],
+    runs: list[Run],
+    accelerator: Accelerator,
+    interrupts: Interrupts,
+    began: float,
+) -> int:
+    """Train and evaluate a run; report on all `runs` where none is `later`; return the status."""
     try:
-        if not train(run, accelerator, interrupts):
+        if not train(run, later, accelerator, interrupts):
             return STOPPED
         if interrupts.requested:
             raise KeyboardInterrupt
-        ranks.together(lambda: conclude(run, began) if ranks.rank() == 0 else None)
+        reported = [] if later else runs
+        ranks.together(lambda: conclude(run, reported, began) if ranks.rank() == 0 else None)
         write_status(run, "done")
         return DONE
     except BaseException as error:
         return end_early(run, error, interrupts)
-    finally:
-        accelerator.end_training()
 
 
-def introduce(run: Run, accelerator: Accelerator) -> None:
-    """Log the data, the budget and the folder of the run, before it begins."""
-    log.info(summary.describe_data(run.dataset, run.config))
-    device, processes = accelerator.device, accelerator.num_processes
-    log.info(summary.describe_work(run.preset, run.config, device, processes))
-    log.info(f"  into {run.folder}")
+def introduce(runs: list[Run], accelerator: Accelerator) -> None:
+    """Log the data, and the budget and the folder of each run, before the first begins."""
+    log.info(summary.describe_data(runs[0].dataset, runs[0].config))
     if accelerator.is_main_process:
-        summary.warn_about(run.dataset)
-        summary.warn_about_settings(run.config)
+        summary.warn_about(runs[0].dataset)
+    device, processes = accelerator.device, accelerator.num_processes
+    for run in runs:
+        log.info(summary.describe_work(run.preset, run.config, device, processes))
+        log.info(f"  into {run.folder}")
+        if accelerator.is_main_process:
+            summary.warn_about_settings(run.config)
 
 
-def train(run: Run, accelerator: Accelerator, interrupts: Interrupts) -> bool:
+def train(run: Run, later: list[Run], accelerator: Accelerator, interrupts: Interrupts) -> bool:
     """Train to the end of the budget; False when interrupted after saving."""
     write_status(run, "running")
     accelerator.wait_for_everyone()
+    seconds_later = 0.0
+    for other in later:
+        trainer = Trainer(accelerator, other.config, other.dataset, other.folder)
+        seconds_later += trainer.seconds_left() + summary.evaluation_seconds(other.dataset)
+        accelerator.free_memory()
     trainer = Trainer(accelerator, run.config, run.dataset, run.folder)
     checkpoint = load_newest(run.folder)
     log_bytes = 0
@@ -117,6 +153,9 @@ def train(run: Run, accelerator: Accelerator, interrupts: Interrupts) -> bool:
             f"  about {clock(training + evaluation)} to the end: {clock(training)} of training "
             f"with its validations, {clock(evaluation)} of evaluation"
         )
+        if later:
+            others = " and ".join(other.preset for other in later)
+            log.info(f"  about {clock(training + evaluation + seconds_later)} with {others}")
     first = trainer.done
     try:
         with interrupts.graceful(lambda: trainer.done > first):
@@ -134,12 +173,17 @@ def train(run: Run, accelerator: Accelerator, interrupts: Interrupts) -> bool:
     return finished
 
 
-def conclude(run: Run, began: float) -> None:
-    """Evaluate, draw pictures and write a short report."""
+def conclude(run: Run, reported: list[Run], began: float) -> None:
+    """Evaluate and draw pictures; write a short report on `reported`, if any."""
     log.info("evaluating ...")
+    before = torch.get_num_threads()
     use_threads(threads_for(run.arguments.threads))  # the other ranks wait
     evaluate(run.folder, run.dataset.root, SHORT_EVALUATION)
-    report = write_report([run.folder], run.folder / "report")
+    use_threads(before)
+    if not reported:
+        return
+    folder = run.folder if len(reported) == 1 else run.folder.parent
+    report = write_report([each.folder for each in reported], folder / "report")
     log.info(f"done in {clock(time.monotonic() - began)}: {report}")
 
 
