@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from models.objective import ObjectiveConfig
 from models.vae import ModelConfig
 from pipeline.corruptions import TRAINABLE, CorruptionConfig
+from pipeline.jitter import JitterConfig
 from train.config import PRESETS, Config
 
 ENCODER, DECODER = 10_352_640, 21_577_728  # multiply-adds per image, convolutions of `seed`
@@ -28,6 +29,7 @@ def preset(name: str) -> Arm:
 
 
 DVAE_REFINED = Arm("dvae-refined", Config(model=ModelConfig("refined")))
+JITTER = JitterConfig(stain_scale=0.25, stain_shift=0.05, brightness=0.1, contrast=0.1)
 REGULAR = ObjectiveConfig(fibres="regular")  # without a term: how evaluation moves the codes
 
 
@@ -66,6 +68,17 @@ def relaxed() -> list[Arm]:
         preset("eq-dvae-relaxed"),
         Arm("dvae-relaxed", replace(Config(), model=ModelConfig("relaxed"), objective=REGULAR)),
         preset("d4-dvae"),
+    ]
+
+
+def colour() -> list[Arm]:
+    """Colour jitter on and off, without labels and with them, on `refined`."""
+    supervised = replace(PRESETS["supervised"](), model=ModelConfig("refined"))
+    return [
+        DVAE_REFINED,
+        Arm("dvae-refined-jitter", replace(DVAE_REFINED.config, jitter=JITTER)),
+        Arm("supervised-refined", supervised),
+        Arm("supervised-refined-jitter", replace(supervised, jitter=JITTER)),
     ]
 
 
@@ -153,6 +166,7 @@ RECIPES: dict[str, Callable[[], list[Arm]]] = {
     "ceiling": ceiling,
     "groups": groups,
     "relaxed": relaxed,
+    "colour": colour,
     "parameters": parameters,
     "lambda": lambdas,
     "beta": beta,
