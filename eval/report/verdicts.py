@@ -5,7 +5,7 @@ exploratory: numbers and intervals without a verdict. docs/statistics.md describ
 """
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from eval.measure.readouts import PRIMARY as PRIMARY_FEATURES
@@ -46,12 +46,23 @@ class PlannedContrast:
         return f"{self.hypothesis}, {self.first} - {self.second}, {self.measure.name}"
 
 
-PRIMARY = (
-    PlannedContrast("H1", "eq-dvae", "dvae", ALL_LABELS, "non-inferiority"),
-    PlannedContrast("H1", "eq-dvae", "dvae", TWO_GROUPS, "non-inferiority"),
-    PlannedContrast("H2", "dvae", "vae", ROBUSTNESS, "superiority"),
-    PlannedContrast("H2", "eq-dvae", "dvae", ROBUSTNESS, "superiority"),
+FAMILIES = (  # VAE, DVAE and EQ-DVAE that the hypotheses compare, on one architecture each
+    ("vae", "dvae", "eq-dvae"),
+    ("vae-refined", "dvae-refined", "eq-dvae-relaxed"),
 )
+
+
+def planned_contrasts(arms: Collection[str]) -> tuple[PlannedContrast, ...]:
+    """Return the primary contrasts of the family with the most arms here, by default the first."""
+    vae, dvae, eq_dvae = max(FAMILIES, key=lambda family: len(set(family) & set(arms)))
+    return (
+        PlannedContrast("H1", eq_dvae, dvae, ALL_LABELS, "non-inferiority"),
+        PlannedContrast("H1", eq_dvae, dvae, TWO_GROUPS, "non-inferiority"),
+        PlannedContrast("H2", dvae, vae, ROBUSTNESS, "superiority"),
+        PlannedContrast("H2", eq_dvae, dvae, ROBUSTNESS, "superiority"),
+    )
+
+
 EXPLORATORY = (  # arms that differ in one thing, or are meant for each other
     ("vae", "ae"),
     ("dvae", "vae"),
@@ -60,6 +71,10 @@ EXPLORATORY = (  # arms that differ in one thing, or are meant for each other
     ("eq-dvae-refined", "eq-dvae"),
     ("d4-dvae", "eq-dvae-refined"),
     ("d4-dvae", "dvae-refined"),
+    ("dvae-refined", "vae-refined"),
+    ("eq-dvae-relaxed", "dvae-refined"),
+    ("eq-dvae-relaxed", "dvae-relaxed"),
+    ("d4-dvae", "eq-dvae-relaxed"),
     ("c4-dvae", "d4-dvae"),
     ("d4-dvae-wide", "dvae-refined"),
     ("c4-dvae-wide", "dvae-refined"),
@@ -132,16 +147,17 @@ def shortcomings(difference: Interval) -> list[str]:
 
 def primary(compared: ComparedArms) -> list[tuple[Verdict, Contrast | None]]:
     """Verdicts on the planned contrasts, with Holm's correction over those that were measured."""
-    comparisons = {p.title: compare_arms(compared, p.first, p.second, p.measure) for p in PRIMARY}
+    contrasts = planned_contrasts(compared.arms)
+    comparisons = {p.title: compare_arms(compared, p.first, p.second, p.measure) for p in contrasts}
     family: dict[str, Contrast] = {}
     for title, comparison in comparisons.items():
         if comparison.contrast is not None:
             # an undecidable contrast stays in the family, with p = 1
             p = None if comparison.reasons else comparison.contrast.p
             family[title] = replace(comparison.contrast, p=p)
-    judgements = judge(family, {planned.title: planned.question for planned in PRIMARY})
+    judgements = judge(family, {planned.title: planned.question for planned in contrasts})
     verdicts = []
-    for planned in PRIMARY:
+    for planned in contrasts:
         comparison = comparisons[planned.title]
         verdict = _verdict(planned, comparison, judgements.get(planned.title))
         verdicts.append((verdict, comparison.contrast))
@@ -173,7 +189,8 @@ def planned(compared: ComparedArms) -> tuple[list[Verdict], list[Estimate], list
     """The planned verdicts: all of them, the measured ones as rows, and the runs that lack."""
     judged = primary(compared)
     estimates, lacking = [], []
-    for question, (verdict, contrast) in zip(PRIMARY, judged, strict=True):
+    contrasts = planned_contrasts(compared.arms)
+    for question, (verdict, contrast) in zip(contrasts, judged, strict=True):
         if contrast is None:
             lacking.append(_missing(compared, question))
             continue
@@ -205,7 +222,8 @@ def _missing(compared: ComparedArms, planned: PlannedContrast) -> Missing:
 
 def exploratory(compared: ComparedArms) -> tuple[Table | None, list[Estimate]]:
     """Every arm against a partner with all labels: neither corrected nor judged."""
-    planned = {(p.first, p.second) for p in PRIMARY if p.measure is ALL_LABELS}
+    contrasts = planned_contrasts(compared.arms)
+    planned = {(p.first, p.second) for p in contrasts if p.measure is ALL_LABELS}
     rows, estimates, resampled = [], [], set()
     for first, second in pairs({arm.name: arm.preset for arm in compared.arms.values()}):
         if (first, second) in planned:
