@@ -12,6 +12,7 @@ counts         parameters, multiply-adds and FLOPs of a model
 roofline       a step compared with the peak arithmetic and bandwidth of the machine
 plain_trainer  a trainer and its loaders written without this project, for comparison
 baselines      whole training steps by the plain trainer and by ours
+small_cnn      an ordinary CNN trained on the labels, as a second ceiling
 readers        our ways to read shuffled batches, and what a reader must provide
 peers          the same reading by other tools
 modes          what the command measures, a module per mode
