@@ -37,7 +37,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "npz": (raw_header("k.npz", 8 << 30), "is refused"),
     "gz": (raw_header("k.png.gz", 3), "the first dot of a name ends the key"),
     "no suffix": (raw_header("README", 3), "is refused"),
-    "hidden": (raw_header("._k.png", 3), "is refused"),
+    "hidden": (raw_header(".k.png", 3), "is refused"),
     "outside": (raw_header("../k.png", 0), "not a key inside the tar"),
     "absolute": (raw_header("/etc/k.png", 0), "not a key inside the tar"),
     "symbolic link": (raw_header("k.png", 0, tarfile.SYMTYPE, "/etc/passwd"), "of type b'2'"),

@@ -224,3 +224,34 @@ def test_other_members_only_when_they_are_named(ignore: tuple[str, ...], tmp_pat
         assert (scan.broken, scan.bad_count, len(scan.table)) == (None, 0, 1)
     else:
         assert scan.broken and scan.broken.offset == 0 and "--ignore npz" in str(scan.broken)
+
+
+def test_members_of_file_managers_are_left_out_and_counted(tmp_path: Path) -> None:
+    """Kinds: resource forks, archives of macOS, pictures of folders, thumbnails of a NAS."""
+    junk = ["._k0.png", "__MACOSX/._k0.png", ".DS_Store", "a/Thumbs.db", "@eaDir/k0.png"]
+    content = [*members([("k0", 0), ("k1", 1)]), *((name, b"x") for name in junk)]
+    write_tar(tmp_path / "train.tar", content)
+    scan = scan_tar(tmp_path / "train.tar", "train.tar", ScanOptions())
+    assert (scan.broken, scan.bad_count, len(scan.table), scan.junk) == (None, 0, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("texts", "names", "classes", "numbers"),
+    [
+        ([b"1", b"3"], None, ["1", "2", "3"], [0, 2]),
+        ([b"1", b"3", b"2"], "a,b,c", ["a", "b", "c"], [0, 2, 1]),
+        ([b"1", b"2"], "a,b,c", ["a", "b", "c"], [1, 2]),
+        ([b"0", b"-1", b"1"], None, ["0", "1"], [0, -1, 1]),
+        ([b"-1", b"tumor"], None, ["tumor"], [-1, 0]),
+        ([b"-1", b"-1"], None, [], [-1, -1]),
+    ],
+)
+def test_labels_from_any_number_and_minus_one(
+    texts: list[bytes], names: str | None, classes: list[str], numbers: list[int], tmp_path: Path
+) -> None:
+    write_labelled_tar(tmp_path / "train.tar", texts)
+    index_tars(str(tmp_path), tmp_path / "out", IndexOptions(classes=names))
+    opened = open_dataset(tmp_path / "out")
+    assert opened.metadata.classes == classes
+    assert opened.split("train").labels.tolist() == numbers
+    assert verify(tmp_path / "out", duplicates=False).problem_count == 0
