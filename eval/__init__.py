@@ -7,9 +7,7 @@ features               our files of embeddings
 external_features      files of embeddings made elsewhere
 measure/               metrics, readouts, baselines and probes of a model
 stats/                 intervals and contrasts over groups and seeds
-figures                colours, styles and the projection that figures share
-run_figures            figures of a run
-pictures               patches, reconstructions and an orbit of a run, for reports
+drawing/               figures and pictures of a run
 json_records           records in JSON files
 results                the records of results.json
 writing                writes what every evaluation writes

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eval import pictures, run_figures
 from eval import run as runs
+from eval.drawing import pictures, run_figures
 from eval.export.model_card import write_card
 from eval.features import Features, write_embeddings
 from eval.measure import metrics, readouts

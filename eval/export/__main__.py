@@ -11,12 +11,12 @@ import tyro
 from common.command import run_command
 from common.console import log
 from common.errors import DataError
+from eval.drawing.figures import LIGHT
 from eval.export.formats import FORMATS, LIBRARIES
 from eval.export.maps import write_maps
 from eval.export.table import read_table
 from eval.export.values import clusters, probe_scores
 from eval.features import file_name
-from eval.figures import LIGHT
 
 
 @dataclass(frozen=True)

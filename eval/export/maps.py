@@ -18,10 +18,10 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from common.files import atomic_path
+from eval.drawing.figures import LIGHT, bare, plain, save
 from eval.export.table import EmbeddedTable, Slide, tile_side
 from eval.export.values import PatchValues
 from eval.features import file_name
-from eval.figures import LIGHT, bare, plain, save
 from shards.schema import PATCH
 
 INCHES = 6.0  # of the longer side of a map

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common.errors import DataError
+from eval.drawing.figures import principal_plane
 from eval.features import read_embeddings
-from eval.figures import principal_plane
 from eval.report.document import Atlas, AtlasPoints, RunMap, shown
 from eval.report.runs import EvaluatedRun
 from eval.session import subset

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from eval.figures import CURVES
+from eval.drawing.figures import CURVES
 from eval.measure.metrics import ELEMENTS
 from eval.measure.readouts import PRIMARY
 from eval.measure.scores import Condition

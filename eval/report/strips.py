@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from common.errors import DataError
+from eval.drawing.pictures import KINDS, PICTURES, SAMPLE, Pictures, load
 from eval.measure.metrics import PSNR_CAP
-from eval.pictures import KINDS, PICTURES, SAMPLE, Pictures, load
 from eval.report.charts import EVALUATE
 from eval.report.document import Missing, Part, Strip, Strips, shown
 from eval.report.runs import Arm, EvaluatedRun

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-from eval.figures import DARK, LIGHT
+from eval.drawing.figures import DARK, LIGHT
 from eval.report.document import Forest, Kind
 
 WIDTH, HEIGHT = 480, 300

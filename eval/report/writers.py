@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from eval.figures import DARK, LIGHT
+from eval.drawing.figures import DARK, LIGHT
 from eval.report.document import (
     Atlas,
     Bullets,

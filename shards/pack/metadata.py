@@ -81,15 +81,14 @@ def write_metadata(
     bad_count = len(collection.refused) + sum(record.bad for record in records)
     if bad_count > options.skip_bad:
         raise too_many_bad(collection.root, bad, bad_count)
-    for record in records:
-        if not record.count:
-            raise DataError(f"{collection.root}: no usable patch is left for {record.name}")
+    if empty := [record.name for record in records if not record.count]:
+        raise DataError(f"{collection.root}: no usable patch is left for {', '.join(empty)}")
     origin = collection.origin
     if origin.splits:
         draw = msgspec.structs.replace(origin.splits, achieved=_achieved(collection.patches))
         origin = msgspec.structs.replace(origin, splits=draw)
-    groups = group_facts(collection.patches, collection.rule)
-    origin = msgspec.structs.replace(origin, sources=groups)
+    facts = group_facts(collection.patches, collection.rule)
+    origin = msgspec.structs.replace(origin, sources=facts)
     provenance = Provenance(
         **msgspec.structs.asdict(origin),
         source=collection.name,
@@ -101,14 +100,7 @@ def write_metadata(
         skipped=Listed(count=bad_count, first=[list(pair) for pair in bad[:MAX_LISTED]]),
         repeated=exact_duplicates(out, records),
     )
-    splits: dict[str, SplitMetadata] = {}
-    for split in plan.key_ranges:
-        of_split = [record for record in records if record.split == split]
-        splits[split] = SplitMetadata(
-            count=sum(record.count for record in of_split),
-            class_counts=np.sum([record.class_counts for record in of_split], axis=0).tolist(),
-            shards=msgspec.convert(of_split, list[Shard], from_attributes=True),
-        )
+    splits = {name: _split_of(name, records) for name in plan.key_ranges}
     averaged = schema.mean_splits(splits)
     sums = np.sum([r.channel_sums for r in records if r.split in averaged], axis=0).tolist()
     metadata = DatasetMetadata(
@@ -124,6 +116,16 @@ def write_metadata(
     sync_folder(out)
     finish(out)
     return metadata
+
+
+def _split_of(name: str, records: list[ShardRecord]) -> SplitMetadata:
+    """Sum up the shards of a split."""
+    of_split = [record for record in records if record.split == name]
+    return SplitMetadata(
+        count=sum(record.count for record in of_split),
+        class_counts=np.sum([record.class_counts for record in of_split], axis=0).tolist(),
+        shards=msgspec.convert(of_split, list[Shard], from_attributes=True),
+    )
 
 
 def too_many_bad(source: str, bad: Sequence[tuple[str, str]], total: int) -> DataError:

@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from eval import run_figures
+from eval.drawing import run_figures
 from eval.measure.scores import Condition, read_scores
 from eval.report import atlas, ranking, svg, tables, verdicts
 from eval.report.document import Estimate, Forest, Table, shown

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.errors import DataError
-from eval import pictures
+from eval.drawing import pictures
 from eval.session import DEFAULTS, RunSession, open_run
 from models.vae import ModelConfig
 from pipeline import d4

@@ -10,8 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval.features import Features
-from eval.figures import (
+from eval.drawing.figures import (
     CURVES,
     LIGHT,
     MARKERS,
@@ -23,6 +22,7 @@ from eval.figures import (
     show,
     style,
 )
+from eval.features import Features
 from eval.measure.metrics import (
     ELEMENTS,
     Symmetry,
