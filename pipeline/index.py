@@ -12,6 +12,7 @@ from deflate import crc32
 from numpy.typing import NDArray
 
 from common.errors import DataError
+from pipeline.normalisation import Normalisation, Normaliser
 from shards.codec.png import MAX_PNG_BYTES
 from shards.codec.sidecar import decode_sidecar
 from shards.schema import (
@@ -43,6 +44,7 @@ class Split:
     metadata: SplitMetadata
     png: str
     index: pa.Table  # label, offset, size and crc32, one row per sample in shard order
+    normaliser: Normaliser | None = None  # of the patches that are read; None: as they are
 
     def __len__(self) -> int:
         return self.metadata.count
@@ -86,6 +88,7 @@ class Dataset:
     root: Path
     metadata: DatasetMetadata
     splits: dict[str, Split]
+    normalisation: Normalisation | None = None  # of the patches that are read
 
     @property
     def unknown_sources(self) -> str:

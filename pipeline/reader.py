@@ -1,5 +1,7 @@
 """Read patches from shards by their index, each checked by its CRC when it is first read.
 
+Patches of a normalised split (`pipeline.units`) are normalised after decoding.
+
 Reads are `os.preadv` into a buffer: a memory map counts as resident memory, and one that was
 truncated kills Python with SIGBUS, where a read raises.
 """
@@ -91,6 +93,8 @@ class Reader:
             data, starts = self._fetch(run)
             self._check(run, data, starts)
             fill(run, data, starts, out[first:stop])
+        if self.split.normaliser is not None:
+            self.split.normaliser.apply(out, indices)
         return out
 
     def _edges(self, indices: NDArray[np.int64]) -> list[int]:

@@ -45,10 +45,14 @@ def statistics(x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 def normalise(
     x_BCHW: Tensor, source: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """Move patches from the `statistics` of their site to those of another (Reinhard 2001)."""
+    """Move patches from the `statistics` of their site to those of another (Reinhard 2001).
+
+    Args:
+        source: statistics (3,) of all patches, or (B, 3) of each.
+    """
     (mean, deviation), (to_mean, to_deviation) = source, target
-    scale = (to_deviation / deviation.clamp(min=CHROMATIC))[:, None, None]
-    lab = (rgb_to_lab(x_BCHW) - mean[:, None, None]) * scale + to_mean[:, None, None]
+    scale = (to_deviation / deviation.clamp(min=CHROMATIC))[..., None, None]
+    lab = (rgb_to_lab(x_BCHW) - mean[..., None, None]) * scale + to_mean[:, None, None]
     return lab_to_rgb(lab, clip=True)
 
 
