@@ -33,10 +33,12 @@ from eval import features
 from eval.encoder import PatchEncoder, load
 from eval.features import Format
 from eval.measure.readouts import READOUTS
-from eval.run import snapshot_hash
+from eval.run import load_info, snapshot_hash
+from eval.session import stain_table
 from models.hub import SNAPSHOT
 from pipeline.index import Dataset, open_dataset
 from pipeline.reader import READ_SIZE, Reader
+from pipeline.units import normalised
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.remote.cache import local
@@ -120,7 +122,13 @@ def _embed(run: Path | str, root: Path, out: Path, options: EmbedOptions) -> Non
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu"
     encoder = ranks.together(lambda: load(run, device))
     packed = ranks.together(lambda: _packed(root, out, options.pack))
-    samples = ranks.together(lambda: _by_path(open_dataset(packed)))
+    stained = ranks.together(lambda: open_dataset(packed))
+    info = ranks.together(lambda: load_info(run))
+    measure = ranks.rank() == 0
+    table = ranks.together(lambda: stain_table(stained, run, info) if measure else None)
+    table = ranks.gather_object(table)[0]
+    dataset = ranks.together(lambda: normalised(stained, table))
+    samples = ranks.together(lambda: _by_path(dataset))
     facts = {
         "readout": options.readout,
         "snapshot_xxh3": snapshot_hash(run),
@@ -244,7 +252,7 @@ def write_file(
     """Embed the samples of a file and write it, whole or not at all."""
     batches = []
     for pixels in _images(samples, file.rows):
-        batches.append(encoder.encode(pixels, facts["readout"]))
+        batches.append(encoder.embed(pixels, facts["readout"]))
         advance(len(pixels))
     rows = samples.table.take(pa.array(file.rows))
     table = features.with_embeddings(rows, np.concatenate(batches))

@@ -4,6 +4,7 @@ On a CPU, call `common.machine.keep_freed_memory` once in a process that embeds 
 commands do: it halves the time.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ from eval.run import load_info
 from models import snapshot
 from models.hub import locate
 from models.vae import VAE
-from pipeline.pixels import to_float
+from pipeline.normalisation import MIN_PATCHES, Normalisation, Normaliser, statistics
+from pipeline.pixels import to_float, to_pixels
+from shards.codec.png import Pixels
 from shards.schema import CHANNELS, PATCH
 
 CHW, HWC = (CHANNELS, PATCH, PATCH), (PATCH, PATCH, CHANNELS)
@@ -28,26 +31,48 @@ CHW, HWC = (CHANNELS, PATCH, PATCH), (PATCH, PATCH, CHANNELS)
 class PatchEncoder:
     """A trained encoder of patches."""
 
-    def __init__(self, model: VAE, symmetry: Symmetry) -> None:
-        self.model, self.symmetry = model, symmetry
+    def __init__(
+        self, model: VAE, symmetry: Symmetry, normalisation: Normalisation | None = None
+    ) -> None:
+        self.model, self.symmetry, self.normalisation = model, symmetry, normalisation
         self.encoders = readouts.encoders_of(model)
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def encode(self, images: NDArray[np.generic] | Tensor, readout: str = "mean") -> Features:
+    def encode(
+        self,
+        images: NDArray[np.generic] | Tensor,
+        readout: str = "mean",
+        units: Sequence[str | int] | NDArray[np.generic] | None = None,
+    ) -> Features:
         """Embed images: float32 (n, d) in their order.
+
+        A run that was trained with `normalise` sees them as 8-bit images whose staining is
+        normalised, from the statistics of their unit (site, slide or source image) to its own.
 
         Args:
             images: any number of 32x32 RGB patches, (n, 3, 32, 32) or (n, 32, 32, 3), uint8 in
                 0..255 or float in [0, 1]; an array, or a tensor on any device.
             readout: "mean" (384 numbers, the primary one), "orbit_aligned", "orbit_invariant"
                 (384 each), "channel_stats" (48), "stage_stats" or "stage_stats_invariant" (480).
+            units: the unit of each image, for a run that normalises; by default all are of one.
 
         Raises:
-            ValueError: another shape, dtype or range, or an unknown readout.
+            ValueError: another shape, dtype or range, an unknown readout, or a unit of fewer than
+                8 images.
         """
+        if isinstance(images, np.ndarray):
+            images = np.require(images, requirements="W")  # torch warns of read-only arrays
+        x_BCHW = _checked(torch.as_tensor(images))
+        if self.normalisation is not None and len(x_BCHW):
+            pixels = _normalised(x_BCHW, units, self.normalisation)
+            x_BCHW = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        return self.embed(x_BCHW, readout)
+
+    def embed(self, images: NDArray[np.generic] | Tensor, readout: str = "mean") -> Features:
+        """Embed images as `encode`, without normalisation: as patches that are read normalised."""
         if readout not in READOUTS:
             raise ValueError(f"unknown readout {readout!r}; there are {list(READOUTS)}")
         if isinstance(images, np.ndarray):
@@ -84,7 +109,38 @@ def load(run: Path | str, device: str | torch.device | None = None) -> PatchEnco
     model = snapshot.load(locate(run)).to(
         device or ("cuda" if torch.cuda.is_available() else "cpu")
     )
-    return PatchEncoder(model, Symmetry(info.group, info.fibres))
+    return PatchEncoder(model, Symmetry(info.group, info.fibres), info.normalisation)
+
+
+def _normalised(
+    x_BCHW: Tensor,
+    units: Sequence[str | int] | NDArray[np.generic] | None,
+    normalisation: Normalisation,
+) -> Pixels:
+    """Normalise images (n, 3, 32, 32), n > 0, by the statistics of their units."""
+    names = [0] * len(x_BCHW) if units is None else np.asarray(units, object).tolist()
+    if len(names) != len(x_BCHW):
+        raise ValueError(f"there are {len(names)} units for {len(x_BCHW)} images")
+    if odd := [name for name in names if type(name) not in (str, int)]:
+        raise ValueError(f"a unit is {odd[0]!r}; expected a name or number of each image's unit")
+    if x_BCHW.dtype == torch.uint8:
+        pixels = x_BCHW.permute(0, 2, 3, 1).cpu().numpy().copy()  # the caller's stay as they are
+    else:
+        pixels = to_pixels(x_BCHW.float())
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    codes = np.array([numbers[name] for name in names], np.int32)
+    counts = np.bincount(codes)
+    if counts.min() < MIN_PATCHES:
+        name = list(numbers)[counts.argmin()]
+        which = "" if units is None else f" of the {normalisation.unit} {name!r}"
+        raise ValueError(
+            f"there are {counts.min()} images{which}, but this run normalises the staining of a "
+            f"{normalisation.unit} by the statistics of its images, which takes {MIN_PATCHES} or "
+            "more: pass more of them in one call, and name the unit of each in `units`"
+        )
+    by_unit = [statistics(pixels[codes == code]) for code in range(len(counts))]
+    Normaliser(codes, by_unit, normalisation.target).apply(pixels, np.arange(len(pixels)))
+    return pixels
 
 
 def _checked(images: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def evaluate(
             pictures.draw(session)
             run_figures.draw(session, images, embedded[session.metrics_split.name])
     results = Results(
-        run=RunFacts(**asdict(session.info)),
+        run=RunFacts(**vars(session.info)),
         data=data_facts(session),
         model=_model_facts(session),
         protocol=protocol,

@@ -10,6 +10,7 @@ from pathlib import Path
 from common.files import read_json
 from common.machine import Environment
 from eval.json_records import ABSENT, parse
+from pipeline.normalisation import Normalisation
 
 VERSION = 2
 RESULTS = "results.json"
@@ -30,6 +31,7 @@ class RunFacts:
     stochastic: bool | None = field(default=None, metadata=ABSENT)
     dataset_hash: str | None = field(default=None, metadata=ABSENT)
     decodes: bool | None = field(default=None, metadata=ABSENT)
+    normalisation: Normalisation | None = field(default=None, metadata=ABSENT)  # of staining
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ RUN/config.json      the resolved configuration and the data set (`RunRecord`), 
 RUN/status.json      running, done, failed or interrupted (`Status`), by training
 RUN/metrics.jsonl    one line per logging step and per validation, by training
 RUN/snapshot/        the model and, in its config.json, its description (`RunInfo`), by training
+RUN/stain.json       statistics of staining (`StainTable`) of a run that normalises, by training
 RUN/results.json     scores (`eval.results`), by eval.main, for eval.report
 """
 
@@ -22,8 +23,11 @@ from common.records import convert
 from models import snapshot
 from models.hub import locate
 from pipeline.corruptions import CorruptionConfig
+from pipeline.normalisation import Normalisation
+from pipeline.units import StainTable
 
 CONFIG, STATUS, METRICS = "config.json", "status.json", "metrics.jsonl"
+STAIN = "stain.json"
 
 T = TypeVar("T")
 
@@ -76,6 +80,7 @@ class RunInfo:
     stochastic: bool  # False: an autoencoder
     dataset_hash: str
     decodes: bool = True  # False: trained on labels, the decoder not at all
+    normalisation: Normalisation | None = None  # of the staining of patches; None: as they are
 
 
 class LogLine(msgspec.Struct, frozen=True):
@@ -135,6 +140,18 @@ def load_corruption(run: Path) -> CorruptionConfig:
         return convert(load_record(path).config.get("corruption"), CorruptionConfig)
     except msgspec.ValidationError as error:
         raise DataError(f"{path}: config.corruption: {error}") from None
+
+
+def load_stain(run: Path | str) -> StainTable | None:
+    """Read RUN/stain.json; None without the file, as in a snapshot by itself.
+
+    Raises:
+        DataError: the file is not a table of statistics.
+    """
+    path = Path(run) / STAIN
+    if not path.is_file():
+        return None
+    return _converted(read_json(path), StainTable, f"{path} is not a table of staining")
 
 
 def data_root(run: Path) -> Path:

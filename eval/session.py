@@ -22,6 +22,7 @@ from models import snapshot
 from models.vae import VAE
 from pipeline.corruptions import CorruptionConfig
 from pipeline.index import Dataset, Split, open_dataset
+from pipeline.units import StainTable, fit_dataset, normalised
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ def open_run(run: Path, data: Path | None, config: EvalConfig) -> RunSession:
     model = snapshot.load(run / "snapshot").to(device_named(config.device))
     corruption = runs.load_corruption(run)
     dataset = open_dataset(data or runs.data_root(run))
+    dataset = normalised(dataset, stain_table(dataset, run, info))
     session = RunSession(dataset, config, run, info, model, corruption)
     if not session.splits:
         raise DataError(f"{dataset.root} has no samples to evaluate on")
@@ -161,6 +163,28 @@ def open_run(run: Path, data: Path | None, config: EvalConfig) -> RunSession:
     if session.metrics_split.name != "test":
         session.notice(f"there is no test split: metrics are of {session.metrics_split.name}")
     return session
+
+
+def stain_table(dataset: Dataset, run: Path | str, info: runs.RunInfo) -> StainTable | None:
+    """Return how the patches of a data set are normalised for a run; None for one that does not.
+
+    Of the run's own data set RUN/stain.json holds the statistics; those of another are measured.
+
+    Raises:
+        DataError: the data set lacks the units of the run's normalisation, or RUN/stain.json is
+            of another run.
+    """
+    if info.normalisation is None:
+        return None
+    table = runs.load_stain(run)
+    if table is not None and table.normalisation != info.normalisation:
+        raise DataError(
+            f"{Path(run) / runs.STAIN} is of another run than its snapshot: restore the file, or "
+            "remove it to measure the statistics again"
+        )
+    if table is None or table.dataset_hash != dataset.hash:
+        table = fit_dataset(dataset, info.normalisation.unit, info.normalisation.target)
+    return table
 
 
 def device_named(name: str) -> torch.device:

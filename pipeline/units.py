@@ -137,8 +137,7 @@ def fit_dataset(dataset: Dataset, unit: Unit, target: Statistics | None = None) 
     Raises:
         DataError: no patch names its unit, or no unit has MIN_PATCHES patches.
     """
-    units = _units(dataset, unit)
-    _require_units(dataset, units, unit)
+    units = require_units(dataset, unit)
     names = sorted({*units.names, WHOLE} if target is None else units.names)
     with ExitStack() as stack:
         splits = dataset.splits.items()
@@ -150,12 +149,14 @@ def fit_dataset(dataset: Dataset, unit: Unit, target: Statistics | None = None) 
     return StainTable(Normalisation(unit, target or fitted[WHOLE]), dataset.hash, used)
 
 
-def normalised(dataset: Dataset, table: StainTable) -> Dataset:
-    """Return the data set with its patches normalised when they are read.
+def normalised(dataset: Dataset, table: StainTable | None) -> Dataset:
+    """Return the data set with its patches normalised when they are read; as it is for None.
 
     Raises:
         DataError: the table is of another data set.
     """
+    if table is None:
+        return dataset
     units = _units(dataset, table.normalisation.unit)
     if dataset.hash != table.dataset_hash or {*units.names} != {*table.units}:
         raise DataError(
@@ -179,9 +180,15 @@ def _units(dataset: Dataset, unit: Unit) -> Units:
     return units
 
 
-def _require_units(dataset: Dataset, units: Units, unit: Unit) -> None:
+def require_units(dataset: Dataset, unit: Unit) -> Units:
+    """Check that a data set has units, and name that of every patch.
+
+    Raises:
+        DataError: no patch names its unit, or no unit has MIN_PATCHES patches.
+    """
+    units = _units(dataset, unit)
     if any(name.startswith(f"{unit} ") for name in units.names):
-        return
+        return units
     named = any(s.columns([unit])[unit].null_count < len(s) for s in dataset.splits.values())
     lack = f"has no {unit} of {MIN_PATCHES} patches or more" if named else f"names no {unit}"
     raise DataError(

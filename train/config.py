@@ -16,6 +16,7 @@ from pipeline import d4
 from pipeline.corruptions import NONE, CorruptionConfig
 from pipeline.jitter import JitterConfig
 from pipeline.loader import Storage
+from pipeline.normalisation import Normalise
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ class Config:
     # chooses by free memory
     storage: Storage = "auto"
     augment: bool = True  # augment by a random symmetry of D4 (flips and quarter turns) per patch
+    # normalise the staining of every patch, in training, evaluation and embedding, from the colours
+    # of its site, slide or source image to those of the train split (Reinhard, in CIELAB)
+    normalise: Normalise = "none"
     jitter: JitterConfig = field(default_factory=JitterConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

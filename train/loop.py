@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
@@ -237,7 +238,7 @@ class Trainer:
         """Write RUN/snapshot: the averaged weights, and the facts of their training."""
         objective = self.config.objective
         scalars = {name: value.item() for name, value in self.step.objective.scalars().items()}
-        about = {
+        about: dict[str, object] = {
             "preset": preset,
             "seed": self.config.seed,
             "images_seen": self.images_seen,
@@ -250,6 +251,8 @@ class Trainer:
             "decodes": objective.task == "reconstruct",
             "dataset_hash": self.dataset.hash,
         }
+        if self.dataset.normalisation is not None:
+            about["normalisation"] = asdict(self.dataset.normalisation)
         snapshot.save(self.ema, self.run / "snapshot", about)
 
     def _stops(self, interrupted: bool, last: bool) -> bool:

@@ -15,9 +15,10 @@ from common.errors import DataError
 from common.files import write_atomically
 from common.machine import environment
 from common.records import differences
-from eval.run import CONFIG, DataRecord, Phase, RunRecord, load_record
+from eval.run import CONFIG, STAIN, DataRecord, Phase, RunRecord, load_record, load_stain
 from pipeline.index import Dataset, open_dataset
 from pipeline.loader import Storage
+from pipeline.units import StainTable, fit_dataset, normalised, require_units
 from train import launch
 from train.arguments import PROCESSED, Arguments
 from train.checkpoint import newest_images
@@ -83,7 +84,8 @@ def _prepare_run(
     run = Run(folder, preset, config, dataset, arguments)
     _require_same(run)
     continued_from = ranks.together(lambda: _claim(run, held) if ranks.rank() == 0 else 0)
-    return replace(run, continued_from=max(ranks.gather_object(continued_from)))
+    run = replace(run, continued_from=max(ranks.gather_object(continued_from)))
+    return _normalise(run)
 
 
 def _open(root: Path, expected_hash: str | None) -> Dataset:
@@ -98,6 +100,8 @@ def _open(root: Path, expected_hash: str | None) -> Dataset:
 
 def _resolve(config: Config, dataset: Dataset, accelerator: Accelerator) -> Config:
     require_labels(config, dataset)
+    if config.normalise != "none":
+        require_units(dataset, config.normalise)
     device: torch.device = accelerator.device
     if config.images is None and is_synthetic(dataset.root) and device.type == "cpu":
         config = replace(config, images=SYNTHETIC_IMAGES)
@@ -190,6 +194,32 @@ def _claim(run: Run, held: ExitStack) -> int:
     record = RunRecord(run.preset, config, data, environment(), phases)
     write_record(path, record)
     return images if seen else 0
+
+
+def _normalise(run: Run) -> Run:
+    """Normalise the staining of the run's data set, measured once by the main rank."""
+    if run.config.normalise == "none":
+        return run
+    table = ranks.together(lambda: _stain_table(run) if ranks.rank() == 0 else None)
+    measured = ranks.gather_object(table)[0]
+    return replace(run, dataset=ranks.together(lambda: normalised(run.dataset, measured)))
+
+
+def _stain_table(run: Run) -> StainTable:
+    """Read RUN/stain.json, or measure the staining of the data set and write it."""
+    unit, path = run.config.normalise, run.folder / STAIN
+    assert unit != "none"
+    table = load_stain(run.folder)
+    if table is None:
+        table = fit_dataset(run.dataset, unit)
+        text = json.dumps(msgspec.to_builtins(table), indent=1, sort_keys=True)
+        write_atomically(path, text.encode())
+    if table.normalisation.unit != unit:
+        raise DataError(
+            f"{path} holds statistics by {table.normalisation.unit}, but the run normalises by "
+            f"{unit}: restore the file, or remove it to measure them again"
+        )
+    return table
 
 
 def write_record(path: Path, record: RunRecord) -> None:

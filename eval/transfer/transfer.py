@@ -7,7 +7,7 @@ in turn. Only the probe is transferred; the results name the data that the encod
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -106,7 +106,7 @@ def transfer(
     results = Transfer(
         version=VERSION,
         runs={
-            name: TransferRun(folder=str(folder), snapshot=hashes[name], **asdict(infos[name]))
+            name: TransferRun(folder=str(folder), snapshot=hashes[name], **vars(infos[name]))
             for name, folder in folders.items()
         },
         data={name: _composition(data) for name, data in datasets.items()},

@@ -1,5 +1,6 @@
 """Embedding from Python: every accepted form of the same images gives the same numbers."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from eval.encoder import PatchEncoder, load
 from eval.measure.metrics import Symmetry
 from eval.measure.readouts import READOUTS, embed_pixels
 from models.vae import ModelConfig
+from pipeline.normalisation import Normalisation, statistics
 from tests.helpers.trained_runs import save_snapshot
 
 
@@ -65,3 +67,28 @@ def test_unknown_readouts_and_runs_are_named(encoder: PatchEncoder, tmp_path: Pa
         encoder.encode(PIXELS, "mu")
     with pytest.raises(DataError, match="finished run"):
         load(tmp_path)
+
+
+def test_a_run_that_normalises_sees_images_by_unit(tmp_path: Path) -> None:
+    target = statistics(PIXELS[:8])
+    about = {"normalisation": asdict(Normalisation("slide", target))}
+    encoder = load(save_snapshot(tmp_path, ModelConfig("refined"), **about), "cpu")
+    dark = PIXELS[:20] // 2
+    both, units = np.concatenate([PIXELS[:20], dark]), ["light"] * 20 + ["dark"] * 20
+    untouched = both.copy()
+    features = encoder.encode(both, units=units)
+    assert np.array_equal(both, untouched)
+    np.testing.assert_array_equal(features[20:], encoder.encode(dark))
+    np.testing.assert_array_equal(features, encoder.encode(both, units=np.repeat([3, 1], 20)))
+    np.testing.assert_array_equal(features[20:], encoder.encode(dark.astype(np.float32) / 255))
+    apart = np.abs(encoder.embed(both[:20]) - encoder.embed(dark)).mean()
+    assert np.abs(features[:20] - features[20:]).mean() < 0.3 * apart
+    assert encoder.encode(both[:0]).shape == (0, 384)
+    with pytest.raises(ValueError, match=r"7 images, but this run normalises .* takes 8 or more"):
+        encoder.encode(both[:7])
+    with pytest.raises(ValueError, match="1 images of the slide 'dark'"):
+        encoder.encode(both[:21], units=units[:21])
+    with pytest.raises(ValueError, match="2 units for 40 images"):
+        encoder.encode(both, units=["a", "b"])
+    with pytest.raises(ValueError, match="a unit is None"):
+        encoder.encode(both[:8], units=[None] * 8)  # type: ignore[list-item]
