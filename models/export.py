@@ -26,7 +26,7 @@ from torch.export import Dim, ExportedProgram
 from common.command import run_command
 from common.console import log
 from common.errors import DataError
-from common.files import write_atomically
+from common.files import read_json, write_atomically
 from models import snapshot
 from models.hub import SNAPSHOT, locate
 from models.tied import untie
@@ -140,6 +140,11 @@ def export(run: Path | str, options: ExportOptions = ExportOptions()) -> list[Pa
     out = options.out or Path(run) / "export"
     folder = locate(run)
     model = snapshot.load(folder)
+    if _normalises(folder):
+        log.warning(
+            f"{run} was trained with normalised staining, which the exported graph leaves out: "
+            "pass it patches that are normalised already"
+        )
     dtype = torch.uint8 if options.input == "uint8" else torch.float32
     files = []
     for name in dict.fromkeys(options.to):
@@ -161,6 +166,11 @@ def export(run: Path | str, options: ExportOptions = ExportOptions()) -> list[Pa
         )
         files.append(path)
     return files
+
+
+def _normalises(folder: Path) -> bool:
+    about = read_json(folder / snapshot.CONFIG).get("about")
+    return isinstance(about, dict) and about.get("normalisation") is not None
 
 
 def traced(model: VAE, dtype: torch.dtype) -> ExportedProgram:

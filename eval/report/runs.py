@@ -120,7 +120,16 @@ class EvaluatedRun:
     def settings(self) -> dict[str, Any]:
         """What all runs of one arm have in common, as in results.json."""
         facts = as_json(self.results.run)
-        return {name: facts[name] for name in facts if name not in UNEQUAL} | self.architecture
+        settings = {name: facts[name] for name in facts if name not in UNEQUAL}
+        if (normalisation := self.results.run.normalisation) is not None:
+            settings["normalisation"] = normalisation.unit
+        return settings | self.architecture
+
+    @property
+    def staining(self) -> str:
+        """How staining was normalised, as the end of a label; empty if it was not."""
+        normalisation = self.results.run.normalisation
+        return "" if normalisation is None else f" (staining by {normalisation.unit})"
 
 
 def load_runs(folders: Iterable[Path]) -> list[EvaluatedRun]:
@@ -176,14 +185,14 @@ class Baseline:
 
 
 def baselines(runs: Iterable[EvaluatedRun]) -> list[Baseline]:
-    """Every baseline once, the untrained encoder once per architecture."""
+    """Every baseline once per normalisation, the untrained encoder once per architecture."""
     by_label: dict[str, Baseline] = {}
     for run in runs:
         for name in run.results.probe:
             if not run.is_baseline(name) or name == PRIMARY:
                 continue
             architecture = f" ({run.results.model.architecture})" if name == "random_init" else ""
-            label = shown(name + architecture)
+            label = shown(name + architecture + run.staining)
             by_label.setdefault(label, Baseline(label, name, run))
     return list(by_label.values())
 

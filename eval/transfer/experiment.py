@@ -5,7 +5,7 @@ trial.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -21,6 +21,8 @@ from eval.measure.scores import Condition, ScoreBook
 from eval.transfer.datasets import ProbedData, SiteLabels, with_labels
 from eval.transfer.results import LeftOutRow, MatrixRow, SiteProbeRow
 from eval.transfer.staining import Stain, View, Views
+from pipeline.index import Dataset
+from pipeline.reader import read_split
 from shards.codec.png import Pixels
 from shards.sources.splits import SPLITS
 
@@ -37,6 +39,8 @@ class Encoding:
     runs: tuple[str, ...]
     fit: Callable[[Pixels], Transform]  # from the images that the probe is fitted on
     fixed: bool  # `fit` does not depend on its images, so that features can be cached
+    # data sets by name as the run normalises them: it takes no other normalisation; none: as views
+    normalised: Mapping[str, Dataset] = field(default_factory=dict)
 
 
 @dataclass
@@ -66,9 +70,20 @@ class Trial:
             return [transform(self.views.pixels(view)) for view in views]
         for view in views:
             if (id(encoding), view) not in self._features:
-                pixels = self.views.pixels(view)
+                pixels = self._pixels(encoding, view)
                 self._features[id(encoding), view] = encoding.fit(pixels)(pixels)
         return [self._features[id(encoding), view] for view in views]
+
+    def _pixels(self, encoding: Encoding, view: View) -> Pixels:
+        dataset = encoding.normalised.get(view.data)
+        if dataset is None:
+            return self.views.pixels(view)
+        split = dataset.split(view.split)
+        return read_split(split, self.datasets[view.data].session.probe_rows(split))
+
+    def encodings_in(self, stain: Stain) -> list[Encoding]:
+        """Return the encodings to transfer in a stain normalisation."""
+        return [each for each in self.encodings if stain == "none" or not each.normalised]
 
     def add_scores(
         self,
@@ -95,7 +110,7 @@ def matrix(trial: Trial, stain: Stain) -> Iterator[MatrixRow]:
     for name, source in trial.datasets.items():
         train, val = (trial.views.view(name, split, stain, name) for split in SPLITS[:2])
         tests = [trial.views.view(other, "test", stain, name) for other in trial.datasets]
-        for encoding in trial.encodings:
+        for encoding in trial.encodings_in(stain):
             start = time.monotonic()
             features = trial.features(encoding, [train], [train, val, *tests])
             train_labels, val_labels = (source.rows.labels[split] for split in SPLITS[:2])
@@ -136,7 +151,7 @@ def left_out(trial: Trial, data: ProbedData, stain: Stain) -> Iterator[LeftOutRo
     views = [trial.views.view(data.name, split, stain, data.name) for split in SPLITS]
     sites = {split: data.column("site", split) for split in SPLITS}
     named = {split: np.array([s is not None for s in sites[split]], bool) for split in SPLITS}
-    for encoding in trial.encodings:
+    for encoding in trial.encodings_in(stain):
         scores = np.full((len(sites["test"]), len(data.classes)), np.nan)  # NaN: not scored
         with_all = _fitted(trial, encoding, data, views, named)
         for name in data.sites:
@@ -211,7 +226,7 @@ def site_probe(
         split: [trial.views.view(data.name, split, stain, datasets[0].name) for data in datasets]
         for split in SPLITS
     }
-    for encoding in trial.encodings:
+    for encoding in trial.encodings_in(stain):
         start = time.monotonic()
         every = [view for split in SPLITS for view in views[split]]
         features = iter(trial.features(encoding, views["train"], every))

@@ -7,6 +7,7 @@ in turn. Only the probe is transferred; the results name the data that the encod
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from eval.measure.baselines import BASELINES, Transform
 from eval.measure.readouts import PRIMARY, embed_mean
 from eval.report.document import Document
 from eval.report.writers import to_markdown
-from eval.session import EvalConfig, device_named
+from eval.session import EvalConfig, device_named, stain_table
 from eval.transfer import experiment
 from eval.transfer.datasets import ProbedData, open_datasets, short_names, site_labels
 from eval.transfer.experiment import Encoding, Trial
@@ -42,6 +43,8 @@ from eval.transfer.staining import Stain
 from eval.transfer.tables import sections
 from models import snapshot
 from models.vae import VAE, ModelConfig
+from pipeline.index import Dataset
+from pipeline.units import normalised
 from shards.codec.png import Pixels
 from shards.sources.splits import SPLITS
 
@@ -97,7 +100,19 @@ def transfer(
             f"{data[0]} names {len(first.sites)} sites: transfer needs two data sets, or one with "
             "two sites in its column `site`"
         )
-    trial = Trial(datasets, encodings_of(models, config.baselines))
+    moved = {
+        name: {
+            data.name: normalised(data.session.data, stain_table(data.session.data, folder, info))
+            for data in datasets.values()
+        }
+        for name, folder in folders.items()
+        if (info := infos[name]).normalisation is not None
+    }
+    trial = Trial(datasets, encodings_of(models, config.baselines, moved))
+    for name in moved:
+        trial.notice(
+            f"{name} normalises staining itself, as it was trained: it has rows of stain none alone"
+        )
     hashes = {name: runs.snapshot_hash(folder) for name, folder in folders.items()}
     matrix, left_out, site_probe = _experiments(trial, config)
     for (run, test), book in trial.books.items():
@@ -126,10 +141,24 @@ def transfer(
     return results
 
 
-def encodings_of(models: dict[str, VAE], baselines: tuple[str, ...]) -> list[Encoding]:
-    """List the primary readout of every run, baselines once, untrained ones per architecture."""
+def encodings_of(
+    models: dict[str, VAE],
+    baselines: tuple[str, ...],
+    moved: Mapping[str, Mapping[str, Dataset]],
+) -> list[Encoding]:
+    """List the primary readout of every run, baselines once, untrained ones per architecture.
+
+    Args:
+        moved: normalised data sets by name, by the run that normalises them.
+    """
     encodings = [
-        Encoding(PRIMARY, (name,), partial(_readout, model=model), fixed=True)
+        Encoding(
+            PRIMARY,
+            (name,),
+            partial(_readout, model=model),
+            fixed=True,
+            normalised=moved.get(name, {}),
+        )
         for name, model in models.items()
     ]
     runs_of: dict[tuple[str, ModelConfig | None], list[str]] = {}

@@ -16,11 +16,16 @@ from eval.embedding import EmbedOptions, embed
 from eval.encoder import load
 from eval.evaluation import embed_splits
 from eval.features import read_embeddings
+from eval.measure.probe import Labelled, fit
 from eval.run import STAIN, load_info, load_stain
 from eval.session import EvalConfig, open_run
-from pipeline.index import open_dataset
+from eval.transfer.results import load_transfer
+from eval.transfer.transfer import TransferConfig, transfer
+from models.export import ExportOptions, export
+from pipeline.index import Dataset, open_dataset
 from pipeline.reader import read_split
 from pipeline.units import fit_dataset, normalised
+from tests.helpers.messages import collected_messages
 from tests.helpers.stained_sites import packed_sites
 from tests.helpers.trained_runs import read_parts
 from tests.helpers.training import newest_tensors, same_tensors
@@ -191,3 +196,30 @@ def test_a_hostile_table_is_refused(
     with pytest.raises(DataError, match=message) as refused:
         open_run(tmp_path / "run", None, EvalConfig(device="cpu"))
     assert len(str(refused.value)) < 1000
+
+
+def labelled(run: Path, dataset: Dataset, split: str) -> Labelled:
+    features = load(run, "cpu").embed(read_split(dataset.split(split)))
+    return Labelled(features, dataset.split(split).labels)
+
+
+def test_a_transfer_sees_the_patches_of_training(run: Path, data: Path, tmp_path: Path) -> None:
+    config = TransferConfig(stain=("none", "source"), baselines=("mean_rgb",), device="cpu")
+    other = packed_sites(tmp_path / "other", seed=7)
+    results = transfer([run], [data, other], tmp_path / "out", config)
+    stains = {(row.features, row.stain) for row in results.matrix}
+    assert stains == {("mean", "none"), ("mean_rgb", "none"), ("mean_rgb", "source")}
+    assert any("normalises staining itself" in notice for notice in results.notices)
+    moved = normalised(open_dataset(data), load_stain(run))
+    features = load(run, "cpu").embed(read_split(moved.split("test")))
+    labels = moved.split("test").labels
+    probe = fit(*(labelled(run, moved, split) for split in ("train", "val")))
+    row = next(row for row in results.matrix if row.features == "mean")  # from data to itself
+    assert row.auroc == pytest.approx(probe.test(Labelled(features, labels)).auroc, abs=1e-3)
+    assert load_transfer(tmp_path / "out").runs["run"].normalisation == load_info(run).normalisation
+
+
+def test_an_exported_graph_leaves_normalisation_out(run: Path, tmp_path: Path) -> None:
+    with collected_messages() as messages:
+        export(run, ExportOptions(to=("torch-export",), out=tmp_path))
+    assert any("which the exported graph leaves out" in message for message in messages)

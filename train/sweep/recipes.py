@@ -72,11 +72,12 @@ def relaxed() -> list[Arm]:
 
 
 def colour() -> list[Arm]:
-    """Colour jitter on and off, without labels and with them, on `refined`."""
+    """Colour jitter on and off, without labels and with them, and normalisation, on `refined`."""
     supervised = replace(PRESETS["supervised"](), model=ModelConfig("refined"))
     return [
         DVAE_REFINED,
         Arm("dvae-refined-jitter", replace(DVAE_REFINED.config, jitter=JITTER)),
+        Arm("dvae-refined-normalised", replace(DVAE_REFINED.config, normalise="source")),
         Arm("supervised-refined", supervised),
         Arm("supervised-refined-jitter", replace(supervised, jitter=JITTER)),
     ]

@@ -57,7 +57,7 @@ class SweepRun:
     arm: str
     config: Config  # its budget in images is set
     out: Path  # folder of the sweep, absolute
-    first: bool  # the first of its architecture: the baselines are evaluated with it
+    first: bool  # of its architecture and normalisation: the baselines are evaluated with it
 
     @property
     def name(self) -> str:
@@ -102,7 +102,8 @@ def plan_runs(arms: list[Arm], seeds: int, images: int, out: Path, **shared: Any
         for arm in arms:
             budget = round(images * arm.budget)
             config = replace(arm.config, seed=seed, images=budget, **shared)
-            first = all(config.model != run.config.model for run in runs)
+            kind = config.model, config.normalise
+            first = all(kind != (run.config.model, run.config.normalise) for run in runs)
             runs.append(SweepRun(arm.name, config, out.resolve(), first))
     return runs
 

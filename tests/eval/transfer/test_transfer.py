@@ -219,7 +219,7 @@ def test_groups_of_an_earlier_split_are_left_out_of_the_site_probe(small_dataset
 def test_baselines_stand_once_and_untrained_encoders_once_an_architecture() -> None:
     small, other = ModelConfig(widths=(4, 8, 16)), ModelConfig("refined", widths=(4, 8, 16))
     models = {"a": build(small, 0), "b": build(other, 0), "c": build(small, 1)}
-    results = encodings_of(models, ("mean_rgb", "pca384", "random_init"))
+    results = encodings_of(models, ("mean_rgb", "pca384", "random_init"), {})
     assert [(e.features, e.runs, e.fixed) for e in results] == [
         ("mean", ("a",), True),
         ("mean", ("b",), True),
