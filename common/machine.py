@@ -18,6 +18,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 _KEPT_BYTES = 256 << 20  # most freed memory that stays with the process
+UNLIMITED_BYTES = 1 << 60  # version 1 of control groups has no "max"
 _LARGEST_BYTES = 32 << 20  # blocks above this are never kept: the most that glibc allows
 
 
@@ -59,48 +60,91 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     Args:
         root: folder that stands for `/`.
     """
+    quotas = []
+    for level in _control_groups("cpu", root):
+        for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+            try:
+                quota, period = " ".join((level / name).read_text() for name in names).split()
+                if int(period) > 0 and int(quota) > 0:
+                    quotas.append(int(quota) / int(period))
+            except (OSError, ValueError):  # no such limit, or "max"
+                continue
+    return min(quotas, default=None)
+
+
+def memory_limit(root: Path = Path("/")) -> int | None:
+    """Return the bytes of memory that the control groups of this process allow; None: all.
+
+    Args:
+        root: folder that stands for `/`.
+    """
+    return min((limit for limit, _ in _memory_limits(root)), default=None)
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Return the bytes of memory that a process can take without swapping or being killed.
+
+    Those that the machine has available, and no more than its control groups leave.
+
+    Args:
+        root: folder that stands for `/`.
+    """
+    import psutil
+
+    left = (max(0, limit - used) for limit, used in _memory_limits(root))
+    return min([psutil.virtual_memory().available, *left])
+
+
+def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Yield the limits of memory, and what counts against each and cannot be taken back."""
+    versions = (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
+    for level in _control_groups("memory", root):
+        for limit, usage, cache_name in versions:
+            try:
+                allowed, used = (int((level / name).read_text()) for name in (limit, usage))
+                lines = (level / "memory.stat").read_text().splitlines()
+            except (OSError, ValueError):  # no such limit, or "max"
+                continue
+            cached = dict(line.split() for line in lines if len(line.split()) == 2)
+            if allowed < UNLIMITED_BYTES:
+                yield allowed, used - int(cached.get(cache_name, 0))
+
+
+def _control_groups(controller: str, root: Path) -> Iterator[Path]:
+    """Yield the folders of the control groups of this process, and of those that hold them."""
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
         mounts = (root / "proc/self/mountinfo").read_text().splitlines()
     except (OSError, UnicodeDecodeError):  # not Linux
-        return None
-    quotas = [
-        quota
-        for path, folder in _cpu_groups(groups, mounts)
-        for quota in _quotas(root / path.lstrip("/"), folder)
-    ]
-    return min(quotas, default=None)
+        return
+    for path, group in _hierarchies(controller, groups, mounts):
+        mount = root / path.lstrip("/")
+        folder = mount / group.strip("/")
+        for level in (folder, *folder.parents):
+            if not level.is_relative_to(mount):
+                break
+            yield level
 
 
-def _cpu_groups(groups: list[str], mounts: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield where a hierarchy with CPU limits is mounted, and this process's group below that."""
+def _hierarchies(
+    controller: str, groups: list[str], mounts: list[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield where a hierarchy with a controller is mounted, and this process's group below that."""
     paths = {}
     for line in groups:  # 3:cpu,cpuacct:/docker/ab12 of version 1, 0::/docker/ab12 of version 2
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if not controllers or "cpu" in controllers.split(","):
+        if not controllers or controller in controllers.split(","):
             paths["cgroup" if controllers else "cgroup2"] = path
     for line in mounts:  # 32 31 0:29 ROOT MOUNT rw,relatime - cgroup cgroup rw,cpu
         words, _, system = line.partition(" - ")
         top, mount = [*words.split(), *[""] * 5][3:5]
         kind, _, options = [*system.split(), *[""] * 3][:3]
-        if kind in paths and (kind == "cgroup2" or "cpu" in options.split(",")):
+        if kind in paths and (kind == "cgroup2" or controller in options.split(",")):
             top, path = top.rstrip("/"), paths[kind]
             yield mount, path[len(top) :] if f"{path}/".startswith(f"{top}/") else "/"
-
-
-def _quotas(mount: Path, group: str) -> Iterator[float]:
-    """Yield the quotas of a group and of those that hold it, in cores."""
-    folder = mount / group.strip("/")
-    for level in (folder, *folder.parents):
-        if not level.is_relative_to(mount):
-            break
-        for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
-            try:
-                quota, period = " ".join((level / name).read_text() for name in names).split()
-                if int(period) > 0 and int(quota) > 0:
-                    yield int(quota) / int(period)
-            except (OSError, ValueError):  # no such limit, or "max"
-                continue
 
 
 def use_threads(count: int) -> None:
@@ -140,14 +184,14 @@ def environment() -> Environment:
     """Describe the software and the hardware of this process."""
     import torch  # not at the top: packing uses this module, and does not need torch
 
-    status = _git("status", "--porcelain")
+    status = git("status", "--porcelain")
     return Environment(
         python=sys.version.split()[0],
         platform=platform.platform(),
-        packages={name: _version(name) for name in PACKAGES},
-        device=torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
+        packages={name: version(name) for name in PACKAGES},
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
         threads=torch.get_num_threads(),
-        commit=_git("rev-parse", "HEAD"),
+        commit=git("rev-parse", "HEAD"),
         dirty=None if status is None else bool(status),
     )
 
@@ -170,21 +214,24 @@ def keep_freed_memory() -> bool:
     )
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """Return the version of an installed package."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return the model of the CPU, or at least its architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _git(*arguments: str) -> str | None:
+def git(*arguments: str) -> str | None:
+    """Return what git prints on this code; None where it cannot be asked."""
     root = Path(__file__).resolve().parents[1]
     try:
         result = subprocess.run(

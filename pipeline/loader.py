@@ -13,11 +13,11 @@ from itertools import islice
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.machine import available_memory
 from pipeline.index import Split
 from pipeline.order import BLOCKS_PER_WINDOW, STREAM_BLOCK, Order
 from pipeline.reader import Reader, read_split
@@ -128,7 +128,7 @@ def choose_storage(split: Split, device: torch.device, local_ranks: int = 1) -> 
     need = len(split) * PATCH_BYTES
     if device.type == "cuda" and need < MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
         return "device"
-    if need < MEMORY_SHARE * psutil.virtual_memory().available / local_ranks:
+    if need < MEMORY_SHARE * available_memory() / local_ranks:
         return "host"
     return "stream"
 

@@ -112,7 +112,7 @@ def compile_obstacle(device: torch.device) -> str | None:
     A compiler that is missing is named; all else shows when a small function is compiled: missing
     headers, a folder for compiled code that is read-only, full, or not executable.
     """
-    if (missing := _missing_compiler(device)) is not None:
+    if (missing := missing_compiler(device)) is not None:
         return missing
     try:
         torch.compile(_trial)(torch.ones(8, device=device))
@@ -128,7 +128,7 @@ def _trial(x: Tensor) -> Tensor:
     return x * 2 + 1
 
 
-def _missing_compiler(device: torch.device) -> str | None:
+def missing_compiler(device: torch.device) -> str | None:
     """Name the compiler that torch would call: C++ for a CPU, C for the launchers of kernels."""
     cuda = device.type == "cuda"
     variable, language = ("CC", "C") if cuda else ("CXX", "C++")

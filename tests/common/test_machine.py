@@ -3,7 +3,8 @@
 The kind of limits on cores: affinity; quotas of control groups, version 1 and 2, both at once
 (hybrid), set on the group or on one that holds it, fractional, below one core, above the cores,
 "max" and -1 for none; containers that see their group as the root, or the host's path of it; files
-that are missing or broken. Of threads: --threads, OMP_NUM_THREADS set by a user or a launcher.
+that are missing or broken. On memory: what is used already, and what of that the system can take
+back. Of threads: --threads, OMP_NUM_THREADS set by a user or a launcher.
 """
 
 import json
@@ -18,8 +19,10 @@ import pytest
 from common import machine
 from common.machine import (
     PACKAGES,
+    available_memory,
     cpu_quota,
     environment,
+    memory_limit,
     threads_for,
     usable_core_numbers,
     usable_cores,
@@ -122,17 +125,24 @@ QUOTAS = {
 }
 
 
+def write_control_groups(
+    root: Path, groups: list[str], mounts: list[str], files: dict[str, str]
+) -> None:
+    """Write the files of the system below `root`; without groups there are none."""
+    if groups:
+        (root / "proc/self").mkdir(parents=True)
+        (root / "proc/self/cgroup").write_text("\n".join(groups) + "\n")
+        (root / "proc/self/mountinfo").write_text("\n".join(mounts) + "\n")
+    for path, text in files.items():
+        target = root / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text + "\n")
+
+
 @pytest.mark.parametrize("name", QUOTAS)
 def test_the_quota_of_control_groups_is_found(name: str, tmp_path: Path) -> None:
     groups, mounts, files, quota = QUOTAS[name]
-    if groups:
-        (tmp_path / "proc/self").mkdir(parents=True)
-        (tmp_path / "proc/self/cgroup").write_text("\n".join(groups) + "\n")
-        (tmp_path / "proc/self/mountinfo").write_text("\n".join(mounts) + "\n")
-    for path, text in files.items():
-        target = tmp_path / path.lstrip("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text + "\n")
+    write_control_groups(tmp_path, groups, mounts, files)
     assert cpu_quota(tmp_path) == quota
 
 
@@ -192,3 +202,68 @@ assert torch.get_num_threads() == 1 and pools == {1}, pools
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+V1_MEMORY = "36 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
+GROUP = "/sys/fs/cgroup/job"
+LIMITS = {
+    "version 2": (
+        ["0::/job"],
+        [V2],
+        {
+            f"{GROUP}/memory.max": "1000000",
+            f"{GROUP}/memory.current": "600000",
+            f"{GROUP}/memory.stat": "anon 500000\ninactive_file 100000",
+        },
+        (1_000_000, 500_000),
+    ),
+    "version 1": (
+        ["5:memory:/"],
+        [V1_MEMORY],
+        {
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes": "1000000",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes": "900000",
+            "/sys/fs/cgroup/memory/memory.stat": "inactive_file 1\ntotal_inactive_file 200000",
+        },
+        (1_000_000, 300_000),
+    ),
+    "version 1 without a limit": (
+        ["5:memory:/"],
+        [V1_MEMORY],
+        {
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes": "900000",
+            "/sys/fs/cgroup/memory/memory.stat": "",
+        },
+        (None, None),
+    ),
+    "no limit": (
+        ["0::/job"],
+        [V2],
+        {
+            f"{GROUP}/memory.max": "max",
+            f"{GROUP}/memory.current": "600000",
+            f"{GROUP}/memory.stat": "",
+        },
+        (None, None),
+    ),
+    "more in use than allowed": (
+        ["0::/job"],
+        [V2],
+        {
+            f"{GROUP}/memory.max": "1000",
+            f"{GROUP}/memory.current": "2000",
+            f"{GROUP}/memory.stat": "",
+        },
+        (1000, 0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_memory_is_what_the_control_groups_leave(name: str, tmp_path: Path) -> None:
+    groups, mounts, files, (limit, left) = LIMITS[name]
+    write_control_groups(tmp_path, groups, mounts, files)
+    assert memory_limit(tmp_path) == limit
+    available = available_memory(tmp_path)
+    assert available == left if left is not None else available > 1_000_000
