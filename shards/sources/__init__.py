@@ -2,7 +2,7 @@
 
 `collect.collect` lists the patches of a source and gives each its split; packing then reads them
 one by one. A new kind of source is a class that follows `source.Source` and one entry in
-`collect.AnySource`.
+`collect.AnySource`; slides are one (`shards.slides`).
 
     source    a patch, the list of all patches, and the protocol of a source
     names     source image, position, patient and site from a file's name
@@ -11,6 +11,7 @@ one by one. A new kind of source is a class that follows `source.Source` and one
     folder    patches under a folder: the walk
     columns   the columns of a manifest, checked cell by cell
     manifest  patches that a CSV or Parquet table lists
+    staged    a scratch file for patches of images that hold several
     convert   images of other sizes and kinds: cropped, resized or cut into tiles
     groups    what the patches are grouped by, and how many have no known source
     values    classes that look alike, names that mean nothing, mixed magnifications

@@ -43,6 +43,7 @@ from shards.sources.source import (
     ReadPatch,
     read_file,
 )
+from shards.sources.staged import open_staged, write_reason, write_rows
 
 Rule = Literal["none", "crop", "resize", "tile"]
 
@@ -51,7 +52,6 @@ CONVERTIBLE = Accepted(("png", "jpg", "jpeg", "tif", "tiff"), 256 << 20)
 _FORMATS = ("PNG", "JPEG", "TIFF")  # pinned: PIL opens by content, not by name
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _BITS_PER_SAMPLE = 258  # tag of TIFF
-_BAD = b"\xff"  # in place of the first row's filter byte: the reason follows
 
 
 class ConvertedSource(Struct, frozen=True, kw_only=True, tag=True):
@@ -166,19 +166,8 @@ class TileSource(Struct, frozen=True, kw_only=True, tag=True):
         if self.staged is None:
             yield self._decoder()
             return
-        handle = os.open(self.staged, os.O_RDONLY)
-
-        def read(key: int, patch: Patch) -> tuple[Patch, bytes, bytes]:
-            raw = os.pread(handle, RAW_BYTES, key * RAW_BYTES)
-            if raw.startswith(_BAD) or len(raw) < RAW_BYTES:
-                reason = raw[1:].split(b"\0")[0].decode("utf-8", "replace")
-                raise PngError(reason or "was not staged")
-            return patch, b"", raw
-
-        try:
+        with open_staged(self.staged) as read:
             yield read
-        finally:
-            os.close(handle)
 
     def _decoder(self) -> ReadPatch:
         """Return a function that reads a tile from its image, which it keeps for the next."""
@@ -212,12 +201,11 @@ def _stage(handle: int, root: str, tiles: list[tuple[int, Patch]]) -> None:
         pixels = np.asarray(read_rgb(data))
     except PngError as error:
         for key, _ in tiles:
-            os.pwrite(handle, _BAD + str(error).encode()[: RAW_BYTES - 2] + b"\0", key * RAW_BYTES)
+            write_reason(handle, key, str(error))
         return
     for key, patch in tiles:
         y, x = patch.tile or (0, 0)
-        raw = raw_rows(pixels[y : y + PATCH, x : x + PATCH])
-        os.pwrite(handle, raw, key * RAW_BYTES)
+        write_rows(handle, key, raw_rows(pixels[y : y + PATCH, x : x + PATCH]))
 
 
 @dataclass(frozen=True, kw_only=True)
