@@ -101,6 +101,8 @@ def _packed(root: Path) -> Values:
             f"{root} was packed with --convert: its x and y are not those of the files any more. "
             f"Make the lists from its manifest"
         )
+    if "slides" in metadata.provenance:
+        raise DataError(f"{root} was cut from slides: make the lists from a manifest of the slides")
     columns = ["label", "source", *(name for name in FIELDS if name not in ("label", "split"))]
     try:
         tables = [read_columns(shard.sidecar(root), columns) for shard in metadata.shards]

@@ -19,6 +19,7 @@ from PIL import Image
 from eval.encoder import PatchEncoder
 from eval.measure.metrics import Symmetry
 from models.vae import ModelConfig, build
+from shards.schema import load_metadata
 from tests.helpers.patches import write_patches
 from tests.helpers.tars import members, samples, write_tar
 from tests.helpers.trained_runs import save_snapshot
@@ -216,6 +217,22 @@ def test_packing_commands_run(heading: str, write: Callable[[Path], None], tmp_p
     write(tmp_path)
     for command in commands("docs/your-data.md", heading):
         run(command, tmp_path)
+
+
+def test_slide_commands_run(tmp_path: Path) -> None:
+    from tests.helpers import slides  # skips the test without the extra
+
+    names = ("TCGA-A6-2681-01Z-00-DX1", "case-7")
+    for name in names:
+        slides.write_slide(tmp_path / f"slides/{name}.svs", slides.tissue_slide())
+        slides.write_boxes(tmp_path / f"trident/{name}_patches.h5", [(192, 128)], side=256)
+        slides.write_annotation(tmp_path / f"qupath/{name}.geojson", "Tumor")
+    for heading in ("A folder of slides", "Coordinates and annotations of other tools"):
+        for command in commands("docs/slides.md", heading):
+            run(command, tmp_path)
+    assert {path.stem for path in (tmp_path / "data/shards/slides").glob("*.png")} == {*names}
+    metadata = [load_metadata(tmp_path / "data" / out) for out in ("boxes", "annotated")]
+    assert metadata[0].splits["train"].count == 128 and metadata[1].classes == ["Tumor"]
 
 
 @pytest.mark.slow

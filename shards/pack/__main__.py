@@ -16,7 +16,7 @@ from shards.pack.packing import pack, pack_task
 from shards.pack.plan import PackOptions
 from shards.pack.tasks import choose_task
 
-_Source = Annotated[Path, tyro.conf.arg(metavar="SOURCE", help="folder of patches")]
+_Source = Annotated[Path, tyro.conf.arg(metavar="SOURCE", help="folder of patches, or of slides")]
 _Out = Annotated[Path, tyro.conf.arg(metavar="OUT", help="new folder for the data set")]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.console import log, progress
 from common.errors import DataError
+from common.machine import usable_cores
 from shards.codec.png import PngError
 from shards.pack import resume
 from shards.pack.metadata import too_many_bad, without_skipped, write_metadata
@@ -17,6 +18,8 @@ from shards.pack.summary import log_collection, log_summary, log_task
 from shards.pack.tasks import PackTask, SharedPlan, read_plan, record_plan, refuse_difference
 from shards.pack.workers import WorkerPool
 from shards.schema import DatasetMetadata, load_metadata
+from shards.slides.listing import SLIDES, SlideFolder
+from shards.slides.source import FOLDER_NAME, SlideSource
 from shards.sources.collect import AnySource, collect
 from shards.sources.convert import CONVERTIBLE, ConvertedSource, TileSource
 from shards.sources.files import PLAIN
@@ -39,7 +42,7 @@ def pack(source: Path, out: Path, options: PackOptions | None = None) -> Dataset
     root, out, options = Path(source), Path(out), options or PackOptions()
     _refuse_paths(root, out)
     start = time.monotonic()
-    files = choose_source(root, options)
+    files = choose_source(root, options, out)
     with resume.packer_lock(out):
         resume.refuse_occupied(out, options.overwrite)
         try:
@@ -76,7 +79,7 @@ def pack_task(source: Path, out: Path, options: PackOptions, task: PackTask) -> 
             f"choose another OUT"
         )
     start = time.monotonic()
-    files = choose_source(root, options)
+    files = choose_source(root, options, out)
     with resume.task_lock(out, task.index):
         own = {resume.scratch_name(task.index)}
         try:
@@ -106,8 +109,10 @@ def _refuse_paths(root: Path, out: Path) -> None:
         raise DataError(f"{out} lies inside {root}: its shards would be scanned as patches")
 
 
-def choose_source(root: Path, options: PackOptions) -> AnySource:
+def choose_source(root: Path, options: PackOptions, out: Path) -> AnySource:
     """Return the source that the options name."""
+    if options.slides.asked:
+        return _slides(root, options, out)
     accepted = PLAIN if options.convert == "none" else CONVERTIBLE
     regex, layout = options.group_regex, options.layout
     files: FolderSource | ManifestSource
@@ -138,6 +143,36 @@ def choose_source(root: Path, options: PackOptions) -> AnySource:
             return ConvertedSource(files=files, rule=rule)
 
 
+def _slides(root: Path, options: PackOptions, out: Path) -> SlideSource:
+    """Return the source that is a slide, a folder of slides or a manifest of slides."""
+    slides: SlideFolder | ManifestSource
+    regex, links = options.group_regex, options.follow_links
+    if options.manifest is not None:
+        slides = ManifestSource(
+            root=root,
+            group_regex=regex,
+            accepted=SLIDES,
+            manifest=options.manifest,
+            columns=options.columns,
+            missing=options.missing,
+            follow_links=links,
+        )
+    else:
+        slides = SlideFolder(
+            root=root.parent if root.is_file() else root,
+            only=root.name if root.is_file() else None,
+            group_regex=regex,
+            follow_links=links,
+            layout=options.layout,
+        )
+    return SlideSource(
+        slides=slides,
+        options=options.slides,
+        folder=out / FOLDER_NAME,
+        workers=options.workers or usable_cores(),
+    )
+
+
 def _plan(source: AnySource, options: PackOptions, pool: WorkerPool) -> tuple[Collection, Plan]:
     with gc_paused():
         draw = (options.val, options.test, options.seed)
@@ -145,7 +180,9 @@ def _plan(source: AnySource, options: PackOptions, pool: WorkerPool) -> tuple[Co
         log_collection(collection)
         refused = collection.refused
         if len(refused) > options.skip_bad:  # one list: the contents of the others count, too
-            bad = [*refused, *_unreadable(source, collection)]
+            # of slides: to read them all would take as long as packing
+            others = [] if isinstance(source, SlideSource) else _unreadable(source, collection)
+            bad = [*refused, *others]
             raise too_many_bad(collection.root, bad, len(bad))
         if not collection.patches:
             raise DataError(f"{collection.root}: no usable patch is left")
@@ -209,8 +246,10 @@ def _build(
     total = sum(len(shard.patches) for shard in missing)
     workers = pool.start(total, len(missing))
     patches = chain.from_iterable(enumerate(shard.patches, shard.first_key) for shard in missing)
+    continued = isinstance(source, SlideSource)
+    scratch = resume.staged_file(out, task) if continued else resume.scratch_file(out, task)
     job = Job(
-        source=source.stage(patches, resume.scratch_file(out, task), workers),
+        source=source.stage(patches, scratch, workers),
         out=out,
         png=options.png,
         classes=plan.classes,
@@ -220,4 +259,6 @@ def _build(
         for record in pool.build(job, missing):
             records[record.name] = record
             advance(record.count + record.bad)
+    if continued:
+        resume.remove_staged(out, task)
     return [records[shard.name] for shard in shards]

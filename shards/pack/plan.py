@@ -3,13 +3,15 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+import tyro
 import xxhash
 
 from common.errors import DataError
 from shards.schema import MAX_PATCHES, VERSION, shard_name
+from shards.slides.options import SlideOptions
 from shards.sources.convert import Rule
 from shards.sources.layout import Layout, roles_of
 from shards.sources.manifest import Columns
@@ -62,6 +64,7 @@ class PackOptions:
     """Fraction of the patches to draw for test, likewise."""
     convert: Rule = "none"
     """Convert images of other sizes and kinds: crop (centre), resize (centre square) or tile."""
+    slides: Annotated[SlideOptions, tyro.conf.arg(name="")] = field(default_factory=SlideOptions)
 
     def __post_init__(self) -> None:
         if not 1 <= self.shard_size <= MAX_SHARD_SIZE:
@@ -73,6 +76,14 @@ class PackOptions:
             raise ValueError(f"png is {self.png!r}, expected stored or keep")
         if self.png == "keep" and self.convert != "none":
             raise ValueError(f"--convert {self.convert} leaves no source bytes for --png keep")
+        if self.slides.asked and (self.convert != "none" or self.png == "keep"):
+            raise ValueError(
+                "patches of slides are cut and stored: leave out --convert and --png keep"
+            )
+        if self.slides.asked and self.layout not in ("auto", "classes"):
+            raise ValueError(
+                f"--layout {self.layout} is about patches; slides have auto or classes"
+            )
         if not (0 <= self.val < 1 and 0 <= self.test < 1 and self.val + self.test < 1):
             raise ValueError(f"val {self.val} and test {self.test}: expected 0 or more, below 1")
         if self.manifest is None and self.columns != Columns():

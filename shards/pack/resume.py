@@ -27,6 +27,8 @@ from common.files import atomic_file, sync_folder
 from common.locks import locked
 from shards.pack.plan import Plan
 from shards.schema import METADATA_NAME, PACKING_NAME, load_metadata
+from shards.slides.source import FOLDER_NAME
+from shards.slides.staging import done_list
 
 T = TypeVar("T")
 
@@ -37,6 +39,7 @@ PACKED_NAME = ".packed.json"
 
 _SCRATCH = "tiles"  # only tiles need scratch files
 _SHARD = r"[a-z][a-z0-9_]{0,31}-\d{6}"
+_STAGED = re.compile(r"\.staged(-\d+)?(\.done)?")
 _NAME = re.compile(_SHARD)
 _RECORD = re.compile(rf"\.{_SHARD}\.json")
 _LOCK = re.compile(r"\.(plan|task-\d+)\.lock")
@@ -148,7 +151,9 @@ def refuse_occupied(out: Path, overwrite: bool) -> None:
         if not overwrite and not packing and not (out / PACKED_NAME).exists():
             raise DataError(f"{out} already holds a data set; replace it with --overwrite")
         return
-    foreign = sorted(e.name for e in out.iterdir() if not e.name.startswith("."))
+    # the folder of contact sheets is there before it is certain what is packed
+    names = [entry.name for entry in out.iterdir() if not entry.name.startswith(".")]
+    foreign = sorted({*names} - {FOLDER_NAME})
     if foreign and not packing:
         raise DataError(
             f"{out} is not empty and holds no data set of this tool ({foreign[:5]}); "
@@ -204,6 +209,9 @@ def prepare(out: Path, plan: Plan, overwrite: bool) -> None:
         for path in shard_files(out, name):
             if path.exists():
                 raise DataError(f"{path} is not part of a data set: move it, or choose another OUT")
+    if not unfinished or unfinished.plan != plan.digest:
+        _remove_all(out, _STAGED)
+        sync_folder(out)  # before the new plan is there: it would take them for its own
     packing = _Packing(plan=plan.digest, shards=sorted(old.union(new)))
     with atomic_file(out / PACKING_NAME) as file:
         file.write(msgspec.json.encode(packing))
@@ -228,10 +236,15 @@ def finish(out: Path) -> None:
     (out / PLAN_NAME).unlink(missing_ok=True)
     (out / PACKING_NAME).unlink(missing_ok=True)  # from here on the data set is complete
     sweep(out)
-    for entry in list(out.iterdir()):
-        if _RECORD.fullmatch(entry.name) or _LOCK.fullmatch(entry.name):
-            entry.unlink()
+    for pattern in (_STAGED, _RECORD, _LOCK):
+        _remove_all(out, pattern)
     sync_folder(out)
+
+
+def _remove_all(out: Path, pattern: re.Pattern[str]) -> None:
+    for entry in list(out.iterdir()):
+        if pattern.fullmatch(entry.name):
+            entry.unlink(missing_ok=True)
 
 
 def sweep(out: Path, owners: Container[str] | None = None) -> None:
@@ -266,6 +279,19 @@ def scratch_file(out: Path, task: int | None = None) -> Path:
     Its name holds the task, because processes on two machines may have the same number.
     """
     return out / f".{scratch_name(task)}.{os.getpid()}.tmp"
+
+
+def staged_file(out: Path, task: int | None = None) -> Path:
+    """Return the path of a scratch file that an interrupted pack of the same plan continues."""
+    return out / (".staged" if task is None else f".staged-{task}")
+
+
+def remove_staged(out: Path, task: int | None = None) -> None:
+    """Remove a scratch file, and the list of what is in it before."""
+    file = staged_file(out, task)
+    done_list(file).unlink(missing_ok=True)
+    sync_folder(out)
+    file.unlink(missing_ok=True)
 
 
 def write_record(out: Path, digest: str, record: ShardRecord) -> None:

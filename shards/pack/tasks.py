@@ -32,6 +32,7 @@ _TYPES = {
     "mtime_ns": pa.int64(),
     "mpp": pa.float64(),
     "tile": pa.list_(pa.int64(), 2),
+    "scale": pa.float64(),
 }
 _SCHEMA = pa.schema([pa.field(name, _TYPES.get(name, pa.string())) for name in Patch._fields])
 _MAY_DIFFER = ("workers", "skip_bad", "overwrite")  # options, between the tasks of a pack
@@ -99,7 +100,8 @@ def _arguments(options: Any, prefix: str) -> list[str]:
     for entry in fields(options):
         value, name = getattr(options, entry.name), prefix + entry.name.replace("_", "-")
         if is_dataclass(value):
-            words += _arguments(value, f"{name}.")
+            # the options about slides have no prefix
+            words += _arguments(value, prefix if entry.name == "slides" else f"{name}.")
         elif value != getattr(default, entry.name):
             words += [name, str(value)]
     return words

@@ -7,6 +7,7 @@ from pathlib import Path
 from msgspec import structs
 
 from common.errors import DataError
+from shards.slides.source import SlideSource
 from shards.sources.convert import ConvertedSource, TileSource
 from shards.sources.files import look_up_here
 from shards.sources.folder import FolderSource
@@ -15,7 +16,8 @@ from shards.sources.source import Collection, LookUp, Source, SplitDraw
 from shards.sources.splits import draw_splits, split_warnings
 from shards.sources.values import tidy_labels, value_warnings
 
-AnySource = FolderSource | ManifestSource | ConvertedSource | TileSource  # what workers can be sent
+# what workers can be sent
+AnySource = FolderSource | ManifestSource | ConvertedSource | TileSource | SlideSource
 
 
 def collect(

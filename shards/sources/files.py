@@ -42,8 +42,11 @@ _JUNK_FOLDERS = (
 _ADVICE = {
     ("jpg", "jpeg", "tif", "tiff"): "--convert takes it",
     ("bmp", "gif", "webp", "jp2", "ppm"): "save it as PNG",
-    ("svs", "ndpi", "mrxs", "scn", "vms", "vmu", "bif", "czi", "dcm", "isyntax"): (
-        "a whole slide: cut it into patches first, for example with TRIDENT"
+    ("svs", "ndpi", "mrxs", "scn", "vms", "vmu", "bif", "svslide"): (
+        "a whole slide: name the resolution of the patches to cut, as in --mpp 0.5"
+    ),
+    ("czi", "dcm", "isyntax"): (
+        "a whole slide that is not read here: convert it to a pyramidal TIFF"
     ),
     ("h5", "hdf5", "npy", "npz", "mat", "pkl", "pt", "pth"): (
         "arrays: write each patch to a PNG file first"

@@ -31,6 +31,7 @@ class Patch(NamedTuple):
     site: str | None = None
     mpp: float | None = None  # microns per pixel
     tile: tuple[int, int] | None = None  # row and column in its file, where that holds several
+    scale: float | None = None  # pixels of the slide per pixel, where it is cut from one
 
     @property
     def known_source(self) -> str | None:
@@ -80,6 +81,19 @@ class Conversion(Struct, frozen=True, kw_only=True):
     pixels_left: int | UnsetType = UNSET
 
 
+class SlideOrigin(Struct, frozen=True, kw_only=True):
+    """How patches were cut from slides."""
+
+    mpp: float | None  # asked for; None: that of the coordinates
+    stride: int
+    min_tissue: float
+    coords: str | None  # name of the file or folder
+    annotations: str | None
+    resampling: str
+    slides: int  # that have patches
+    readers: dict[str, int]  # number of slides by library and version
+
+
 class ClassCount(Struct):
     """Patches and groups of a class in a split."""
 
@@ -112,6 +126,7 @@ class Origin(Struct, frozen=True, kw_only=True):
     links: str | UnsetType = UNSET  # "followed": files may be outside of the folder
     manifest: ManifestOrigin | UnsetType = UNSET
     convert: Conversion | UnsetType = UNSET
+    slides: SlideOrigin | UnsetType = UNSET
     splits: SplitDraw | UnsetType = UNSET
 
 

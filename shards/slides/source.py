@@ -1,0 +1,147 @@
+"""Slides as packing sees them: `SlideSource`."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+from msgspec import Struct, structs
+
+from common.console import progress
+from common.errors import DataError
+from shards.slides.listing import SlideFolder, slide_names
+from shards.slides.options import SlideOptions
+from shards.slides.staging import stage_slides
+from shards.slides.survey import Survey, survey_slide
+from shards.slides.table import TABLE_NAME, write_table
+from shards.slides.threads import in_turn
+from shards.sources.manifest import ManifestSource
+from shards.sources.source import Collection, LookUp, Patch, ReadPatch, SlideOrigin
+from shards.sources.staged import open_staged
+
+FOLDER_NAME = "slides"  # in the output folder: contact sheets and the table
+
+_SHOWN = 5
+
+
+class SlideSource(Struct, frozen=True, kw_only=True, tag=True):
+    """Slides, and which patches to cut from them."""
+
+    slides: SlideFolder | ManifestSource
+    options: SlideOptions
+    folder: Path  # of the contact sheets and the table
+    workers: int
+    staged: Path | None = None  # file that holds the patches
+
+    def collect(self, look_up: LookUp) -> Collection:
+        """List the patches of all slides; write the contact sheets and the table.
+
+        A slide that cannot be read is refused by itself; one without tissue is warned of.
+
+        Raises:
+            DataError: as the collection of the files; OpenSlide is missing, or there are labels
+                beside those of annotations.
+        """
+        files = self.slides.collect(look_up)
+        listed = _named(files.patches)
+        if self.options.annotations is not None and any(slide.label for slide in listed):
+            raise DataError(
+                f"{files.root}: the classes come from --annotations, and the folders or the "
+                f"manifest name others: leave out one of them"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        paths = [slide.path for slide in listed]
+        sheets = {
+            path: self.folder / f"{name.replace('/', '__')[:200]}.png"
+            for path, name in zip(paths, slide_names(paths), strict=True)
+        }
+        survey = partial(_survey, self.slides.root, self.options, sheets)
+        surveys: list[Survey] = []
+        with progress("finding tissue", len(listed), "slides") as advance:
+            for _, result in in_turn(survey, listed, self.workers):
+                surveys.append(result)
+                advance(1)
+        if (self.folder / TABLE_NAME).exists():
+            for stale in {*self.folder.glob("*.png")} - {*sheets.values()}:
+                stale.unlink()
+        write_table(self.folder / TABLE_NAME, surveys)
+        refused = [(s.slide.path, s.reason) for s in surveys if not s.usable]
+        return replace(
+            files,
+            patches=[patch for survey in surveys for patch in survey.patches],
+            refused=sorted([*files.refused, *refused]),
+            origin=structs.replace(files.origin, slides=self._origin(surveys)),
+            notes=[*files.notes, *_notes(surveys, self.folder)],
+            warnings=[*files.warnings, *_warnings(surveys)],
+        )
+
+    def _origin(self, surveys: Sequence[Survey]) -> SlideOrigin:
+        options = self.options
+        cut = [survey for survey in surveys if survey.patches]
+        resampled = any(survey.how and survey.how.factor != 1 for survey in cut)
+        return SlideOrigin(
+            mpp=options.mpp,
+            stride=options.stride,
+            min_tissue=options.min_tissue,
+            coords=None if options.coords is None else options.coords.name,
+            annotations=None if options.annotations is None else options.annotations.name,
+            resampling="lanczos" if resampled else "none",
+            slides=len(cut),
+            readers=dict(Counter(survey.reader for survey in cut)),
+        )
+
+    def stage(self, patches: Iterable[tuple[int, Patch]], scratch: Path, workers: int) -> Self:
+        """Cut the patches into `scratch`, or continue where an interrupted call stopped.
+
+        Raises:
+            DataError: a slide changed since it was listed, or the disk is full.
+        """
+        stage_slides(self.slides.root, patches, scratch, workers)
+        return structs.replace(self, staged=scratch)
+
+    @contextmanager
+    def open(self) -> Iterator[ReadPatch]:
+        assert self.staged is not None
+        with open_staged(self.staged) as read:
+            yield read
+
+
+def _named(slides: list[Patch]) -> list[Patch]:
+    """Return the slides with a name each, which is the source of the patches unless another is
+    known."""
+    names = slide_names([slide.path for slide in slides])
+    return [
+        slide._replace(slide=slide.slide or name, source=slide.known_source or slide.slide or name)
+        for slide, name in zip(slides, names, strict=True)
+    ]
+
+
+def _survey(root: Path, options: SlideOptions, sheets: dict[str, Path], slide: Patch) -> Survey:
+    return survey_slide(root, slide, options, sheets[slide.path])
+
+
+def _notes(surveys: Sequence[Survey], folder: Path) -> list[str]:
+    """Describe how the slides are read, a line per resolution, and where the sheets are."""
+    ways: Counter[str] = Counter()
+    for survey in surveys:
+        if survey.how and survey.patches:
+            resampled = survey.how.factor != 1
+            ways[
+                f"{survey.how.mpp:.4g} microns per pixel, level {survey.how.level} "
+                + (f"resampled by {survey.how.factor:.3g} (Lanczos)" if resampled else "as it is")
+            ] += 1
+    lines = [f"patches at {way}: {count:,} slides" for way, count in ways.most_common(_SHOWN)]
+    if len(ways) > _SHOWN:
+        lines.append(f"... and {len(ways) - _SHOWN:,} other resolutions: see {TABLE_NAME}")
+    return [*lines, f"contact sheets and {TABLE_NAME}: {folder}"]
+
+
+def _warnings(surveys: Sequence[Survey]) -> list[str]:
+    empty = [survey for survey in surveys if survey.usable and not survey.patches]
+    lines = [f"{survey.slide.path}: no patches: {survey.reason}" for survey in empty[:_SHOWN]]
+    if len(empty) > _SHOWN:
+        lines.append(f"{len(empty) - _SHOWN:,} more slides have no patches: see {TABLE_NAME}")
+    return lines

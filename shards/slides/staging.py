@@ -1,0 +1,172 @@
+"""Cut the patches of all slides into one scratch file, region after region.
+
+The regions of all slides are shared by threads, which decode and resample without holding the
+interpreter. A slide whose patches are all on disk is noted in a list beside the file, so that an
+interrupted pack does not decode it again.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from threading import local
+
+import msgspec
+
+from common.console import log, progress
+from common.errors import DataError
+from common.files import write_atomically
+from shards.codec.png import RAW_BYTES
+from shards.slides.cutting import KeyedPatch, cut, regions
+from shards.slides.grid import resolution_of
+from shards.slides.reader import Slide, SlideError, open_slide
+from shards.slides.threads import in_turn
+from shards.sources.staged import write_reason, write_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Region:
+    """Patches of a slide that are decoded together."""
+
+    slide: Path
+    path: str  # of the slide, as it was listed
+    patches: list[KeyedPatch]
+    is_last: bool  # of its slide
+
+
+def done_list(scratch: Path) -> Path:
+    """Return the list of slides whose patches are in the file `scratch`."""
+    return scratch.with_name(f"{scratch.name}.done")
+
+
+def stage_slides(root: Path, patches: Iterable[KeyedPatch], scratch: Path, workers: int) -> None:
+    """Cut patches, keyed by their place in the file `scratch`.
+
+    Raises:
+        DataError: a slide changed since it was listed, or the disk is full.
+    """
+    keyed = sorted(patches, key=lambda item: (item[1].path, item[1].y, item[1].x))
+    slides = {path: list(group) for path, group in groupby(keyed, key=lambda item: item[1].path)}
+    done = _read_done(scratch) if scratch.exists() else []
+    if already := slides.keys() & set(done):
+        log.info(f"continuing: {len(already):,} of {len(slides):,} slides are cut")
+    missing = {path: group for path, group in slides.items() if path not in already}
+    handles = _Handles()
+    try:
+        handle = os.open(scratch, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            with progress("cutting slides", sum(map(len, missing.values())), "patches") as advance:
+                stage = partial(_stage, handle, handles)
+                for region, _ in in_turn(stage, _regions(root, missing), workers):
+                    advance(len(region.patches))
+                    if region.is_last:
+                        _refuse_change(region)
+                        os.fsync(handle)
+                        done.append(region.path)
+                        write_atomically(done_list(scratch), msgspec.json.encode(done))
+        finally:
+            os.close(handle)
+            handles.close()
+    except OSError as error:
+        raise DataError(
+            f"{scratch} cannot be written: {error.strerror}. Patches need {RAW_BYTES} bytes each "
+            f"beside the shards until they are packed; make room and run the same command again"
+        ) from None
+
+
+def _read_done(scratch: Path) -> list[str]:
+    try:
+        return msgspec.json.decode(done_list(scratch).read_bytes(), type=list[str])
+    except (OSError, msgspec.DecodeError):
+        return []
+
+
+def _regions(root: Path, slides: dict[str, list[KeyedPatch]]) -> Iterator[_Region]:
+    """Yield the regions of every slide. A slide that cannot be opened is one: its patches get the
+    reason when they are cut."""
+    for path, patches in slides.items():
+        try:
+            with open_slide(root / path) as slide:
+                groups = regions(patches, _level_downsample(slide, patches))
+        except SlideError:
+            groups = [patches]
+        for i, group in enumerate(groups, 1):
+            yield _Region(slide=root / path, path=path, patches=group, is_last=i == len(groups))
+
+
+def _level_downsample(slide: Slide, patches: list[KeyedPatch]) -> float:
+    return slide.downsamples[resolution_of(slide, patches[0][1]).level]
+
+
+class _Handles:
+    """The slide that each thread has open."""
+
+    def __init__(self) -> None:
+        self._of_thread = local()
+        self._open: dict[int, AbstractContextManager[Slide]] = {}
+
+    def slide(self, path: Path) -> Slide:
+        """Return the slide, opened by this thread; another one that it had open is closed.
+
+        Raises:
+            SlideError: the file cannot be read.
+        """
+        if getattr(self._of_thread, "path", None) != path:
+            self.drop()
+            opening = open_slide(path)
+            self._of_thread.slide = opening.__enter__()
+            self._of_thread.path, self._of_thread.opening = path, opening
+            self._open[id(opening)] = opening
+        slide: Slide = self._of_thread.slide
+        return slide
+
+    def drop(self) -> None:
+        """Close the slide of this thread: after an error in it a handle is of no more use."""
+        if getattr(self._of_thread, "path", None) is not None:
+            self._of_thread.path = None
+            self._open.pop(id(self._of_thread.opening)).__exit__(None, None, None)
+
+    def close(self) -> None:
+        """Close the slides of all threads, which have ended."""
+        for opening in self._open.values():
+            opening.__exit__(None, None, None)
+
+
+def _stage(handle: int, handles: _Handles, region: _Region) -> None:
+    """Cut a region; where it cannot be decoded, each patch by itself, to lose no other."""
+    if not _cut_into(handle, handles, region.slide, region.patches):
+        for keyed in region.patches:
+            _cut_into(handle, handles, region.slide, [keyed])
+
+
+def _cut_into(handle: int, handles: _Handles, path: Path, patches: list[KeyedPatch]) -> bool:
+    """Cut patches into the file and return whether they could be decoded; write the reason for a
+    single one that could not."""
+    try:
+        slide = handles.slide(path)
+        how = resolution_of(slide, patches[0][1])
+        rows = cut(slide, how, [patch for _, patch in patches])
+    except SlideError as error:
+        handles.drop()
+        if len(patches) == 1:
+            write_reason(handle, patches[0][0], str(error))
+        return False
+    for (key, _), row in zip(patches, rows.reshape(len(rows), -1), strict=True):
+        write_rows(handle, key, row.data)
+    return True
+
+
+def _refuse_change(region: _Region) -> None:
+    """Refuse a slide that is not the file that was listed."""
+    patch = region.patches[0][1]
+    try:
+        status = region.slide.stat()
+    except OSError as error:
+        raise DataError(f"{region.slide} cannot be read: {error.strerror}") from None
+    if (status.st_size, status.st_mtime_ns) != (patch.size, patch.mtime_ns):
+        raise DataError(
+            f"{region.slide} changed while it was packed: pack again when nothing writes to it"
+        )
