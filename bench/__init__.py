@@ -15,6 +15,7 @@ baselines      whole training steps by the plain trainer and by ours
 small_cnn      an ordinary CNN trained on the labels, as a second ceiling
 readers        our ways to read shuffled batches, and what a reader must provide
 peers          the same reading by other tools
+slides         slides to shards, compared with PNG files between: `python -m bench.slides`
 modes          what the command measures, a module per mode
 gpu            a GPU in one command of eight minutes: `bash bench/gpu/run.sh OUT`
 """
