@@ -200,7 +200,10 @@ class Trainer:
         sums = {**self.sums.tensors(), "totals": totals}
         if self.accelerator.is_main_process:
             optimizer = state.optimizer_tensors(self.step, self.optimizer)
-            meta = {"log_bytes": tracker.bytes(), "processes": self.accelerator.num_processes}
+            meta = {
+                "log_bytes": tracker.synced_bytes(),
+                "processes": self.accelerator.num_processes,
+            }
             tensors, keep = self._state(optimizer, sums), self.config.loop.keep_checkpoints
             state.save_checkpoint(self.run, self.images_seen, meta, tensors, keep)
 

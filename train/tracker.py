@@ -206,8 +206,13 @@ class Tracker:
         for sink in self.sinks:
             sink.write(kind, images, values)
 
-    def bytes(self) -> int:
-        return self.path.stat().st_size if self.path.exists() else 0
+    def synced_bytes(self) -> int:
+        """Return the length of metrics.jsonl, which is on disk up to there."""
+        if not self.path.exists():
+            return 0
+        with open(self.path, "rb") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
 
     def close(self) -> None:
         for sink in self.sinks:

@@ -49,6 +49,7 @@ def pack(source: Path, out: Path, options: PackOptions | None = None) -> Dataset
             with WorkerPool(options.workers, options.shard_size) as pool:
                 collection, plan = _plan(files, options, pool)
                 if not options.overwrite and resume.is_complete(out, plan):
+                    resume.finish(out)  # a packer may have been killed while it cleaned up
                     log.info(_COMPLETE.format(out))
                     return load_metadata(out)
                 resume.prepare(out, plan, options.overwrite)

@@ -215,6 +215,7 @@ def prepare(out: Path, plan: Plan, overwrite: bool) -> None:
     packing = _Packing(plan=plan.digest, shards=sorted(old.union(new)))
     with atomic_file(out / PACKING_NAME) as file:
         file.write(msgspec.json.encode(packing))
+    sync_folder(out)  # before the removals: a folder of shards that no file names is refused
     for name in (METADATA_NAME, PACKED_NAME, PLAN_NAME):
         (out / name).unlink(missing_ok=True)
     sync_folder(out)
