@@ -10,6 +10,7 @@ Parquet and .h5 may also be folders of such files.
 """
 
 import io
+import tokenize
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -190,10 +191,11 @@ def read_parquet(path: Path) -> ExternalFeatures:
         if not names or "embedding" not in columns:
             raise DataError(f"{path} has the columns {columns}; needs embedding, and key or path")
         table = pq.read_table(path, columns=[*names, "embedding"])
+        table.validate(full=True)  # names that are not UTF-8
         column = table["embedding"].combine_chunks()
         sizes = pc.unique(pc.list_value_length(column)).to_pylist()
         flat = column.flatten().to_numpy(zero_copy_only=False)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}") from None
     if len(sizes) != 1 or not sizes[0]:
         raise DataError(f"{path}: embeddings have the lengths {sizes[:SHOWN]}, expected one length")
@@ -217,7 +219,7 @@ def read_npy(path: Path) -> ExternalFeatures:
     }
     try:
         shape, _, dtype = readers[np.lib.format.read_magic(head)](head)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, SyntaxError, tokenize.TokenError) as error:
         raise DataError(f"{path} is not a .npy file that can be used: {error!r}") from None
     if len(shape) != 2 or dtype.kind != "f" or not 0 < shape[1] <= MAX_DIMENSIONS:
         raise DataError(f"{path} holds {dtype} of shape {shape}, expected floats (n, d)")

@@ -173,10 +173,10 @@ def load_metrics(run: Path) -> list[LogLine]:
     """
     path = run / METRICS
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         try:
             rows.append(msgspec.convert(json.loads(line), LogLine))
-        except (ValueError, msgspec.ValidationError):
+        except (ValueError, RecursionError):  # the latter from thousands of brackets
             continue
     return rows
 

@@ -218,6 +218,7 @@ def read_manifest(
     try:
         asked = list(used.values())
         table = _csv_table(blob, asked, separator) if is_csv else _parquet_table(blob, asked)
+        table.validate(full=True)  # Parquet may hold text that is not UTF-8
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read: {error}") from None
     if not table.num_rows:
