@@ -2,6 +2,7 @@
 
 run                    reads the files of a run folder
 encoder                a trained encoder for use from Python
+transformer            the same as a step of scikit-learn pipelines
 session                configuration, and the data set, run and model, opened
 features               our files of embeddings
 external_features      files of embeddings made elsewhere

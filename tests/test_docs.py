@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -388,3 +389,18 @@ def test_changes_work_as_described(heading: str, small_dataset: Path, tmp_path: 
         run(command, folder, root)
     for script in scripts:
         run(["python", "-c", script], folder, root)
+
+
+def test_the_pipeline_of_scikit_learn_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_snapshot(tmp_path / "data/processed/eq-dvae-s0", ModelConfig())
+    (code,) = code_blocks(
+        section("docs/taking-away.md", "The encoder in scikit-learn pipelines"), "python"
+    )
+    labels = np.arange(24) % 2
+    images = np.random.default_rng(0).integers(0, 100, (24, 32, 32, 3), np.uint8)
+    images[labels == 1] += 100
+    names = {"images": images, "labels": labels, "patients": np.arange(24) // 4}
+    (tmp_path / "example.py").write_text(code)
+    ran = runpy.run_path(str(tmp_path / "example.py"), init_globals=names)
+    assert np.mean(ran["scores"]) > 0.9
