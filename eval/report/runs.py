@@ -62,8 +62,8 @@ class EvaluatedRun:
 
     @property
     def is_ceiling(self) -> bool:
-        """Whether it was trained on the labels."""
-        return self.preset == CEILING
+        """Whether it was trained on the labels: the preset, or an arm of a sweep named after it."""
+        return self.preset == CEILING or self.preset.startswith(f"{CEILING}-")
 
     @property
     def root(self) -> Path:
