@@ -47,16 +47,21 @@ def test_a_second_packer_exits_at_once_and_names_the_lock(source: Path, tmp_path
 
 
 def test_a_lock_on_a_removed_file_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real_open = os.open
+    real_open, path = os.open, tmp_path / "out" / ".lock"
+    lost = []
 
-    def open_then_lose(path: Path, *args: int) -> int:
-        handle = real_open(path, *args)
-        Path(path).unlink()  # as the packer that held the lock does when it ends
+    def open_then_lose(name: Path, *args: int) -> int:
+        handle = real_open(name, *args)
+        if name == path and not lost:
+            path.unlink()  # as the packer that held the lock does when it ends
+            lost.append(os.fstat(handle).st_ino)
         return handle
 
     monkeypatch.setattr(os, "open", open_then_lose)
-    with pytest.raises(DataError, match="is locked"), packer_lock(tmp_path / "out"):
-        pytest.fail("entered")
+    with packer_lock(tmp_path / "out"):
+        assert lost and path.is_file()  # made again, and locked: nobody else gets in
+        with pytest.raises(DataError, match="is locked"), packer_lock(tmp_path / "out"):
+            pytest.fail("entered")
 
 
 def test_a_data_set_is_replaced_only_when_asked_and_no_shard_of_it_stays(
