@@ -51,7 +51,8 @@ def arrived(name: str) -> int:
 
 
 def same(folder: Path, source: Path) -> bool:
-    files = {path.name: path.read_bytes() for path in source.iterdir()}
+    # hidden files are of packing there, and are not part of the data set
+    files = {path.name: path.read_bytes() for path in source.iterdir() if path.name[0] != "."}
     return files == {name: (folder / name).read_bytes() for name in names(folder)}
 
 

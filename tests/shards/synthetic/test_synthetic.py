@@ -112,15 +112,15 @@ def test_an_occupied_folder_is_refused_and_an_empty_one_is_not(tmp_path: Path) -
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[Path] = []
-    write = synthetic._write
+    write = Path.write_bytes
 
-    def fail_later(stem: Path, patches: Images) -> None:
+    def fail_later(path: Path, data: bytes) -> int:
         if len(written) == 3:
-            raise OSError(28, "No space left on device", str(stem))
-        write(stem, patches)
-        written.append(stem)
+            raise OSError(28, "No space left on device", str(path))
+        written.append(path)
+        return write(path, data)
 
-    monkeypatch.setattr(synthetic, "_write", fail_later)
+    monkeypatch.setattr(Path, "write_bytes", fail_later)
     with pytest.raises(OSError, match="No space left"):
         generate(tmp_path / "out", SMALL)
     assert written
