@@ -109,7 +109,7 @@ def by_kind(parts: list[Tensor]) -> Tensor:
 
 def as_one(draws: list[Draws]) -> Draws:
     """The random tensors of all ranks, for that batch."""
-    samples = [by_kind([getattr(d, name) for d in draws]) for name in Draws._fields[:-1]]
+    samples = [by_kind([getattr(d, name) for d in draws]) for name in Draws._fields[:3]]
     corruption = {
         kind: tuple(map(torch.cat, zip(*(d.corruption[kind] for d in draws), strict=True)))
         for kind in draws[0].corruption
