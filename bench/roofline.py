@@ -57,7 +57,7 @@ class Needs(Struct, frozen=True):
     flops: float
     saved_bytes: float  # kept for the backward pass
     moved_bytes: float  # read and written, operation by operation
-    peak_bytes: dict[str, int] | NotMeasured  # of tensors in the whole step, under "bytes"
+    peak_bytes: int | NotMeasured  # of tensors in the whole step
 
 
 class Shares(Struct, frozen=True):
@@ -81,7 +81,7 @@ class Roofline(TrainRecord, tag="limits", frozen=True):
     flops: float
     saved_bytes: float
     moved_bytes: float
-    peak_bytes: dict[str, int] | NotMeasured
+    peak_bytes: int | NotMeasured
     shares: Shares
 
 
@@ -126,7 +126,7 @@ def needs(trainer: Trainer, batch: Batch) -> Needs:
     return Needs(flops / images, kept / images, moved / images, peak)
 
 
-def _peak_memory(call: Callable[[], Any], device: torch.device) -> dict[str, int] | NotMeasured:
+def _peak_memory(call: Callable[[], Any], device: torch.device) -> int | NotMeasured:
     """The most bytes that tensors took on a GPU during `call`.
 
     On a CPU the resident size says nothing about one step.
@@ -136,7 +136,7 @@ def _peak_memory(call: Callable[[], Any], device: torch.device) -> dict[str, int
     torch.cuda.reset_peak_memory_stats(device)
     call()
     torch.cuda.synchronize(device)
-    return {"bytes": torch.cuda.max_memory_allocated(device)}
+    return torch.cuda.max_memory_allocated(device)
 
 
 class _Traffic(TorchDispatchMode):
