@@ -244,5 +244,5 @@ def report(record: Roofline) -> str:
     rows = [["an image needs", "", "share of peak", "bound, images/s"]]
     rows += [[name, need, f"{part:.1%}", f"{bound:,.0f}"] for name, need, part, bound in needed]
     peak = record.peak_bytes
-    memory = f"{peak}" if isinstance(peak, NotMeasured) else f"{peak['bytes'] / 1e9:.2f} GB"
+    memory = f"{peak}" if isinstance(peak, NotMeasured) else f"{peak / 1e9:.2f} GB"
     return f"{table(rows)}\nmost memory of tensors in a step: {memory}"
