@@ -1,14 +1,30 @@
 """Fixtures of the tests of training."""
 
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.helpers.slurm import ROOT, Slurm
+from train import launch, program
+
+
+@pytest.fixture(scope="module")
+def main_in_process() -> Iterator[None]:
+    """One thread and no evaluation here; what `main` changes in this process is given back."""
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "threads_for", lambda *args: 1)
+        patch.setattr(program, "conclude", lambda *args: None)
+        yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

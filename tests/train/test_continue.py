@@ -8,13 +8,10 @@ for a new one; two processes on one run folder.
 import json
 import os
 import shutil
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from common.locks import LOCK, held
 from common.records import convert
@@ -29,10 +26,12 @@ from tests.helpers.training import (
     same_tensors,
     train_until,
 )
-from train import launch, program
+from train import program
 from train.config import Config, from_json
 from train.loop import Trainer
 from train.schedule import learning_rate, make_schedule
+
+pytestmark = pytest.mark.usefixtures("main_in_process")
 
 BATCH, SHORT, LONG = 12, 48, 96
 COMMON = [
@@ -42,19 +41,6 @@ COMMON = [
     *("--loop.logs", "100"),
     "--track",
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def restored() -> Iterator[None]:
-    """One thread and no evaluation here; what `main` changes in this process is given back."""
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "threads_for", lambda *args: 1)
-        patch.setattr(program, "conclude", lambda *args: None)
-        yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    torch.set_num_threads(1)
 
 
 def main(data: Path, run: Path, images: int, *more: str) -> int:

@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from common.errors import DataError
 from eval.embedding import EmbedOptions, embed
@@ -29,25 +27,14 @@ from tests.helpers.messages import collected_messages
 from tests.helpers.stained_sites import packed_sites
 from tests.helpers.trained_runs import read_parts
 from tests.helpers.training import newest_tensors, same_tensors
-from train import launch, program
+from train import program
+
+pytestmark = pytest.mark.usefixtures("main_in_process")
 
 COMMON = [
     *("--batch-size", "16", "--storage", "stream", "--loop.validations", "1"),
     *("--loop.checkpoints", "2", "--track"),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def restored() -> Iterator[None]:
-    """One thread and no evaluation here; what `main` changes in this process is given back."""
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "threads_for", lambda *args: 1)
-        patch.setattr(program, "conclude", lambda *args: None)
-        yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    torch.set_num_threads(1)
 
 
 def main(data: Path, run: Path, images: int, *more: str) -> int:

@@ -8,13 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import torch
 
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
@@ -32,6 +30,8 @@ from train import checkpoint as state
 from train import launch, loop, program
 from train.loop import Trainer
 
+pytestmark = pytest.mark.usefixtures("main_in_process")
+
 ROOT = Path(__file__).resolve().parents[2]
 BUDGET = [
     *("--images", "72"),
@@ -46,19 +46,6 @@ def main(data: Path, run: Path, *more: str) -> int:
     """6 steps over an epoch of 48 patches and a half; checkpoints after 36 and 72 images."""
     argv = ["dvae", "--data", str(data), "--out", str(run), *more, *BUDGET]
     return program.main(argv, 0.0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def restored() -> Iterator[None]:
-    """One thread and no evaluation here; what `main` changes in this process is given back."""
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "threads_for", lambda *args: 1)
-        patch.setattr(program, "conclude", lambda *args: None)
-        yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
