@@ -26,7 +26,7 @@ from shards.sources.files import PLAIN
 from shards.sources.folder import FolderSource
 from shards.sources.manifest import ManifestSource
 from shards.sources.names import require_utf8
-from shards.sources.source import Collection, gc_paused
+from shards.sources.source import Accepted, Collection, gc_paused
 
 _COMPLETE = "{} is complete already, from the same files and options: nothing to do"
 
@@ -126,15 +126,7 @@ def choose_source(root: Path, options: PackOptions, out: Path) -> AnySource:
             follow_links=options.follow_links,
         )
     else:
-        files = ManifestSource(
-            root=root,
-            group_regex=regex,
-            accepted=accepted,
-            manifest=options.manifest,
-            columns=options.columns,
-            missing=options.missing,
-            follow_links=options.follow_links,
-        )
+        files = _listed(root, options, options.manifest, accepted)
     match options.convert:
         case "none":
             return files
@@ -144,20 +136,24 @@ def choose_source(root: Path, options: PackOptions, out: Path) -> AnySource:
             return ConvertedSource(files=files, rule=rule)
 
 
+def _listed(root: Path, options: PackOptions, manifest: Path, accepted: Accepted) -> ManifestSource:
+    return ManifestSource(
+        root=root,
+        group_regex=options.group_regex,
+        accepted=accepted,
+        manifest=manifest,
+        columns=options.columns,
+        missing=options.missing,
+        follow_links=options.follow_links,
+    )
+
+
 def _slides(root: Path, options: PackOptions, out: Path) -> SlideSource:
     """Return the source that is a slide, a folder of slides or a manifest of slides."""
     slides: SlideFolder | ManifestSource
     regex, links = options.group_regex, options.follow_links
     if options.manifest is not None:
-        slides = ManifestSource(
-            root=root,
-            group_regex=regex,
-            accepted=SLIDES,
-            manifest=options.manifest,
-            columns=options.columns,
-            missing=options.missing,
-            follow_links=links,
-        )
+        slides = _listed(root, options, options.manifest, SLIDES)
     else:
         slides = SlideFolder(
             root=root.parent if root.is_file() else root,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from shards.slides.reader import SlideError
 
 _MAX_BYTES = 1 << 30
+ANNOTATION_FILES = ("{}.geojson", "{}.json")  # of a slide of this name, in a folder
 
 Ring = NDArray[np.float64]  # (n, 2)
 
@@ -52,21 +53,6 @@ class Annotation:
     name: str
     rings: list[Ring]  # outlines and holes: inside is what an odd number of them surrounds
     area: float
-
-
-def annotation_file(annotations: Path, names: list[str]) -> Path:
-    """Return the file of a slide: `annotations` itself, or one in this folder with its name.
-
-    Raises:
-        SlideError: there is none.
-    """
-    if annotations.is_file():
-        return annotations
-    for name in names:
-        for suffix in (".geojson", ".json"):
-            if (annotations / f"{name}{suffix}").is_file():
-                return annotations / f"{name}{suffix}"
-    raise SlideError(f"no annotations: {annotations} has no {names[0]}.geojson")
 
 
 def read_annotations(file: Path) -> list[Annotation]:

@@ -20,6 +20,12 @@ from shards.slides.reader import Slide, SlideError
 
 _MAX_BOXES = 20_000_000
 _MAX_SIDE = 1 << 20
+COORDINATE_FILES = (  # of a slide of this name, in a folder
+    "{}_patches.h5",
+    "patches/{}_patches.h5",
+    "{}.h5",
+    "patches/{}.h5",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,22 +40,6 @@ class Boxes:
     def scale(self) -> float:
         """Pixels of level 0 per pixel of a box, as the tool read it."""
         return self.side / self.pixels
-
-
-def coordinate_file(coords: Path, names: list[str]) -> Path:
-    """Return the file of a slide: `coords` itself, or one in this folder with one of its names.
-
-    Raises:
-        SlideError: there is none.
-    """
-    if coords.is_file():
-        return coords
-    for name in names:
-        for file in (f"{name}_patches.h5", f"{name}.h5"):
-            for path in (coords / file, coords / "patches" / file):
-                if path.is_file():
-                    return path
-    raise SlideError(f"no coordinates: {coords} has no {names[0]}_patches.h5 or {names[0]}.h5")
 
 
 def read_boxes(file: Path, slide: Slide) -> Boxes:

@@ -1,13 +1,14 @@
 """One slide: the patches to cut from it, or the reason why there are none."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from shards.slides.annotations import annotation_file, classes_at, read_annotations
-from shards.slides.coordinates import coordinate_file, read_boxes
+from shards.slides.annotations import ANNOTATION_FILES, classes_at, read_annotations
+from shards.slides.coordinates import COORDINATE_FILES, read_boxes
 from shards.slides.grid import Positions, Resolution, inside_boxes, lattice, resolution
 from shards.slides.options import SlideOptions
 from shards.slides.reader import Slide, SlideError, open_slide
@@ -62,7 +63,8 @@ def _survey(survey: Survey, opened: Slide, small: Thumbnail, options: SlideOptio
     mpp = survey.mpp_of_slide
     assert mpp is not None
     if options.coords is not None:
-        boxes = read_boxes(coordinate_file(options.coords, _names(survey.slide)), opened)
+        file = _file_about(survey.slide, options.coords, COORDINATE_FILES, "coordinates")
+        boxes = read_boxes(file, opened)
         survey.boxes = len(boxes.corners)
         survey.how = how = resolution(opened, mpp, options.mpp or mpp * boxes.scale)
         positions = inside_boxes(opened, how, options.stride, boxes.corners, boxes.side)
@@ -76,7 +78,7 @@ def _survey(survey: Survey, opened: Slide, small: Thumbnail, options: SlideOptio
             why += f", and {survey.ink_mm2:.1f} mm2 of ink left out"
     labels: list[str | None] = [survey.slide.label] * len(positions[0])
     if options.annotations is not None:
-        file = annotation_file(options.annotations, _names(survey.slide))
+        file = _file_about(survey.slide, options.annotations, ANNOTATION_FILES, "annotations")
         half = how.side / 2
         labels = classes_at(read_annotations(file), positions[0] + half, positions[1] + half)
         within = np.array([label is not None for label in labels], bool)
@@ -102,12 +104,23 @@ def _on_tissue(survey: Survey, opened: Slide, small: Thumbnail, options: SlideOp
     return x[enough], y[enough]
 
 
-def _names(slide: Patch) -> list[str]:
-    """Return what the file of another tool about a slide may be named after."""
-    name, file = str(slide.slide), Path(slide.path)
-    if "/" in name:  # another slide has the same file name
-        return [name]
-    return list(dict.fromkeys((name, file.stem, file.name)))
+def _file_about(slide: Patch, place: Path, patterns: Sequence[str], kind: str) -> Path:
+    """Return the file of another tool about a slide: `place`, or one in this folder by its name.
+
+    Raises:
+        SlideError: there is none.
+    """
+    if place.is_file():
+        return place
+    name, path = str(slide.slide), Path(slide.path)
+    # with a folder in its name, another slide has the same file name
+    names = [name] if "/" in name else list(dict.fromkeys((name, path.stem, path.name)))
+    for named in names:
+        for pattern in patterns:
+            if (file := place / pattern.format(named)).is_file():
+                return file
+    expected = " or ".join(p.format(names[0]) for p in patterns if "/" not in p)
+    raise SlideError(f"no {kind}: {place} has no {expected}")
 
 
 def _mpp_of(opened: Slide, slide: Patch, options: SlideOptions) -> float:

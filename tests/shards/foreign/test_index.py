@@ -11,7 +11,7 @@ import webdataset
 from PIL import Image
 
 from common.errors import DataError
-from pipeline.index import Split, open_dataset
+from pipeline.index import Dataset, Split, open_dataset
 from pipeline.loader import Loader
 from pipeline.reader import read_split
 from shards.foreign.collect import find_tars
@@ -121,6 +121,13 @@ def write_labelled_tar(path: Path, labels: list[bytes]) -> None:
     write_tar(path, content)
 
 
+def indexed_labels(folder: Path, texts: list[bytes], names: str | None) -> Dataset:
+    """The data set of a tar with these labels, whose classes are `names`."""
+    write_labelled_tar(folder / "train.tar", texts)
+    index_tars(str(folder), folder / "out", IndexOptions(classes=names))
+    return open_dataset(folder / "out")
+
+
 @pytest.mark.parametrize(
     ("texts", "names", "classes", "numbers"),
     [
@@ -134,9 +141,7 @@ def write_labelled_tar(path: Path, labels: list[bytes]) -> None:
 def test_labels_are_numbers_or_names(
     texts: list[bytes], names: str | None, classes: list[str], numbers: list[int], tmp_path: Path
 ) -> None:
-    write_labelled_tar(tmp_path / "train.tar", texts)
-    index_tars(str(tmp_path), tmp_path / "out", IndexOptions(classes=names))
-    opened = open_dataset(tmp_path / "out")
+    opened = indexed_labels(tmp_path, texts, names)
     assert opened.metadata.classes == classes
     assert opened.split("train").labels.tolist() == numbers
     assert (
@@ -249,9 +254,7 @@ def test_members_of_file_managers_are_left_out_and_counted(tmp_path: Path) -> No
 def test_labels_from_any_number_and_minus_one(
     texts: list[bytes], names: str | None, classes: list[str], numbers: list[int], tmp_path: Path
 ) -> None:
-    write_labelled_tar(tmp_path / "train.tar", texts)
-    index_tars(str(tmp_path), tmp_path / "out", IndexOptions(classes=names))
-    opened = open_dataset(tmp_path / "out")
+    opened = indexed_labels(tmp_path, texts, names)
     assert opened.metadata.classes == classes
     assert opened.split("train").labels.tolist() == numbers
     assert verify(tmp_path / "out", duplicates=False).problem_count == 0
