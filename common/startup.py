@@ -1,28 +1,21 @@
 """The environment that torch and its libraries read while they are loaded.
 
-`common` calls `prepare_environment` when it is imported, since OpenMP reads its variables only
-once. What the user has set stays.
+`common` calls `prepare_environment` when it is imported. What the user has set stays. How long
+OpenMP's threads spin is left to them: no count is better than libgomp's own both for a training
+alone and for two side by side (bench/LOG.md, "How long threads spin").
 """
 
 import getpass
 import os
 from pathlib import Path
 
-# How often a thread looks again before it sleeps, where libgomp's default is 300,000 (a few ms).
-# Chosen by `python bench/throughput.py neighbours`: see bench/LOG.md.
-SPIN_COUNT = 10_000
-SPINNING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-
 
 def prepare_environment() -> None:
-    """Limit the spinning of OpenMP's threads, and name the user where the system does not.
+    """Name the user and the home folder where the system does not.
 
-    The threads of two trainings, or of a training beside another program, would take the cores
-    from each other while they wait. torch's compiler and other libraries ask for the name of the
-    user and the home folder, which a container's user without a passwd entry does not have.
+    torch's compiler and other libraries ask for them, and a container's user without a passwd entry
+    has neither.
     """
-    if not any(name in os.environ for name in SPINNING):
-        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
     try:
         getpass.getuser()
     except (KeyError, OSError, ImportError):

@@ -4,7 +4,7 @@ A thread that waits at the end of a parallel region spins for a while before it 
 saves the time to wake up where the cores are its own, and takes time from others where they are
 not. For each spin count, two trainings with a thread per core start and wait. Then one trains
 alone, one beside a busy process of the lowest priority per core, and both at once, in turn.
-`common.startup.SPIN_COUNT` was chosen by this table.
+The commands leave the count to libgomp, by this table (bench/LOG.md).
 """
 
 import os
