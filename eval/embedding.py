@@ -33,9 +33,9 @@ from eval import features
 from eval.encoder import PatchEncoder, load
 from eval.features import Format
 from eval.measure.readouts import READOUTS
-from eval.run import load_info, snapshot_hash
+from eval.run import snapshot_hash
 from eval.session import stain_table
-from models.hub import SNAPSHOT
+from models.hub import run_folder
 from pipeline.index import Dataset, open_dataset
 from pipeline.reader import READ_SIZE, Reader
 from pipeline.units import normalised
@@ -44,7 +44,6 @@ from shards.pack.plan import PackOptions
 from shards.remote.cache import local
 from shards.schema import CHANNELS, METADATA_NAME, PATCH
 
-COLUMNS = ("path", "source", "slide", "patient", "site", "x", "y", "mpp")
 PARTS = 64  # files of a source, for the ranks to share, where that leaves a file enough work
 MOST_ROWS = 65_536  # per file: 100 MB
 SHARDS = ".shards"  # the packed form of a folder, until its embeddings are complete
@@ -81,7 +80,7 @@ class Samples:
     """The samples of all splits of a data set, in the order of their paths."""
 
     dataset: Dataset
-    table: pa.Table  # COLUMNS, and `split` and `class`
+    table: pa.Table  # features.EMBEDDED_COLUMNS, and `split` and `class`
     splits: list[str]
     split: NDArray[np.int64]  # (n,) index into splits
     index: NDArray[np.int64]  # (n,) index into that split
@@ -107,7 +106,7 @@ def embed(run: Path | str, source: Path | str, options: EmbedOptions = DEFAULTS)
     """
     features.require_libraries(options.formats)
     root = ranks.main_process_first(lambda: local(source))
-    out = options.out or default_folder(run) / features.file_name(root.resolve().name)
+    out = options.out or run_folder(run) / "embedded" / features.file_name(root.resolve().name)
     ranks.require_shared(out)
     with ExitStack() as stack:
         lock = held(out, "writes embeddings there")
@@ -123,9 +122,8 @@ def _embed(run: Path | str, root: Path, out: Path, options: EmbedOptions) -> Non
     encoder = ranks.together(lambda: load(run, device))
     packed = ranks.together(lambda: _packed(root, out, options.pack))
     stained = ranks.together(lambda: open_dataset(packed))
-    info = ranks.together(lambda: load_info(run))
-    measure = ranks.rank() == 0
-    table = ranks.together(lambda: stain_table(stained, run, info) if measure else None)
+    measured = encoder.normalisation if ranks.rank() == 0 else None
+    table = ranks.together(lambda: stain_table(stained, run, measured))
     table = ranks.gather_object(table)[0]
     dataset = ranks.together(lambda: normalised(stained, table))
     samples = ranks.together(lambda: _by_path(dataset))
@@ -143,17 +141,6 @@ def _embed(run: Path | str, root: Path, out: Path, options: EmbedOptions) -> Non
     if ranks.rank() == 0:
         numbers = encoder.dimensions(options.readout)
         log.info(f"{len(samples):,} embeddings of {numbers} numbers in {len(files)} files")
-
-
-def default_folder(run: Path | str) -> Path:
-    """Name the folder of a run's embeddings.
-
-    Raises:
-        DataError: it is not a run, but only its snapshot: the folder has to be named.
-    """
-    if not (Path(run) / SNAPSHOT).is_dir():
-        raise DataError(f"{run} is not the folder of a run: name one for the files with --out DIR")
-    return Path(run) / "embedded"
 
 
 def plan_files(out: Path, samples: int, part_rows: int | None) -> list[EmbeddingFile]:
@@ -206,7 +193,7 @@ def _by_path(dataset: Dataset) -> Samples:
     splits = [dataset.splits[name] for name in names]
     classes = np.array([*dataset.metadata.classes, None], dtype=object)  # -1 is no class
     tables = [
-        split.table.select(COLUMNS)
+        split.table.select(features.EMBEDDED_COLUMNS)
         .append_column("split", pa.array([name] * len(split)))
         .append_column("class", pa.array(classes[split.labels], pa.string()))
         for name, split in zip(names, splits, strict=True)

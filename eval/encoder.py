@@ -21,7 +21,7 @@ from models import snapshot
 from models.hub import locate
 from models.vae import VAE
 from pipeline.normalisation import MIN_PATCHES, Normalisation, Normaliser, statistics
-from pipeline.pixels import to_float, to_pixels
+from pipeline.pixels import to_float, to_pixels, to_tensor
 from shards.codec.png import Pixels
 from shards.schema import CHANNELS, PATCH
 
@@ -63,22 +63,19 @@ class PatchEncoder:
             ValueError: another shape, dtype or range, an unknown readout, or a unit of fewer than
                 8 images.
         """
-        if isinstance(images, np.ndarray):
-            images = np.require(images, requirements="W")  # torch warns of read-only arrays
-        x_BCHW = _checked(torch.as_tensor(images))
+        x_BCHW = _checked(images)
         if self.normalisation is not None and len(x_BCHW):
-            pixels = _normalised(x_BCHW, units, self.normalisation)
-            x_BCHW = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        return self.embed(x_BCHW, readout)
+            x_BCHW = to_tensor(_normalised(x_BCHW, units, self.normalisation))
+        return self._embed(x_BCHW, readout)
 
     def embed(self, images: NDArray[np.generic] | Tensor, readout: str = "mean") -> Features:
         """Embed images as `encode`, without normalisation: as patches that are read normalised."""
+        return self._embed(_checked(images), readout)
+
+    def _embed(self, x_BCHW: Tensor, readout: str) -> Features:
         if readout not in READOUTS:
             raise ValueError(f"unknown readout {readout!r}; there are {list(READOUTS)}")
-        if isinstance(images, np.ndarray):
-            images = np.require(images, requirements="W")  # torch warns of read-only arrays
-        x_BCHW = _checked(torch.as_tensor(images))
-        batches = [np.empty((0, self.dimensions(readout)), np.float32)]
+        batches = []
         for images_BCHW in x_BCHW.split(batch_for(self.device)):
             with evaluating(self.model):
                 on_device = images_BCHW.to(self.device)
@@ -105,10 +102,9 @@ def load(run: Path | str, device: str | torch.device | None = None) -> PatchEnco
     Raises:
         DataError: there is no snapshot, or one that is damaged.
     """
-    info = load_info(run)
-    model = snapshot.load(locate(run)).to(
-        device or ("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    folder = locate(run)  # once: a revision on the hub may move
+    info = load_info(folder)
+    model = snapshot.load(folder).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return PatchEncoder(model, Symmetry(info.group, info.fibres), info.normalisation)
 
 
@@ -143,8 +139,11 @@ def _normalised(
     return pixels
 
 
-def _checked(images: Tensor) -> Tensor:
+def _checked(array: NDArray[np.generic] | Tensor) -> Tensor:
     """Check images and view them as (n, 3, 32, 32)."""
+    if isinstance(array, np.ndarray):
+        array = np.require(array, requirements="W")  # torch warns of read-only arrays
+    images = torch.as_tensor(array)
     shape = tuple(images.shape[1:])
     if images.ndim != 4 or shape not in (CHW, HWC):
         raise ValueError(

@@ -20,6 +20,7 @@ Format = Literal["npy", "h5"]
 
 ROW_GROUP = 16_384
 PARTS = "part-*.parquet"  # of eval.embed
+EMBEDDED_COLUMNS = ("path", "source", "slide", "patient", "site", "x", "y", "mpp")  # there
 MAX_NAME_BYTES = 215  # of a file without .h5: the hidden name while it is written is longer
 SLIDE_TABLE = "slides.tsv"
 COLUMNS = ("key", "label", "source", "slide", "patient", "site", "path")

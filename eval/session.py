@@ -1,9 +1,10 @@
 """The configuration of an evaluation, and its opened data set, run and model."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,7 @@ from models import snapshot
 from models.vae import VAE
 from pipeline.corruptions import CorruptionConfig
 from pipeline.index import Dataset, Split, open_dataset
+from pipeline.normalisation import Normalisation, Statistics, Unit
 from pipeline.units import StainTable, fit_dataset, normalised
 
 
@@ -125,7 +127,7 @@ class RunSession(Session):
     def symmetry(self) -> Symmetry:
         return Symmetry(self.info.group, self.info.fibres)
 
-    @property
+    @cached_property  # read at every file that is written
     def hashes(self) -> dict[str, str]:
         """Hashes of the model and the data set: metadata of files of embeddings and scores."""
         return {"snapshot_xxh3": runs.snapshot_hash(self.run), "dataset_hash": self.data.hash}
@@ -149,7 +151,7 @@ def open_run(run: Path, data: Path | None, config: EvalConfig) -> RunSession:
     model = snapshot.load(run / "snapshot").to(device_named(config.device))
     corruption = runs.load_corruption(run)
     dataset = open_dataset(data or runs.data_root(run))
-    dataset = normalised(dataset, stain_table(dataset, run, info))
+    dataset = normalised(dataset, stain_table(dataset, run, info.normalisation))
     session = RunSession(dataset, config, run, info, model, corruption)
     if not session.splits:
         raise DataError(f"{dataset.root} has no samples to evaluate on")
@@ -165,25 +167,30 @@ def open_run(run: Path, data: Path | None, config: EvalConfig) -> RunSession:
     return session
 
 
-def stain_table(dataset: Dataset, run: Path | str, info: runs.RunInfo) -> StainTable | None:
+def stain_table(
+    dataset: Dataset,
+    run: Path | str,
+    normalisation: Normalisation | None,
+    fit: Callable[[Dataset, Unit, Statistics], StainTable] = fit_dataset,
+) -> StainTable | None:
     """Return how the patches of a data set are normalised for a run; None for one that does not.
 
-    Of the run's own data set RUN/stain.json holds the statistics; those of another are measured.
+    Of the run's own data set RUN/stain.json holds the statistics; those of another `fit` measures.
 
     Raises:
         DataError: the data set lacks the units of the run's normalisation, or RUN/stain.json is
             of another run.
     """
-    if info.normalisation is None:
+    if normalisation is None:
         return None
     table = runs.load_stain(run)
-    if table is not None and table.normalisation != info.normalisation:
+    if table is not None and table.normalisation != normalisation:
         raise DataError(
             f"{Path(run) / runs.STAIN} is of another run than its snapshot: restore the file, or "
             "remove it to measure the statistics again"
         )
     if table is None or table.dataset_hash != dataset.hash:
-        table = fit_dataset(dataset, info.normalisation.unit, info.normalisation.target)
+        table = fit(dataset, normalisation.unit, normalisation.target)
     return table
 
 

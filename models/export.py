@@ -28,7 +28,7 @@ from common.console import log
 from common.errors import DataError
 from common.files import read_json, write_atomically
 from models import snapshot
-from models.hub import SNAPSHOT, locate
+from models.hub import locate, run_folder
 from models.tied import untie
 from models.vae import VAE
 from pipeline.pixels import to_float
@@ -135,9 +135,7 @@ def export(run: Path | str, options: ExportOptions = ExportOptions()) -> list[Pa
     """
     if "onnx" in options.to:
         _onnx()
-    if options.out is None and not (Path(run) / SNAPSHOT).is_dir():
-        raise DataError(f"{run} is not the folder of a run: name one for the files with --out DIR")
-    out = options.out or Path(run) / "export"
+    out = options.out or run_folder(run) / "export"
     folder = locate(run)
     model = snapshot.load(folder)
     if _normalises(folder):

@@ -39,6 +39,17 @@ def locate(name: Path | str) -> Path:
     return _fetch(match[1], match[2])
 
 
+def run_folder(run: Path | str) -> Path:
+    """Return the folder of a run, for files beside its snapshot.
+
+    Raises:
+        DataError: it is not a run, but only its snapshot: the folder has to be named.
+    """
+    if not (Path(run) / SNAPSHOT).is_dir():
+        raise DataError(f"{run} is not the folder of a run: name one for the files with --out DIR")
+    return Path(run)
+
+
 def _fetch(repository: str, revision: str | None) -> Path:
     try:
         import huggingface_hub

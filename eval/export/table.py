@@ -1,9 +1,9 @@
 """The table that is taken away: a folder of embeddings as `eval.embed` writes it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +12,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from common.errors import DataError
-from eval.features import Features, vectors_of
+from eval.features import EMBEDDED_COLUMNS, PARTS, Features, file_name, slides_of, vectors_of
 from shards.schema import PATCH
-
-COLUMNS = ("path", "source", "slide", "patient", "site", "x", "y", "mpp")
 
 
 class Slide(NamedTuple):
@@ -24,6 +22,11 @@ class Slide(NamedTuple):
     name: str
     rows: NDArray[np.int64]  # (n,) of the table
 
+    @property
+    def stem(self) -> str:
+        """Name of its files."""
+        return file_name(self.name).lstrip(".") or "_"
+
 
 @dataclass(frozen=True)
 class EmbeddedTable:
@@ -31,14 +34,15 @@ class EmbeddedTable:
 
     root: Path
     features: Features
-    rows: pa.Table  # COLUMNS, split and class
+    rows: pa.Table  # EMBEDDED_COLUMNS, split and class
     facts: dict[str, str]  # readout, snapshot_xxh3, dataset_hash
 
-    def slides(self) -> Iterator[Slide]:
-        """Yield the slides, by name."""
-        names = pc.coalesce(self.rows["slide"], self.rows["source"]).to_numpy().astype(str)
-        for name in np.unique(names).tolist():
-            yield Slide(name, np.flatnonzero(names == name))
+    @cached_property
+    def slides(self) -> list[Slide]:
+        """The slides, by name."""
+        names, codes = np.unique(np.array(slides_of(self.rows), str), return_inverse=True)
+        rows = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+        return [Slide(name, of_slide) for name, of_slide in zip(names.tolist(), rows, strict=True)]
 
     def places(self, slide: Slide) -> NDArray[np.int64]:
         """Return x and y (n, 2) of the patches of a slide, in its pixels.
@@ -56,11 +60,13 @@ class EmbeddedTable:
 
     def mpp(self, slide: Slide) -> float | None:
         """Return the microns per pixel of the patches of a slide, where all have the same."""
-        values = pc.unique(self.rows["mpp"].take(slide.rows)).to_pylist()
-        return values[0] if len(values) == 1 else None
+        return self._shared(slide, "mpp")
 
     def text(self, slide: Slide, column: str) -> str | None:
         """Return the value that all patches of a slide share, or None."""
+        return self._shared(slide, column)
+
+    def _shared(self, slide: Slide, column: str) -> Any:
         values = pc.unique(self.rows[column].take(slide.rows)).to_pylist()
         return values[0] if len(values) == 1 else None
 
@@ -71,13 +77,13 @@ def read_table(folder: Path) -> EmbeddedTable:
     Raises:
         DataError: there are none, or a file is not of that command.
     """
-    files = sorted(folder.glob("part-*.parquet"))
+    files = sorted(folder.glob(PARTS))
     if not files:
-        raise DataError(f"{folder} holds no part-*.parquet: make it with python -m eval.embed")
+        raise DataError(f"{folder} holds no {PARTS}: make it with python -m eval.embed")
     try:
         table = pa.concat_tables([pq.read_table(file) for file in files])
         features = vectors_of(table["embedding"])
-        rows = table.select([*COLUMNS, "split", "class"])
+        rows = table.select([*EMBEDDED_COLUMNS, "split", "class"])
     except (OSError, pa.ArrowException, KeyError, ValueError, AttributeError) as error:
         raise DataError(f"{folder} is not of eval.embed: {error}") from None
     if features.ndim != 2 or not np.isfinite(features).all():

@@ -8,7 +8,7 @@ in turn. Only the probe is transferred; the results name the data that the encod
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -44,7 +44,8 @@ from eval.transfer.tables import sections
 from models import snapshot
 from models.vae import VAE, ModelConfig
 from pipeline.index import Dataset
-from pipeline.units import normalised
+from pipeline.normalisation import Normalisation, Statistics, Unit
+from pipeline.units import StainTable, fit_dataset, normalised
 from shards.codec.png import Pixels
 from shards.sources.splits import SPLITS
 
@@ -100,13 +101,24 @@ def transfer(
             f"{data[0]} names {len(first.sites)} sites: transfer needs two data sets, or one with "
             "two sites in its column `site`"
         )
+    fitted: dict[tuple[str, Unit], StainTable] = {}
+
+    def fit_once(dataset: Dataset, unit: Unit, target: Statistics) -> StainTable:
+        # statistics are of the data set; only the target is of the run
+        if (dataset.hash, unit) not in fitted:
+            fitted[dataset.hash, unit] = fit_dataset(dataset, unit, target)
+        return replace(fitted[dataset.hash, unit], normalisation=Normalisation(unit, target))
+
     moved = {
         name: {
-            data.name: normalised(data.session.data, stain_table(data.session.data, folder, info))
+            data.name: normalised(
+                data.session.data,
+                stain_table(data.session.data, folder, normalisation, fit_once),
+            )
             for data in datasets.values()
         }
         for name, folder in folders.items()
-        if (info := infos[name]).normalisation is not None
+        if (normalisation := infos[name].normalisation) is not None
     }
     trial = Trial(datasets, encodings_of(models, config.baselines, moved))
     for name in moved:
