@@ -17,22 +17,22 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import torch
 import tyro
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.console import log, show_messages
+from eval.measure.probe import macro_auroc
 from pipeline import d4, jitter
 from pipeline.index import Split, open_dataset
 from pipeline.jitter import JitterConfig
 from pipeline.loader import Loader
-from pipeline.pixels import to_float, to_tensor
+from pipeline.pixels import CPU, to_float, to_tensor
 from pipeline.reader import read_split
 from shards.schema import CHANNELS, NO_LABEL, PATCH
 from train.step import generator_for
 from train.sweep.recipes import JITTER
 
-CPU = torch.device("cpu")
 BATCH = 64
 WIDTHS = (32, 64, 128)
 
@@ -103,10 +103,9 @@ def scores(network: nn.Module, split: Split) -> dict[str, float]:
         outputs: list[Tensor] = [network(to_float(x)).softmax(1) for x in images.split(512)]
     shares, labels = torch.cat(outputs).double().numpy(), split.labels[rows]
     shares /= shares.sum(1, keepdims=True)
-    by_class = [roc_auc_score(labels == k, shares[:, k]) for k in np.unique(labels)]
     predicted = shares.argmax(1)
     return {
-        "auroc": float(np.mean(by_class)),
+        "auroc": macro_auroc(shares, np.arange(shares.shape[1]), labels),
         "accuracy": float((predicted == labels).mean()),
         "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)),
     }

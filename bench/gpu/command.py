@@ -70,6 +70,7 @@ class Session:
     data: Path
     dry: bool
     began: float = field(default_factory=time.monotonic)
+    driver: str | None = field(default_factory=lambda: _driver())  # asked once: it takes a process
     outcomes: list[Outcome] = field(default_factory=list)
     tests: dict[str, str] = field(default_factory=dict)
 
@@ -132,7 +133,7 @@ class Session:
         document = {
             "dry": self.dry,
             "commit": os.environ.get("COMMIT"),
-            "driver": _driver(),
+            "driver": self.driver,
             "seconds": round(time.monotonic() - self.began, 1),
             "steps": msgspec.to_builtins(self.outcomes),
             "tests": self.tests,
@@ -204,7 +205,7 @@ def _show(session: Session) -> str:
     results = list(session.tests.values())
     counts = ", ".join(f"{results.count(r)} {r}" for r in dict.fromkeys(results)) or "none"
     machines = [str(r.environment.device) for r in records if isinstance(r, Machine)]
-    title = f"{', '.join(machines)}; driver {_driver()}; tests: {counts}"
+    title = f"{', '.join(machines)}; driver {session.driver}; tests: {counts}"
     return f"{report(records)}\n\n{title}\n{table(rows)}\n{session.out / 'gpu.json'}"
 
 

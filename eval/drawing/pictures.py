@@ -24,7 +24,7 @@ from eval.session import RunSession, in_turn, subset
 from models.vae import LATENT_SIDE
 from pipeline import d4
 from pipeline.corruptions import CorruptionConfig, corrupt_as
-from pipeline.pixels import to_float, to_tensor
+from pipeline.pixels import to_float, to_pixels, to_tensor
 from pipeline.reader import read_split
 from shards.codec.png import Pixels
 from shards.schema import CHANNELS, PATCH
@@ -63,8 +63,7 @@ def draw(session: RunSession) -> None:
     """Write RUN/pictures.safetensors."""
     split = session.metrics_split
     rows = in_turn(split.labels, PER_KIND * len(KINDS))
-    order, back = np.unique(rows, return_inverse=True)
-    patches = to_tensor(read_split(split, order)[back], session.device)
+    patches = to_tensor(read_split(split, rows), session.device)
     sample = to_tensor(read_split(split, subset(len(split), SAMPLE)), session.device)
     pictures = pictures_of(session, patches, sample)
     arrays = {name: array for name, array in vars(pictures).items() if array is not None}
@@ -94,13 +93,13 @@ def pictures_of(session: RunSession, patches: Tensor, sample: Tensor) -> Picture
     errors = ((back - mu[:1]).flatten(1).double().square().sum(1) / scale).sqrt()
     outputs = corrupted if x_hat is None else x_hat
     return Pictures(
-        clean=_pixels(x),
-        corrupted=_pixels(corrupted),
-        reconstructed=None if x_hat is None else _pixels(x_hat),
+        clean=to_pixels(x.clamp(0, 1)),
+        corrupted=to_pixels(corrupted.clamp(0, 1)),
+        reconstructed=None if x_hat is None else to_pixels(x_hat.clamp(0, 1)),
         psnr=torch.stack([psnr(corrupted, x), psnr(outputs, x)]).float().cpu().numpy(),
-        orbit=_pixels(orbit),
-        codes=_pixels(torch.stack([d4.act_one(colours[g], g) for g in elements])),
-        moved=_pixels(torch.stack([d4.act_one(colours[0], g) for g in elements])),
+        orbit=to_pixels(orbit.clamp(0, 1)),
+        codes=to_pixels(torch.stack([d4.act_one(colours[g], g) for g in elements])),
+        moved=to_pixels(torch.stack([d4.act_one(colours[0], g) for g in elements])),
         errors=errors.float().cpu().numpy(),
         shares=shares,
     )
@@ -120,11 +119,6 @@ def _colours(sample: Tensor, codes: Tensor) -> tuple[Tensor, NDArray[np.float32]
     grid = torch.from_numpy(colours).view(len(codes), *codes.shape[2:], CHANNELS)
     shares = np.nan_to_num(pca.explained_variance_ratio_).astype(np.float32)
     return grid.permute(0, 3, 1, 2).clamp(0, 1), shares
-
-
-def _pixels(images: Tensor) -> Pixels:
-    scaled = (255 * images.clamp(0, 1)).round().to(torch.uint8)
-    return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).cpu().numpy())
 
 
 def load(run: Path) -> tuple[Pictures, dict[str, str]]:

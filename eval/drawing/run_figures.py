@@ -215,10 +215,9 @@ def nearest_patches(session: RunSession, features: Features, path: Path) -> Path
     query_rows = queries(split.labels[rows])
     neighbour_rows, cosines = nearest(features, query_rows)
     shown = rows[np.concatenate([query_rows[:, None], neighbour_rows], axis=1).ravel()]
-    order, back = np.unique(shown, return_inverse=True)
     names = [*session.data.metadata.classes, "no label"]  # -1 is the last
     return neighbours(
-        pixels=read_split(split, order)[back],
+        pixels=read_split(split, shown),
         cosines=cosines,
         labels=[names[label] for label in split.labels[shown]],
         sources=split.table["source"].take(shown).to_pylist(),

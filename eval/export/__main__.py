@@ -16,7 +16,6 @@ from eval.export.formats import FORMATS, LIBRARIES
 from eval.export.maps import write_maps
 from eval.export.table import read_table
 from eval.export.values import clusters, probe_scores
-from eval.features import file_name
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,7 @@ def export(folder: Path, options: ExportOptions) -> list[Path]:
     for name in options.to:
         LIBRARIES.get(name, lambda: None)()
     table = read_table(folder)
-    stems = [slide.name for slide in table.slides()]
-    if len({file_name(stem).lower() for stem in stems}) < len(stems):
+    if len({slide.stem.lower() for slide in table.slides}) < len(table.slides):
         raise DataError(f"{folder}: two slides get the same file name: rename one")
     files = [FORMATS[name](table, options.out) for name in dict.fromkeys(options.to)]
     if options.clusters is not None:

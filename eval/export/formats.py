@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from common.errors import DataError
 from common.files import atomic_path
 from eval.export.table import EmbeddedTable, tile_side
-from eval.features import file_name, import_h5py, with_embeddings
+from eval.features import import_h5py, with_embeddings
 from shards.schema import PATCH
 
 MAGNIFICATION = 10.0  # times microns per pixel: 20x is 0.5
@@ -64,7 +64,7 @@ def write_trident(table: EmbeddedTable, out: Path) -> Path:
     Magnifications are 10 / mpp, and absent where mpp is not known.
     """
     h5py = import_h5py()
-    for slide in table.slides():
+    for slide in table.slides:
         places = table.places(slide)
         side, mpp = tile_side(places), table.mpp(slide)
         coords: dict[str, int | float | str] = {
@@ -82,7 +82,7 @@ def write_trident(table: EmbeddedTable, out: Path) -> Path:
             "features": (features, {"name": slide.name, "encoder": encoder}),
             "coords": (places, coords),
         }
-        path = out / "trident" / f"{file_name(slide.name).lstrip('.') or '_'}.h5"
+        path = out / "trident" / f"{slide.stem}.h5"
         with atomic_path(path) as temp, h5py.File(temp, "w") as file:
             for name, (array, attributes) in arrays.items():
                 width = array.shape[1]
@@ -95,7 +95,7 @@ def write_trident(table: EmbeddedTable, out: Path) -> Path:
 
 def write_slides(table: EmbeddedTable, out: Path) -> Path:
     """Write OUT/slides.parquet: a row per slide with `mean` and `std` (d,) over its patches."""
-    slides = list(table.slides())
+    slides = table.slides
     columns = {
         "slide": [slide.name for slide in slides],
         **{

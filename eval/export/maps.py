@@ -36,10 +36,10 @@ def write_maps(table: EmbeddedTable, values: PatchValues, out: Path) -> list[Pat
         DataError: a patch has no place.
     """
     files = []
-    for slide in table.slides():
+    for slide in table.slides:
         places = table.places(slide)
         side, mpp = tile_side(places), table.mpp(slide)
-        stem = f"{file_name(slide.name).lstrip('.') or '_'}-{values.name}"
+        stem = f"{slide.stem}-{values.name}"
         labels = values.labels[slide.rows]
         scores = {name: score[slide.rows] for name, score in values.scores.items()}
         corners = places[:, None] + side * np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
