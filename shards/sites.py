@@ -127,10 +127,9 @@ def _groups(listed: Path, values: Values) -> list[Group]:
             f"{len(sites)} patches have none): each needs one, in the column site (or name the "
             f"column with --columns.site), or by a TCGA barcode in a packed set"
         )
-    names = [read_name(path.rpartition("/")[2].rpartition(".")[0]) for path in paths]
     sources = values.get("source") or [
-        source_image(path, name, slide)
-        for path, name, slide in zip(paths, names, slides, strict=True)
+        source_image(path, read_name(path.rpartition("/")[2].rpartition(".")[0]), slide)
+        for path, slide in zip(paths, slides, strict=True)
     ]
     groups: list[Group] = []
     home: dict[Group, str] = {}

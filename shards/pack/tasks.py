@@ -103,7 +103,8 @@ def _arguments(options: Any, prefix: str) -> list[str]:
             # the options about slides have no prefix
             words += _arguments(value, prefix if entry.name == "slides" else f"{name}.")
         elif value != getattr(default, entry.name):
-            words += [name, str(value)]
+            values = () if value is True else value if isinstance(value, tuple) else (value,)
+            words += [name, *map(str, values)]
     return words
 
 

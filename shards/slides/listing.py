@@ -18,7 +18,7 @@ from shards.sources.names import barcode_notes, require_utf8
 from shards.sources.source import Accepted, Collection, LookUp, Origin
 from shards.sources.splits import split_folders
 
-SLIDES = Accepted(SUFFIXES, 1 << 44)
+SLIDES = Accepted(SUFFIXES, 1 << 44, "slide")
 
 
 class SlideFolder(FileSource, frozen=True, kw_only=True, tag=True):
@@ -50,13 +50,7 @@ class SlideFolder(FileSource, frozen=True, kw_only=True, tag=True):
         }
         if self.layout == "classes":
             columns["label"] = [self._class_of(path, bool(splits)) for path in paths]
-        patches, refused = [], []
-        for result in look_up(self.batches(paths, columns)):
-            if result.error:
-                raise DataError(result.error[1])
-            patches += result.patches
-            refused += result.refused
-            refused += [(paths[i], f"cannot be looked at: {why}") for i, why in result.missing]
+        patches, refused = self.looked_up(self.batches(paths, columns), look_up)
         return Collection(
             root=str(self.root / (self.only or "")),
             name=self.only or self.name,

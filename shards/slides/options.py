@@ -1,6 +1,6 @@
 """Options of cutting patches from slides."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from shards.schema import PATCH
@@ -39,13 +39,8 @@ class SlideOptions:
             raise ValueError(f"stride is {self.stride}, expected 1 to 65536 pixels")
         if not 0 <= self.min_tissue <= 1:
             raise ValueError(f"min-tissue is {self.min_tissue}, expected 0 to 1")
-        default = (PATCH, 0.5, None, None)
-        if not self.asked and default != (
-            self.stride,
-            self.min_tissue,
-            self.mpp_of_slide,
-            self.annotations,
-        ):
+        changed = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        if changed and not self.asked:
             raise ValueError("these options are about slides: give --mpp (0.5 is a usual choice)")
 
     @property

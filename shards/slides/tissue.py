@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 from shards.codec.png import Pixels
 from shards.slides.grid import Positions, Resolution
 from shards.slides.reader import Slide, SlideError
+
+# scipy is imported where it is used: every worker of a pack, also of patches, imports this module
 
 MASK_MPP = 8.0  # of the thumbnail, or up to twice as fine
 
@@ -58,6 +59,8 @@ class Tissue:
 
     def fractions(self, positions: Positions, how: Resolution) -> NDArray[np.float64]:
         """Return the fraction (n,) of each patch that is tissue."""
+        from scipy import ndimage
+
         sums = np.pad(self.mask, ((1, 0), (1, 0))).cumsum(0, np.int64).cumsum(1).astype(np.float64)
         x, y = (axis / self.step for axis in positions)
         side = how.side / self.step
@@ -104,6 +107,8 @@ def find_tissue(thumb: Thumbnail, mpp_of_slide: float) -> Tissue:
     Args:
         mpp_of_slide: microns per pixel of level 0.
     """
+    from scipy import ndimage
+
     mpp = thumb.step * mpp_of_slide
     pixels = ndimage.uniform_filter(thumb.pixels, (3, 3, 1)).astype(np.int16)
     saturation = (pixels.max(2) - pixels.min(2)).astype(np.uint8)
@@ -132,6 +137,8 @@ def _ink_coloured(pixels: NDArray[np.int16]) -> NDArray[np.bool_]:
 
 def _without_small(mask: NDArray[np.bool_], least: float) -> NDArray[np.bool_]:
     """Remove connected pieces of fewer than `least` pixels."""
+    from scipy import ndimage
+
     pieces, _ = ndimage.label(mask)
     large = np.bincount(pieces.ravel()) >= least
     large[0] = False

@@ -47,7 +47,7 @@ from shards.sources.staged import open_staged, write_reason, write_rows
 
 Rule = Literal["none", "crop", "resize", "tile"]
 
-CONVERTIBLE = Accepted(("png", "jpg", "jpeg", "tif", "tiff"), 256 << 20)
+CONVERTIBLE = Accepted(("png", "jpg", "jpeg", "tif", "tiff"), 256 << 20, "PNG, JPEG or TIFF file")
 
 _FORMATS = ("PNG", "JPEG", "TIFF")  # pinned: PIL opens by content, not by name
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")

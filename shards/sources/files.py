@@ -20,11 +20,19 @@ from shards.sources.names import (
     read_name,
     source_image,
 )
-from shards.sources.source import Accepted, BatchPatches, FileBatch, Patch, ReadPatch, read_file
+from shards.sources.source import (
+    Accepted,
+    BatchPatches,
+    FileBatch,
+    LookUp,
+    Patch,
+    ReadPatch,
+    read_file,
+)
 
 CHUNK = 1024  # files per batch
 
-PLAIN = Accepted(("png",), MAX_SOURCE_BYTES)
+PLAIN = Accepted(("png",), MAX_SOURCE_BYTES, "PNG file")
 
 _JUNK_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", ".ds_store")
 _JUNK_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".md", ".xml", ".yaml", ".yml", ".parquet")
@@ -85,6 +93,26 @@ class FileSource(Struct, frozen=True, kw_only=True):
     def rule(self) -> str:
         """What the source of a patch is."""
         return SOURCE_RULE if self.group_regex is None else REGEX_RULE.format(self.group_regex)
+
+    def looked_up(
+        self, batches: list[FileBatch], look_up: LookUp
+    ) -> tuple[list[Patch], list[tuple[str, str]]]:
+        """Look up files that were just listed: patches, and what is refused with the reason.
+
+        Raises:
+            DataError: a link that leaves the root.
+        """
+        patches: list[Patch] = []
+        refused: list[tuple[str, str]] = []
+        for batch, result in zip(batches, look_up(batches), strict=True):
+            if result.error:
+                raise DataError(result.error[1])
+            patches += result.patches
+            refused += result.refused
+            refused += [
+                (batch.paths[i], f"cannot be looked at: {why}") for i, why in result.missing
+            ]
+        return patches, refused
 
     def batches(
         self,
@@ -164,7 +192,7 @@ def look_up(batch: FileBatch) -> BatchPatches:
             source = source_image(path, name, slide, pattern)
         except (OSError, ValueError) as problem:  # ValueError: a zero byte in the path
             reason = getattr(problem, "strerror", None) or str(problem)
-            missing.append((i, reason + (spelling_hint(batch.root, path) if batch.listed else "")))
+            missing.append((i, reason))
             continue
         except DataError as problem:
             error = i, str(problem)
@@ -266,8 +294,9 @@ def refused_name(suffix: str, accepted: Accepted) -> str:
     lower = suffix.lower()
     if suffix in accepted.suffixes or lower in accepted.suffixes:
         return ""
-    kinds = "PNG file" if accepted == PLAIN else "PNG, JPEG or TIFF file"
-    return f"not a {kinds} ({f'.{suffix}' if suffix else 'no suffix'}){suffix_advice(lower)}"
+    return (
+        f"not a {accepted.kind} ({f'.{suffix}' if suffix else 'no suffix'}){suffix_advice(lower)}"
+    )
 
 
 def suffix_advice(suffix: str) -> str:

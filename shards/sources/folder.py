@@ -27,7 +27,7 @@ from shards.sources.files import (
 )
 from shards.sources.layout import EXPECTED, Layout, Leaf, choose_layout
 from shards.sources.names import barcode_notes, numbers_are_slides, require_utf8
-from shards.sources.source import Accepted, Collection, LookUp, Origin, Patch
+from shards.sources.source import Accepted, Collection, LookUp, Origin
 from shards.sources.splits import split_folders, split_name
 
 _OUTSIDE = "outside the class folders"
@@ -63,16 +63,9 @@ class FolderSource(FileSource, frozen=True, kw_only=True, tag=True):
             paths += [leaf.prefix + name for name in leaf.files]
             for name, value in {"split": leaf.split, **values}.items():
                 columns[name] += [value] * len(leaf.files)
-        patches: list[Patch] = []
         batches = self.batches(paths, columns, numbered, nested="patient" in fields)
-        for batch, result in zip(batches, look_up(batches), strict=True):
-            if result.error:
-                raise DataError(result.error[1])
-            patches += result.patches
-            refused += result.refused
-            refused += [
-                (batch.paths[i], f"cannot be looked at: {why}") for i, why in result.missing
-            ]
+        patches, unusable = self.looked_up(batches, look_up)
+        refused += unusable
         patches.sort(key=lambda patch: patch.path)
         filled = {patch.path.rpartition("/")[0] for patch in patches}
         named = {leaf.prefix[:-1] for leaf in walk.leaves if leaf.parts and not leaf.inner}

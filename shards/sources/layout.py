@@ -140,10 +140,7 @@ def choose_layout(
     if asked is not None:
         _require_depth(root, filled, layout, asked)
         return Choice(layout, asked, [f"layout: {layout}, as asked"])
-    depths = {len(leaf.parts) for leaf in filled}
-    if len(depths) > 1 and 0 not in depths:
-        raise _doubt(root, filled, "images lie at different depths")
-    if depths <= {0}:
+    if not any(leaf.parts for leaf in filled):
         return Choice("flat", (), ["layout: flat, without class folders: unlabelled"])
     inside = [leaf for leaf in filled if leaf.parts]
     if len({len(leaf.parts) for leaf in inside}) > 1:

@@ -24,7 +24,7 @@ from msgspec import UNSET
 
 from common.errors import DataError
 from shards.sources.columns import READERS, Column, relative_paths
-from shards.sources.files import CHUNK, FileSource, folder_advice
+from shards.sources.files import CHUNK, FileSource, folder_advice, spelling_hint
 from shards.sources.names import barcode_notes, numbers_are_slides
 from shards.sources.source import Collection, LookUp, ManifestOrigin, Origin, Patch
 
@@ -111,7 +111,7 @@ class ManifestSource(FileSource, frozen=True, kw_only=True, tag=True):
         patches: list[Patch] = []
         refused: list[tuple[str, str]] = []
         respelled: list[tuple[int, str]] = []
-        missing: list[str] = []
+        missing: list[tuple[int, str]] = []
         numbered = numbers_are_slides([*stems.values()])
         batches = self.batches(paths, columns, numbered, listed=True)
         for start, result in zip(range(0, len(rows), CHUNK), look_up(batches), strict=True):
@@ -121,14 +121,18 @@ class ManifestSource(FileSource, frozen=True, kw_only=True, tag=True):
             patches += result.patches
             refused += result.refused
             respelled += [(start + i, path) for i, path in result.respelled]
-            for i, reason in result.missing:
-                missing.append(f"  {rows.place(start + i)}: {paths[start + i]!r}: {reason}")
+            missing += [(start + i, reason) for i, reason in result.missing]
         if missing:
+            hints = [spelling_hint(str(self.root), paths[i]) for i, _ in missing[:_SHOWN]]
+            lines = [
+                f"  {rows.place(i)}: {paths[i]!r}: {reason}{hint}"
+                for (i, reason), hint in zip(missing, hints, strict=False)  # those that are shown
+            ]
             more = f"\n  ... and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
             raise DataError(
                 f"{len(missing)} of {len(rows)} files that {rows.file} lists cannot be found in "
                 f"{self.root} (paths are relative to it, with / between folders):\n"
-                + "\n".join(missing[:_SHOWN])
+                + "\n".join(lines)
                 + more
             )
         notes = _respelling_notes(rows, respelled)

@@ -157,6 +157,7 @@ class Accepted(Struct, frozen=True):
 
     suffixes: tuple[str, ...]
     max_bytes: int
+    kind: str  # as messages name such a file
 
 
 class FileBatch(Struct, frozen=True, kw_only=True, tag=True):

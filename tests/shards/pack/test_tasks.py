@@ -166,6 +166,9 @@ def test_the_command_line_of_a_task_has_all_its_options(tmp_path: Path) -> None:
         val=0.25,
         manifest=Path("m.csv"),
         columns=Columns(x="left edge"),
+        missing=("NA", "not known"),
+        tidy_labels=True,
+        follow_links=True,
     )
     line = shlex.split(command_line("in put", "out", options, PackTask(1, 4)))
     assert line[:5] == ["python", "-m", "shards.pack", "in put", "out"]
