@@ -18,6 +18,7 @@ from common.records import differences
 from eval.run import CONFIG, STAIN, DataRecord, Phase, RunRecord, load_record, load_stain
 from pipeline.index import Dataset, open_dataset
 from pipeline.loader import Storage
+from pipeline.normalisation import Unit
 from pipeline.units import StainTable, fit_dataset, normalised, require_units
 from train import launch
 from train.arguments import PROCESSED, Arguments
@@ -60,8 +61,9 @@ def prepare(
     root = ranks.main_process_first(lambda: find_data(first.data))  # the main rank packs
     dataset = ranks.together(lambda: _open(root, first.data_hash))
     ranks.require_same({"presets": " ".join(by_preset)}, "the command line")
+    fitted: dict[Unit, StainTable] = {}
     return [
-        _prepare_run(preset, arguments, dataset, accelerator, held)
+        _prepare_run(preset, arguments, dataset, accelerator, held, fitted)
         for preset, arguments in by_preset.items()
     ]
 
@@ -72,6 +74,7 @@ def _prepare_run(
     dataset: Dataset,
     accelerator: Accelerator,
     held: ExitStack,
+    fitted: dict[Unit, StainTable],
 ) -> Run:
     config = ranks.together(lambda: _resolve(arguments.config, dataset, accelerator))
     config = ranks.together(lambda: compilable(config, arguments.config, accelerator.device))
@@ -85,7 +88,7 @@ def _prepare_run(
     _require_same(run)
     continued_from = ranks.together(lambda: _claim(run, held) if ranks.rank() == 0 else 0)
     run = replace(run, continued_from=max(ranks.gather_object(continued_from)))
-    return _normalise(run)
+    return _normalise(run, fitted)
 
 
 def _open(root: Path, expected_hash: str | None) -> Dataset:
@@ -196,22 +199,28 @@ def _claim(run: Run, held: ExitStack) -> int:
     return images if seen else 0
 
 
-def _normalise(run: Run) -> Run:
+def _normalise(run: Run, fitted: dict[Unit, StainTable]) -> Run:
     """Normalise the staining of the run's data set, measured once by the main rank."""
     if run.config.normalise == "none":
         return run
-    table = ranks.together(lambda: _stain_table(run) if ranks.rank() == 0 else None)
+    table = ranks.together(lambda: _stain_table(run, fitted) if ranks.rank() == 0 else None)
     measured = ranks.gather_object(table)[0]
     return replace(run, dataset=ranks.together(lambda: normalised(run.dataset, measured)))
 
 
-def _stain_table(run: Run) -> StainTable:
-    """Read RUN/stain.json, or measure the staining of the data set and write it."""
+def _stain_table(run: Run, fitted: dict[Unit, StainTable]) -> StainTable:
+    """Read RUN/stain.json, or measure the staining of the data set and write it.
+
+    Args:
+        fitted: measured already, for another run of the command.
+    """
     unit, path = run.config.normalise, run.folder / STAIN
     assert unit != "none"
     table = load_stain(run.folder)
     if table is None:
-        table = fit_dataset(run.dataset, unit)
+        if unit not in fitted:
+            fitted[unit] = fit_dataset(run.dataset, unit)
+        table = fitted[unit]
         text = json.dumps(msgspec.to_builtins(table), indent=1, sort_keys=True)
         write_atomically(path, text.encode())
     if table.normalisation.unit != unit:

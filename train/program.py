@@ -122,15 +122,19 @@ def introduce(runs: list[Run], accelerator: Accelerator) -> None:
             summary.warn_about_settings(run.config)
 
 
+def _seconds_of(run: Run, accelerator: Accelerator) -> float:
+    """Estimate training and evaluation of a run by a trainer that ends here."""
+    trainer = Trainer(accelerator, run.config, run.dataset, run.folder)
+    seconds = trainer.seconds_left() + summary.evaluation_seconds(run.dataset)
+    accelerator.free_memory()
+    return seconds
+
+
 def train(run: Run, later: list[Run], accelerator: Accelerator, interrupts: Interrupts) -> bool:
     """Train to the end of the budget; False when interrupted after saving."""
     write_status(run, "running")
     accelerator.wait_for_everyone()
-    seconds_later = 0.0
-    for other in later:
-        trainer = Trainer(accelerator, other.config, other.dataset, other.folder)
-        seconds_later += trainer.seconds_left() + summary.evaluation_seconds(other.dataset)
-        accelerator.free_memory()
+    seconds_later = sum(_seconds_of(other, accelerator) for other in later)
     trainer = Trainer(accelerator, run.config, run.dataset, run.folder)
     checkpoint = load_newest(run.folder)
     log_bytes = 0
