@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+import msgspec
 import numpy as np
 import tyro
 import xxhash
@@ -22,6 +23,7 @@ from shards.sources.splits import SPLITS
 MAX_SHARD_SIZE = 1 << 20
 
 _CHUNK = 4096  # patches per update of the digest
+_TIME = Patch._fields.index("mtime_ns")
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,8 @@ class Plan:
         """Hash the options and patches without the times of the files: a copy has the same."""
         digest = xxhash.xxh3_64(self.settings.encode())
         for shard in self.shards:
-            untimed = [patch._replace(mtime_ns=0) for patch in shard.patches]
-            digest.update(json.dumps([shard.name, untimed]).encode())
+            untimed = [patch[:_TIME] + patch[_TIME + 1 :] for patch in shard.patches]
+            digest.update(msgspec.json.encode([shard.name, untimed]))
         return digest.hexdigest()
 
     @property

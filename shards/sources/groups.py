@@ -1,6 +1,5 @@
 """What groups the patches have: patient, slide or source, or none where the source is unknown."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,15 +20,15 @@ def group_facts(patches: Sequence[Patch], rule: str) -> Groups:
     Args:
         rule: what the source of a patch is.
     """
-    counts: Counter[str] = Counter()
+    counts = dict.fromkeys(_KINDS, 0)
     examples: dict[str, list[list[str]]] = {kind: [] for kind in _KINDS}
     names: set[tuple[str, str]] = set()
     for patch in patches:
-        group = patch.group
-        counts[group[0]] += 1
-        if len(examples[group[0]]) < _EXAMPLES and group not in names:
+        kind, name = group = patch.group
+        counts[kind] += 1
+        if len(examples[kind]) < _EXAMPLES and group not in names:
             names.add(group)
-            examples[group[0]].append([patch.path, *group])
+            examples[kind].append([patch.path, kind, name])
     return Groups(
         rule=rule,
         patches={kind: counts[kind] for kind in _KINDS if counts[kind]},
