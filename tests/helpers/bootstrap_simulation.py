@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from eval.stats.bootstrap import TAILS, Resampling
+from eval.stats.bootstrap import TAILS, Interval, Resampling
 from eval.stats.contrasts import compare
 from eval.stats.weighted import Sample, Sides, pair_wins
 
@@ -193,6 +193,35 @@ def main(count: int) -> None:
     }.items():
         ours, _, _ = coverage(world, count, 3)
         print(f"| 20 + 20 | {world.seeds} | {name} | {100 * ours:.1f} | | | | |", flush=True)
+
+
+Array = NDArray[np.float64]
+FEW = Resampling(replicates=400)
+
+
+def scored_groups(
+    classes: int, groups: int, seed: int = 0, n: int = 240, mixed: bool = False
+) -> tuple[Array, NDArray[np.int64], NDArray[np.int64]]:
+    """Scores (3, n, classes) with many ties, labels and groups; seeds and groups have effects."""
+    rng = np.random.default_rng(seed)
+    of_patch = rng.permutation(np.arange(n) % groups)
+    labels = rng.integers(classes, size=n) if mixed else of_patch % classes
+    signal = np.eye(classes)[labels] * (1 + 0.3 * rng.normal(size=(3, 1, 1)))
+    effect = 0.5 * rng.normal(size=(groups, classes))[of_patch]
+    return np.round(signal + effect + rng.normal(size=(3, n, classes)), 1), labels, of_patch
+
+
+def numbers(interval: Interval) -> list[float]:
+    """Estimate, low, high, standard error and degrees of freedom."""
+    values = [
+        interval.estimate,
+        interval.low,
+        interval.high,
+        interval.standard_error,
+        interval.degrees_of_freedom,
+    ]
+    assert None not in values
+    return [float(x) for x in values if x is not None]
 
 
 if __name__ == "__main__":

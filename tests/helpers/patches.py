@@ -12,6 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from shards.pack.packing import pack
+from shards.pack.plan import PackOptions
+
 BESIDE_THE_CHECKOUT = Path(__file__).resolve().parents[3] / "shared" / "data"
 REAL_DATA = Path(os.environ.get("EQDVAE_REAL_DATA", BESIDE_THE_CHECKOUT))
 
@@ -72,3 +75,30 @@ def stained_patches(
     base = np.array([170.0, 120.0, 160.0]) + rng.normal(0, 4, (len(labels), 1, 1, 3))
     pixels = base + 25 * side * sign + rng.normal(0, 12, (len(labels), 32, 32, 3))
     return [Image.fromarray(p.clip(0, 255).astype(np.uint8)) for p in look(pixels)]
+
+
+COUNTS = {"train": 24, "val": 12, "test": 12}  # patches of a site, half of them of each class
+LOOKS = {"north": as_is, "south": pale}
+
+
+def packed_sites(folder: Path, seed: int = 0, columns: tuple[str, ...] = ("site", "slide")) -> Path:
+    """Pack patches of two classes; a slide has 12 patches, two slides of north have 2 and 10.
+
+    The source image of a patch is its slide.
+    """
+    rows = [f"path,label,split,{','.join(columns)}"]
+    for site, look in LOOKS.items():
+        rng = np.random.default_rng(seed)  # the same tissue
+        for split, count in COUNTS.items():
+            labels = np.arange(count) % 2
+            for i, image in enumerate(stained_patches(labels, rng, look)):
+                slide = f"{site}-{split}-{(i + 10) // 12 if site == 'north' else i // 12}"
+                path = f"{site}/{split}/{slide}__y0000_x{32 * i:04d}.png"
+                (folder / "raw" / path).parent.mkdir(parents=True, exist_ok=True)
+                image.save(folder / "raw" / path)
+                values = {"site": site, "slide": slide}
+                named = [values[column] for column in columns]
+                rows.append(",".join([path, "ab"[labels[i]], split, *named]))
+    (folder / "patches.csv").write_text("\n".join(rows) + "\n")
+    pack(folder / "raw", folder / "shards", PackOptions(workers=1, manifest=folder / "patches.csv"))
+    return folder / "shards"

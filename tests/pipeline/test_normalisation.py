@@ -15,7 +15,7 @@ from pipeline.normalisation import Normaliser, Statistics, Unit, statistics
 from pipeline.pixels import to_float
 from pipeline.reader import read_batches, read_split
 from pipeline.units import MOST, WHOLE, fit_dataset, normalised, units_of
-from tests.helpers.stained_sites import packed_sites
+from tests.helpers.patches import packed_sites
 
 CPU = torch.device("cpu")
 STORAGES = sorted(STORES.keys() - {"device"})

@@ -24,7 +24,7 @@ from pipeline.index import Dataset, open_dataset
 from pipeline.reader import read_split
 from pipeline.units import fit_dataset, normalised
 from tests.helpers.messages import collected_messages
-from tests.helpers.stained_sites import packed_sites
+from tests.helpers.patches import packed_sites
 from tests.helpers.trained_runs import read_parts
 from tests.helpers.training import newest_tensors, same_tensors
 from train import program

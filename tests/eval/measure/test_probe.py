@@ -165,3 +165,15 @@ def test_a_solver_that_stops_early_is_recorded_without_a_warning(
     monkeypatch.undo()
     assert probed(*three).converged
     assert replace(stopped, converged=True) != probed(*three)
+
+
+@pytest.mark.parametrize("decimals", [1, 3, 15])
+def test_the_area_is_that_of_scikit_learn(decimals: int) -> None:
+    rng = np.random.default_rng(decimals)  # one decimal: most scores are tied
+    for count in (7, 60, 400):
+        labels = rng.permutation(np.arange(count) % 4)
+        scores = np.round(rng.random((count, 4)), decimals)
+        expected = [roc_auc_score(labels == c, scores[:, c]) for c in range(4)]
+        assert macro_auroc(scores, np.arange(4), labels) == pytest.approx(np.mean(expected), 1e-14)
+    with pytest.raises(ValueError, match="two classes, and finite"):
+        macro_auroc(scores, np.arange(4), np.zeros(400, np.int64))

@@ -16,7 +16,7 @@ from eval.stats import weighted
 from eval.stats.bootstrap import Resampling, interval, resample
 from eval.stats.grouping import ScoredSet
 from eval.stats.weighted import METRICS, Sample, Sides, macro, pair_sums, pair_wins
-from tests.helpers.scored_groups import FEW, numbers, scored_groups
+from tests.helpers.bootstrap_simulation import FEW, numbers, scored_groups
 
 Array = NDArray[np.float64]
 

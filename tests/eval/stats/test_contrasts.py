@@ -21,8 +21,14 @@ from eval.stats.contrasts import (
     superiority,
 )
 from eval.stats.grouping import ScoredSet
-from tests.helpers.bootstrap_simulation import World, coverage, textbook_coverage
-from tests.helpers.scored_groups import FEW, numbers, scored_groups
+from tests.helpers.bootstrap_simulation import (
+    FEW,
+    World,
+    coverage,
+    numbers,
+    scored_groups,
+    textbook_coverage,
+)
 
 
 def test_contrasts_are_paired() -> None:

@@ -14,8 +14,7 @@ from pipeline.index import open_dataset
 from pipeline.normalisation import Normaliser, statistics
 from pipeline.reader import read_split
 from pipeline.units import fit_dataset, normalised
-from tests.helpers.patches import as_is, pale, stained_patches
-from tests.helpers.stained_sites import packed_sites
+from tests.helpers.patches import as_is, packed_sites, pale, stained_patches
 
 
 def test_normalisation_is_that_of_torchstain() -> None:
