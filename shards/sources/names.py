@@ -8,6 +8,7 @@ sources: where a name carries nothing else, the source is unknown, and its colum
 import os
 import re
 import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -192,7 +193,10 @@ def barcode_notes(
 
 
 class SourcePattern:
-    """`--group-regex`: its first group, searched in a path, is the source image."""
+    """`--group-regex`: its first group, searched in a path, is the source image.
+
+    An instance serves the thread that made it.
+    """
 
     def __init__(self, regex: str) -> None:
         """Compile the expression.
@@ -208,6 +212,10 @@ class SourcePattern:
             raise DataError(
                 f"--group-regex {regex!r} has no group: put (...) around the source image"
             )
+        # only the main thread handles signals; the handler stays, as it costs more than a search
+        self._limited = threading.current_thread() is threading.main_thread()
+        if self._limited:
+            signal.signal(signal.SIGVTALRM, _stop_search)
 
     def source(self, path: str) -> str:
         """Return the source image that `path` names.
@@ -226,13 +234,7 @@ class SourcePattern:
 
     def _search(self, path: str) -> re.Match[str] | None:
         """Search with a limit of time: an expression such as (a+)+$ can backtrack for ever."""
-
-        def stop(number: int, frame: FrameType | None) -> NoReturn:
-            raise TimeoutError
-
-        try:
-            before = signal.signal(signal.SIGVTALRM, stop)
-        except ValueError:  # not the main thread, where alone signals are handled
+        if not self._limited:
             return self._pattern.search(path)
         try:
             signal.setitimer(signal.ITIMER_VIRTUAL, _SEARCH_S)
@@ -244,7 +246,10 @@ class SourcePattern:
             ) from None
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            signal.signal(signal.SIGVTALRM, before)
+
+
+def _stop_search(number: int, frame: FrameType | None) -> NoReturn:
+    raise TimeoutError
 
 
 def group_pattern(regex: str | None) -> SourcePattern | None:
