@@ -177,8 +177,7 @@ def _plan(source: AnySource, options: PackOptions, pool: WorkerPool) -> tuple[Co
         log_collection(collection)
         refused = collection.refused
         if len(refused) > options.skip_bad:  # one list: the contents of the others count, too
-            # of slides: to read them all would take as long as packing
-            others = [] if isinstance(source, SlideSource) else _unreadable(source, collection)
+            others = [] if source.is_slow else _unreadable(source, collection)
             bad = [*refused, *others]
             raise too_many_bad(collection.root, bad, len(bad))
         if not collection.patches:
@@ -243,8 +242,7 @@ def _build(
     total = sum(len(shard.patches) for shard in missing)
     workers = pool.start(total, len(missing))
     patches = chain.from_iterable(enumerate(shard.patches, shard.first_key) for shard in missing)
-    continued = isinstance(source, SlideSource)
-    scratch = resume.staged_file(out, task) if continued else resume.scratch_file(out, task)
+    scratch = resume.staged_file(out, task) if source.is_slow else resume.scratch_file(out, task)
     job = Job(
         source=source.stage(patches, scratch, workers),
         out=out,
@@ -256,6 +254,6 @@ def _build(
         for record in pool.build(job, missing):
             records[record.name] = record
             advance(record.count + record.bad)
-    if continued:
+    if source.is_slow:
         resume.remove_staged(out, task)
     return [records[shard.name] for shard in shards]

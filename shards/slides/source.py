@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from msgspec import Struct, structs
 
@@ -29,6 +29,8 @@ _SHOWN = 5
 
 class SlideSource(Struct, frozen=True, kw_only=True, tag=True):
     """Slides, and which patches to cut from them."""
+
+    is_slow: ClassVar[bool] = True
 
     slides: SlideFolder | ManifestSource
     options: SlideOptions

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import BinaryIO, Literal, Self
+from typing import BinaryIO, ClassVar, Literal, Self
 
 import numpy as np
 from msgspec import Struct, structs
@@ -57,6 +57,8 @@ _BITS_PER_SAMPLE = 258  # tag of TIFF
 class ConvertedSource(Struct, frozen=True, kw_only=True, tag=True):
     """Files that become one patch each, by `crop` or `resize`."""
 
+    is_slow: ClassVar[bool] = False
+
     files: FolderSource | ManifestSource
     rule: Literal["crop", "resize"]
 
@@ -86,6 +88,8 @@ class ConvertedSource(Struct, frozen=True, kw_only=True, tag=True):
 
 class TileSource(Struct, frozen=True, kw_only=True, tag=True):
     """Files that hold many patches each: every whole tile."""
+
+    is_slow: ClassVar[bool] = False
 
     files: FolderSource | ManifestSource
     staged: Path | None = None  # file that holds the tiles

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from msgspec import Struct
 
@@ -78,6 +78,8 @@ _ADVICE = {
 
 class FileSource(Struct, frozen=True, kw_only=True):
     """Files below a root, each a PNG of one patch unless another source converts them."""
+
+    is_slow: ClassVar[bool] = False
 
     root: Path
     group_regex: str | None = None  # see `names.source_image`

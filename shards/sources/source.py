@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -191,6 +191,10 @@ ReadPatch = Callable[[int, Patch], tuple[Patch, bytes, bytes]]  # see `Source.op
 class Source(Protocol):
     """One kind of input. An instance holds options only, so that it can be sent to workers."""
 
+    # Whether patches take much longer to decode than to pack: those of a source that is refused are
+    # then not all read to list the bad ones, and `stage` continues what an interrupted call left.
+    is_slow: ClassVar[bool]
+
     def collect(self, look_up: LookUp) -> Collection:
         """List the patches.
 
@@ -205,7 +209,8 @@ class Source(Protocol):
         """Return the source that workers read `patches` (key and patch) from.
 
         Called once before packing. A source may decode images that hold several patches here, with
-        `workers` threads, into the file `scratch`, which the packer removes at the end.
+        `workers` threads, into the file `scratch`, which the packer removes at the end;
+        of a slow source, only after all shards are built.
         """
 
     def open(self) -> AbstractContextManager[ReadPatch]:
