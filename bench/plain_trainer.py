@@ -26,7 +26,7 @@ from torchvision.transforms import ToTensor
 from common.machine import usable_cores
 from models.objective import Inputs, Objective
 from models.vae import VAE, build
-from pipeline.corruptions import CorruptionConfig
+from pipeline.config import CorruptionConfig
 from pipeline.corruptions.blur import KERNEL
 from pipeline.index import Split
 from pipeline.reader import read_split

@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from common.console import log, show_messages
 from eval.measure.probe import macro_auroc
 from pipeline import d4, jitter
+from pipeline.config import JitterConfig
 from pipeline.index import Split, open_dataset
-from pipeline.jitter import JitterConfig
 from pipeline.loader import Loader
 from pipeline.pixels import CPU, to_float, to_tensor
 from pipeline.reader import read_split

@@ -14,6 +14,7 @@ from PIL import Image
 
 from eval.encoder import PatchEncoder, load
 from pipeline import d4
+from pipeline.config import ORDER
 
 INK = "#7d8590"  # legible on white and on black: the background is transparent
 TITLES = (
@@ -32,7 +33,7 @@ def codes_of(encoder: PatchEncoder, pair: NDArray[np.uint8]) -> torch.Tensor:
     codes = torch.from_numpy(encoder.encode(pair)).unflatten(1, (-1, 4, 4))
     if encoder.symmetry.fibres == "trivial":
         return codes
-    return codes.unflatten(1, (-1, d4.ORDER[encoder.symmetry.group])).mean(2)
+    return codes.unflatten(1, (-1, ORDER[encoder.symmetry.group])).mean(2)
 
 
 def rotation_error(codes: torch.Tensor) -> float:

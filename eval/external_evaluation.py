@@ -42,7 +42,8 @@ from eval.results import (
 )
 from eval.session import EvalConfig, Session, timed
 from eval.writing import data_facts, write
-from models.vae import ModelConfig, build
+from models.config import ModelConfig
+from models.vae import build
 from pipeline.index import open_dataset
 from pipeline.pixels import to_pixels, to_tensor
 from pipeline.reader import READ_SIZE

@@ -22,7 +22,7 @@ from common.machine import Environment
 from common.records import convert
 from models import snapshot
 from models.hub import locate
-from pipeline.corruptions import CorruptionConfig
+from pipeline.config import CorruptionConfig
 from pipeline.normalisation import Normalisation
 from pipeline.units import StainTable
 

@@ -21,7 +21,7 @@ from eval.measure.probe import PROBES
 from eval.measure.readouts import READOUTS
 from models import snapshot
 from models.vae import VAE
-from pipeline.corruptions import CorruptionConfig
+from pipeline.config import CorruptionConfig
 from pipeline.index import Dataset, Split, open_dataset
 from pipeline.normalisation import Normalisation, Statistics, Unit
 from pipeline.units import StainTable, fit_dataset, normalised

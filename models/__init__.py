@@ -1,8 +1,9 @@
 """The models: an encoder and a decoder for patches, and what they are trained to do.
 
+config          `ModelConfig` and `ObjectiveConfig`, without torch
 blocks          layers of the convolutional architectures, and the posterior of an encoder
 tied            weight tying, which makes a network exactly equivariant
-vae             `ModelConfig`, the registry `ARCHITECTURES`, and a model with seeded weights
+vae             the registry `ARCHITECTURES`, and a model with seeded weights
 objective       the losses of a VAE, and the protocol `Learner`
 classification  the same protocol for training on labels
 snapshot        saving a model as files, and loading it

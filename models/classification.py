@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.objective import Inputs, ObjectiveConfig
-from models.vae import LATENT_SIDE, VAE
+from models.config import LATENT_SIDE, ObjectiveConfig
+from models.objective import Inputs
+from models.vae import VAE
 from shards.schema import NO_LABEL
 
 

@@ -9,63 +9,21 @@ Shapes: B batch, images (B, 3, 32, 32) in [0, 1], latents (B, 24, 4, 4).
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from kornia.losses import ssim_loss
 from torch import Tensor, nn
 
 from models.blocks import Posterior
-from models.vae import LATENT_SIDE, VAE
+from models.config import LATENT_SIDE, NOISE_VAR_FLOOR, ObjectiveConfig
+from models.vae import VAE
 from pipeline import d4
+from pipeline.config import ORDER
 from shards.schema import PATCH
 
-NOISE_VAR_FLOOR = 1e-4
 SSIM_WINDOW = 11
 SPREAD_FLOOR = 1e-3  # squared spread of codes, summed over a latent, that divides the relative term
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """The task of a run and the weights of its losses."""
-
-    # what is learned: to reconstruct clean patches, or to classify patches by their labels
-    task: Literal["reconstruct", "classify"] = "reconstruct"
-    beta: float = 1.0  # weight of the KL term
-    # variance of the pixels around the reconstruction, in units of [0, 1]: one learned scalar, or
-    # a constant; 0.5 is the plain squared error
-    noise_var: Literal["learned"] | float = "learned"
-    noise_var_init: float = 0.02  # initial value of a learned noise variance
-    # decode a sample of the posterior; if not, decode its mean, without a KL term (an autoencoder)
-    stochastic: bool = True
-    equivariance: float = 0.0  # weight lambda of the equivariance term; 0 switches it off
-    # symmetry group of the equivariance term and error: D4, or C4 (quarter turns only)
-    group: Literal["D4", "C4"] = "D4"
-    # what the equivariance term compares: codes (mean), codes relative to their spread (relative),
-    # the map before the codes (features), or decodings of turned codes (implicit)
-    form: Literal["mean", "relative", "features", "implicit"] = "mean"
-    # how a symmetry acts on codes: trivial moves the 4x4 cells, regular also permutes the channels
-    fibres: Literal["trivial", "regular"] = "trivial"
-    ssim: float = 0.0  # weight of D (1 - SSIM), a structural term added to the loss; 0: none
-
-    def __post_init__(self) -> None:
-        for name in ("beta", "equivariance", "ssim"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"objective.{name} is {getattr(self, name)}; expected >= 0")
-        if self.noise_var != "learned" and self.noise_var < NOISE_VAR_FLOOR:
-            raise ValueError(f"objective.noise_var is {self.noise_var}; expected >= 1e-4")
-        if self.noise_var_init <= NOISE_VAR_FLOOR:
-            raise ValueError(f"noise_var_init is {self.noise_var_init}; expected above 1e-4")
-        if self.form == "features" and self.fibres == "regular":
-            raise ValueError("regular fibres are defined on the latent: use form mean or implicit")
-        if self.task == "classify" and (
-            self.stochastic or self.beta or self.equivariance or self.ssim
-        ):
-            raise ValueError(
-                "objective.task classify has one term, the cross-entropy: set beta, equivariance "
-                "and ssim to 0 and stochastic to False, as the preset supervised does"
-            )
 
 
 class Inputs(NamedTuple):
@@ -163,7 +121,7 @@ class Action(nn.Module):
 
     def __init__(self, group: str, fibres: str, latent_channels: int) -> None:
         super().__init__()
-        self.order = d4.ORDER[group]
+        self.order = ORDER[group]
         self.regular = fibres == "regular"
         self.register_buffer("pixels", d4.pixel_index(PATCH), persistent=False)
         self.register_buffer("cells", d4.pixel_index(LATENT_SIDE), persistent=False)

@@ -17,7 +17,8 @@ from torch import Tensor
 from common.errors import DataError
 from common.files import atomic_file
 from common.records import convert
-from models.vae import VAE, ModelConfig
+from models.config import ModelConfig
+from models.vae import VAE
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MAX_CONFIG_BYTES = 1 << 20

@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 
 from models.blocks import Depthwise, ScaledConvTranspose2d
 from pipeline import d4
+from pipeline.config import ORDER
 
 
 class Tied(nn.Module):
@@ -101,7 +102,7 @@ def untie(network: nn.Module) -> None:
 def vector(channels: int, group: str) -> Tied:
     """Tie a vector: one number per fibre."""
     n = _fibres(channels, group)
-    return Tied(torch.arange(n).repeat_interleave(d4.ORDER[group]), (n,))
+    return Tied(torch.arange(n).repeat_interleave(ORDER[group]), (n,))
 
 
 def kernel(shape: torch.Size, group: str, regular: bool) -> Tied:
@@ -125,13 +126,13 @@ def rgb_kernel(shape: torch.Size, group: str) -> Tied:
     """Tie a kernel to RGB, (3, in, 1, 1): psi is (3, in / |G|, 1, 1)."""
     psi = (shape[0], _fibres(shape[1], group), *shape[2:])
     table = torch.arange(torch.Size(psi).numel()).view(psi)
-    return Tied(table.repeat_interleave(d4.ORDER[group], 1), psi)
+    return Tied(table.repeat_interleave(ORDER[group], 1), psi)
 
 
 def _orbit(shape: torch.Size, group: str, regular: bool) -> Tensor:
     """Make the table of `kernel`: psi[o] moved by every h, each an output channel."""
     c_out, c_in, *side = shape
-    n, order = _fibres(c_out, group), d4.ORDER[group]
+    n, order = _fibres(c_out, group), ORDER[group]
     psi = torch.arange(n * c_in * side[0] * side[1]).view(n, c_in, *side)
     if not regular:
         return torch.stack([d4.act_one(psi, h) for h in range(order)], 1).reshape(shape)
@@ -140,6 +141,6 @@ def _orbit(shape: torch.Size, group: str, regular: bool) -> Tensor:
 
 
 def _fibres(channels: int, group: str) -> int:
-    if channels % d4.ORDER[group]:
+    if channels % ORDER[group]:
         raise ValueError(f"{channels} channels do not split into regular fibres of {group}")
-    return channels // d4.ORDER[group]
+    return channels // ORDER[group]

@@ -9,7 +9,6 @@ Shapes: B batch, C = 3 image or 24 latent channels, H = W = 32 pixels or 4 laten
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,88 +23,11 @@ from models.blocks import (
     ResidualBlock,
     ScaledConv2d,
 )
+from models.config import BLOCKS_PER_STAGE, Architecture, ModelConfig
 from models.tied import tie, untie
-from pipeline import d4
-from shards.schema import CHANNELS, PATCH
-
-STAGES = 3  # each halves the side
-BLOCKS_PER_STAGE = 2
-LATENT_SIDE = PATCH // 2**STAGES
-MAX_CHANNELS = 4096
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Architecture and size of a model."""
-
-    # architecture of encoder and decoder: tied is exactly equivariant, relaxed only at the start
-    architecture: Literal["seed", "refined", "tied", "relaxed"] = "seed"
-    group: Literal["D4", "C4"] = "D4"  # symmetry group of tied, and of relaxed at the start
-    # channels at 32x32, 16x16 and 8x8, each twice the one before; 4x4 has twice those at 8x8
-    widths: tuple[int, int, int] = (16, 32, 64)
-    latent_channels: int = 24  # channels of the code, at each of its 4x4 cells
-    stage1_kernel: Literal[3, 5] = 3  # side of the depthwise kernels in the encoder's first stage
-    # how the decoder doubles the side: interpolation (nearest, bilinear) followed by a 3x3
-    # convolution, or a transposed convolution
-    upsample: Literal["nearest", "bilinear", "transposed"] = "nearest"
-    latent_stage: bool = False  # add two residual blocks at 4x4 to the decoder
-
-    def __post_init__(self) -> None:
-        if self.architecture not in ARCHITECTURES:
-            raise ValueError(
-                f"architecture is {self.architecture!r}; expected one of {sorted(ARCHITECTURES)}"
-            )
-        first, second, third = self.widths
-        if first < 1 or second != 2 * first or third != 2 * second:
-            raise ValueError(f"widths are {self.widths}; expected each twice the one before")
-        if third > MAX_CHANNELS or not 1 <= self.latent_channels <= MAX_CHANNELS:
-            raise ValueError(
-                f"widths are {self.widths} and latent_channels {self.latent_channels}; expected "
-                f"1 to {MAX_CHANNELS} channels"
-            )
-        if self.group not in d4.ORDER:
-            raise ValueError(f"group is {self.group!r}; expected one of {sorted(d4.ORDER)}")
-        order = d4.ORDER[self.group]
-        if self.fibred and (first % order or self.latent_channels % order):
-            raise ValueError(
-                f"widths are {self.widths} and latent_channels {self.latent_channels}; expected "
-                f"multiples of {order}, the order of {self.group}"
-            )
-
-    @property
-    def equivariant(self) -> bool:
-        """Whether codes are regular fibres of `group`, exactly."""
-        return ARCHITECTURES[self.architecture].equivariant
-
-    @property
-    def fibred(self) -> bool:
-        """Whether channels come in regular fibres of `group`, at least at the start."""
-        return self.equivariant or self.architecture == "relaxed"
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Shape of one code: channels and cells."""
-        return self.latent_channels, LATENT_SIDE, LATENT_SIDE
-
-    @property
-    def fixup(self) -> float:
-        """Initial scale of the L residual branches from image to image: L^(-1/(2m-2)), m = 3."""
-        stages = 2 * STAGES + self.latent_stage
-        return float((BLOCKS_PER_STAGE * stages) ** -0.25)
-
+from shards.schema import CHANNELS
 
 Networks = tuple[nn.Module, nn.Module]  # float images to a `Posterior`; latents to float images
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How the encoder and the decoder of a config are made.
-
-    `build` takes the config and the RGB means of the train split, where the decoder may start.
-    """
-
-    build: Callable[[ModelConfig, Sequence[float] | None], Networks]
-    equivariant: bool = False  # exactly, with codes that are regular fibres of `config.group`
 
 
 class VAE(nn.Module):
@@ -117,7 +39,7 @@ class VAE(nn.Module):
     def __init__(self, config: ModelConfig, channel_mean: Sequence[float] | None = None) -> None:
         super().__init__()
         self.config = config
-        build_networks = ARCHITECTURES[config.architecture].build
+        build_networks = ARCHITECTURES[config.architecture]
         self.encoder, self.decoder = build_networks(config, channel_mean)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -299,13 +221,14 @@ def build_relaxed(config: ModelConfig, channel_mean: Sequence[float] | None) -> 
     return networks
 
 
-# a new architecture: networks that know no config, a function like those above, an entry here, and
-# its name in `ModelConfig.architecture`
-ARCHITECTURES: dict[str, Architecture] = {
-    "seed": Architecture(build_seed),
-    "refined": Architecture(build_refined),
-    "tied": Architecture(build_tied, equivariant=True),
-    "relaxed": Architecture(build_relaxed),
+# A new architecture: networks that know no config, a function like those above, an entry here, and
+# its name in `models.config.Architecture`. A function takes the config and the RGB means of the
+# train split, where the decoder may start.
+ARCHITECTURES: dict[Architecture, Callable[[ModelConfig, Sequence[float] | None], Networks]] = {
+    "seed": build_seed,
+    "refined": build_refined,
+    "tied": build_tied,
+    "relaxed": build_relaxed,
 }
 
 

@@ -1,5 +1,6 @@
 """From packed shards to batches: opening, order, reading, augmentation and corruption.
 
+config         settings of storage, staining and corruption, without torch
 index          open a packed data set and check it
 reader         patches of a split by their index, each checked once
 order          which sample training reads at which position

@@ -8,7 +8,7 @@ Shapes: B batch, C channels, N side, P = N*N pixels, G group elements.
 import torch
 from torch import Tensor
 
-ORDER = {"D4": 8, "C4": 4}
+from pipeline.config import ORDER
 
 
 def product(a: int, b: int) -> int:

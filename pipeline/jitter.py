@@ -4,43 +4,11 @@ Images are float (B, 3, N, N) in [0, 1]. Each patch gets its own factors, and ea
 the same ones: a symmetry applied before or after gives the same patch.
 """
 
-from dataclasses import dataclass, fields
-
 import torch
 from torch import Generator, Tensor
 
 from pipeline import stain
-
-
-@dataclass(frozen=True)
-class JitterConfig:
-    """Strength of random colour changes of training patches, of encoder input and target alike.
-
-    The changes of the stains are those of Tellez et al. (2018), "HED" augmentation.
-    """
-
-    # haematoxylin, eosin and the residual are each scaled by a factor within 1 +- this; 0: off
-    stain_scale: float = 0.0
-    # and shifted by an optical density within +- this, which scales the light; 0: off
-    stain_shift: float = 0.0
-    # the patch is scaled by a factor within 1 +- this; 0: off
-    brightness: float = 0.0
-    # distances from the patch's mean intensity are scaled by a factor within 1 +- this; 0: off
-    contrast: float = 0.0
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not 0 <= value < 1:
-                raise ValueError(f"jitter.{field.name} is {value}; expected in [0, 1)")
-
-    @property
-    def stains(self) -> bool:
-        return self.stain_scale > 0 or self.stain_shift > 0
-
-    @property
-    def on(self) -> bool:
-        return self.stains or self.brightness > 0 or self.contrast > 0
+from pipeline.config import JitterConfig
 
 
 def draw(config: JitterConfig, batch: int, generator: Generator) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.machine import available_memory
+from pipeline.config import Storage
 from pipeline.index import Split
 from pipeline.order import BLOCKS_PER_WINDOW, STREAM_BLOCK, Order
 from pipeline.reader import Reader, read_split
 from shards.schema import CHANNELS, PATCH, PATCH_BYTES
 
-Storage = Literal["auto", "stream", "host", "device"]
 PREFETCH = 3  # batches read ahead by one thread
 SLOTS = 2 * BLOCKS_PER_WINDOW  # blocks that a stream keeps in memory: 100 MB
 MEMORY_SHARE = 0.25  # largest share of the free memory for a resident split

@@ -19,7 +19,6 @@ from pipeline.pixels import to_float, to_pixels, to_tensor
 from shards.codec.png import Pixels
 
 Unit = Literal["site", "slide", "source"]
-Normalise = Literal["none", "site", "slide", "source"]
 
 MIN_PATCHES = 8  # of a unit, for statistics of its own
 LIGHTEST, MOST_CHROMATIC, WIDEST = 100.0, 128.0, 128.0  # limits of CIELAB values and deviations

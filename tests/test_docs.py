@@ -19,7 +19,8 @@ from PIL import Image
 
 from eval.encoder import PatchEncoder
 from eval.measure.metrics import Symmetry
-from models.vae import ModelConfig, build
+from models.config import ModelConfig
+from models.vae import build
 from shards.schema import load_metadata
 from tests.helpers.patches import write_patches
 from tests.helpers.tars import members, samples, write_tar

@@ -17,7 +17,7 @@ from eval.encoder import PatchEncoder
 from eval.measure.metrics import Symmetry
 from models.vae import build
 from pipeline import corruptions, d4
-from pipeline.corruptions import CorruptionConfig
+from pipeline.config import CorruptionConfig
 from pipeline.index import open_dataset
 from pipeline.loader import Loader
 from pipeline.pixels import to_float

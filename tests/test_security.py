@@ -18,7 +18,8 @@ from common.errors import DataError
 from common.files import MAX_JSON_BYTES
 from eval.results import load_results
 from models import snapshot
-from models.vae import ModelConfig, build
+from models.config import ModelConfig
+from models.vae import build
 from pipeline.index import open_dataset
 from tests.helpers.messages import collected_messages
 from tests.helpers.training import make_trainer, short_config, train_until

@@ -10,13 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from common.records import convert
-from models.objective import ObjectiveConfig
-from models.vae import ModelConfig
-from pipeline import d4
-from pipeline.corruptions import NONE, CorruptionConfig
-from pipeline.jitter import JitterConfig
-from pipeline.loader import Storage
-from pipeline.normalisation import Normalise
+from models.config import ModelConfig, ObjectiveConfig
+from pipeline.config import NONE, ORDER, CorruptionConfig, JitterConfig, Normalise, Storage
 
 
 @dataclass(frozen=True)
@@ -89,8 +84,9 @@ class Config:
                 raise ValueError(f"{name} is {value}; expected at least 1")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; expected 0 or more")
-        if self.objective.fibres == "regular":  # refuses channels that do not split into fibres
-            d4.channel_index(self.model.latent_channels, self.objective.group)
+        channels, group = self.model.latent_channels, self.objective.group
+        if self.objective.fibres == "regular" and channels % ORDER[group]:
+            raise ValueError(f"{channels} channels do not split into regular fibres of {group}")
         codes = (self.objective.group, self.objective.fibres)
         if self.model.fibred and codes != (self.model.group, "regular"):
             raise ValueError(

@@ -16,8 +16,8 @@ from common.files import write_atomically
 from common.machine import environment
 from common.records import differences
 from eval.run import CONFIG, STAIN, DataRecord, Phase, RunRecord, load_record, load_stain
+from pipeline.config import Storage
 from pipeline.index import Dataset, open_dataset
-from pipeline.loader import Storage
 from pipeline.normalisation import Unit
 from pipeline.units import StainTable, fit_dataset, normalised, require_units
 from train import launch

@@ -13,8 +13,8 @@ from torch import Generator, Tensor, nn
 from models.objective import Inputs, Learner
 from models.vae import VAE
 from pipeline import corruptions, d4, jitter
-from pipeline.corruptions import CorruptionConfig, Parameters
-from pipeline.jitter import JitterConfig
+from pipeline.config import ORDER, CorruptionConfig, JitterConfig
+from pipeline.corruptions import Parameters
 from pipeline.pixels import to_float
 from shards.schema import PATCH
 
@@ -56,7 +56,7 @@ class TrainStep(nn.Module):
         super().__init__()
         self.model, self.objective, self.corruption = model, objective, corruption
         self.bf16, self.augment, self.jitter = precision == "bf16", augment, jitter
-        self.order = d4.ORDER[objective.config.group]
+        self.order = ORDER[objective.config.group]
         self.register_buffer("pixels", d4.pixel_index(PATCH), persistent=False)
         for module in objective.untrained(model):
             module.requires_grad_(False)  # DDP waits for every parameter that asks for a gradient

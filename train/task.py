@@ -13,7 +13,8 @@ from eval.measure.metrics import Symmetry, batch_for, evaluating
 from eval.measure.metrics import validate as validate_reconstruction
 from models.classification import Classification
 from models.classification import scores as classification_scores
-from models.objective import Learner, Objective, ObjectiveConfig
+from models.config import ObjectiveConfig
+from models.objective import Learner, Objective
 from models.vae import VAE
 from pipeline.index import Dataset, Split
 from pipeline.pixels import to_float, to_tensor

@@ -23,7 +23,8 @@ from bench.steps import PRESETS_TIMED, endless, make_trainer
 from bench.timing import log, rounds, timed
 from common.console import table
 from pipeline import corruptions, d4
-from pipeline.corruptions import TRAINABLE, CorruptionConfig, Parameters
+from pipeline.config import TRAINABLE, CorruptionConfig
+from pipeline.corruptions import Parameters
 from pipeline.index import Dataset, open_dataset
 from pipeline.pixels import to_float
 from shards.schema import PATCH

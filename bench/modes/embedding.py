@@ -30,7 +30,8 @@ from eval.encoder import load
 from eval.features import Features
 from eval.run import RunInfo
 from models import snapshot
-from models.vae import VAE, ModelConfig, build
+from models.config import ModelConfig
+from models.vae import VAE, build
 from pipeline.index import Dataset, open_dataset
 from pipeline.reader import read_split
 

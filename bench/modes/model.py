@@ -15,8 +15,9 @@ from bench.records import CELL, NotMeasured, Record, Spread
 from bench.settings import VARIANTS, Settings
 from bench.timing import log, rounds, timed
 from common.console import table
+from models.config import ModelConfig
 from models.objective import Objective
-from models.vae import ModelConfig, build
+from models.vae import build
 from pipeline.pixels import to_float
 from shards.schema import CHANNELS, PATCH
 from train.config import PRESETS

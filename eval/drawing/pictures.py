@@ -21,9 +21,10 @@ from common.errors import DataError
 from common.files import write_atomically
 from eval.measure.metrics import elements_of, evaluating, psnr, rho
 from eval.session import RunSession, in_turn, subset
-from models.vae import LATENT_SIDE
+from models.config import LATENT_SIDE
 from pipeline import d4
-from pipeline.corruptions import CorruptionConfig, corrupt_as
+from pipeline.config import ORDER, CorruptionConfig
+from pipeline.corruptions import corrupt_as
 from pipeline.pixels import to_float, to_pixels, to_tensor
 from pipeline.reader import read_split
 from shards.codec.png import Pixels
@@ -158,6 +159,6 @@ def load(run: Path) -> tuple[Pictures, dict[str, str]]:
                 f"{path}: {field.name} is {array.dtype} {array.shape}, expected "
                 f"{np.dtype(dtype)} {shape}: {remedy}"
             )
-    if not count or elements not in d4.ORDER.values():
+    if not count or elements not in ORDER.values():
         raise DataError(f"{path} has {count} patches and {elements} elements: {remedy}")
     return pictures, dict(hashes)

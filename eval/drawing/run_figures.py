@@ -36,7 +36,8 @@ from eval.run import LogLine, load_metrics
 from eval.session import RunSession, in_turn
 from models.vae import VAE
 from pipeline import d4
-from pipeline.corruptions import KINDS, CorruptionConfig, corrupt_as
+from pipeline.config import CorruptionConfig
+from pipeline.corruptions import KINDS, corrupt_as
 from pipeline.pixels import to_float
 from pipeline.reader import read_split
 from shards.codec.png import Pixels

@@ -20,7 +20,8 @@ from eval.results import EquivarianceErrors, Latent, ReconstructionScores
 from models.objective import kl_terms
 from models.vae import VAE
 from pipeline import d4
-from pipeline.corruptions import CHUNK, CorruptionConfig, corrupt_as
+from pipeline.config import ORDER, CorruptionConfig
+from pipeline.corruptions import CHUNK, corrupt_as
 from pipeline.pixels import to_float
 
 Encode = Callable[[Tensor], Tensor]  # float images (B, 3, 32, 32) to codes (B, C, 4, 4)
@@ -129,7 +130,7 @@ def elements_of(symmetry: Symmetry) -> range:
     They are all 7 of D4, also for a model trained on C4, except for regular fibres of C4, on which
     reflections do not act.
     """
-    return range(1, d4.ORDER["C4" if symmetry == Symmetry("C4", "regular") else "D4"])
+    return range(1, ORDER["C4" if symmetry == Symmetry("C4", "regular") else "D4"])
 
 
 def equivariance_errors(
@@ -175,13 +176,13 @@ def relative_errors(
 
 def mean_error(errors: dict[int, float], symmetry_group: str = "D4") -> float:
     """Combine the errors of the elements of a symmetry group: their root mean square."""
-    squares = [e * e for g, e in errors.items() if g < d4.ORDER[symmetry_group]]
+    squares = [e * e for g, e in errors.items() if g < ORDER[symmetry_group]]
     return float((sum(squares) / len(squares)) ** 0.5)
 
 
 def summary_of_errors(errors: dict[int, float], symmetry_group: str) -> EquivarianceErrors:
     """Summarise errors: of one group, of every group that is wholly measured, and by element."""
-    measured = [name for name, order in d4.ORDER.items() if order <= len(errors) + 1]
+    measured = [name for name, order in ORDER.items() if order <= len(errors) + 1]
     return EquivarianceErrors(
         error=mean_error(errors, symmetry_group),
         by_group={name: mean_error(errors, name) for name in measured},
@@ -251,7 +252,7 @@ def validate(
             x_hat = model.decoder(q.mean)
             scores += torch.stack([psnr(x_hat, x).double().sum(), ssim(x_hat, x).double().sum()])
             kl.append(kl_per_dimension(q.mean, q.log_var) * len(x))
-        elements = range(1, d4.ORDER[symmetry.group])
+        elements = range(1, ORDER[symmetry.group])
         errors = equivariance_errors(lambda x: model.encoder(x).mean, images_u8, symmetry, elements)
     kl_D = torch.stack(kl).sum(0) / len(images_u8)
     means = (scores / len(images_u8)).tolist()

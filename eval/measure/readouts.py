@@ -21,8 +21,10 @@ from eval.measure.metrics import (
     relative_errors,
     rho,
 )
-from models.vae import LATENT_SIDE, VAE
+from models.config import LATENT_SIDE
+from models.vae import VAE
 from pipeline import d4
+from pipeline.config import ORDER
 from pipeline.pixels import to_float, to_tensor
 from pipeline.reader import READ_SIZE
 from shards.codec.png import Pixels
@@ -102,7 +104,7 @@ def equivariance_of(
         lambda x: readouts_of(encoders, x, [name], symmetry)[name],
         images,
         lambda features, g: READOUTS[name].act(features, g, symmetry),
-        range(1, d4.ORDER[symmetry.group]),
+        range(1, ORDER[symmetry.group]),
     )
 
 
@@ -119,7 +121,7 @@ def readouts_of(
     features: dict[str, Tensor] = {}
     for source, encode in encoders.items():
         by_name = {n: READOUTS[n] for n in readouts if READOUTS[n].source == source}
-        order = d4.ORDER[symmetry.group] if any(r.orbit for r in by_name.values()) else 1
+        order = ORDER[symmetry.group] if any(r.orbit for r in by_name.values()) else 1
         if by_name:
             encoded = torch.stack([encode(d4.act_one(x, g)) for g in range(order)])
             features |= {n: readout.compute(encoded, symmetry) for n, readout in by_name.items()}
@@ -162,6 +164,6 @@ def embed_orbit(model: VAE, pixels: Pixels, symmetry: Symmetry) -> Features:
     images = to_tensor(pixels)
     moved = (
         d4.act_one(images, g).permute(0, 2, 3, 1).contiguous().numpy()
-        for g in range(d4.ORDER[symmetry.group])
+        for g in range(ORDER[symmetry.group])
     )
     return np.concatenate([embed_mean(model, view) for view in moved])

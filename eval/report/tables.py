@@ -20,7 +20,8 @@ from eval.report.document import (
 from eval.report.runs import Arm, EvaluatedRun, baselines
 from eval.results import BudgetScores, ClassCounts, ProbeScores, Range, SplitCounts
 from eval.stats.bootstrap import Interval
-from pipeline.corruptions import GRADED, KINDS, TRAINABLE, CorruptionConfig, extents
+from pipeline.config import TRAINABLE, CorruptionConfig
+from pipeline.corruptions import GRADED, KINDS, extents
 
 # columns of the tables of all runs: the value and its decimals
 RUN_SCORES: dict[str, tuple[Callable[[EvaluatedRun], float | None], int]] = {

@@ -42,7 +42,8 @@ from eval.transfer.results import (
 from eval.transfer.staining import Stain
 from eval.transfer.tables import sections
 from models import snapshot
-from models.vae import VAE, ModelConfig
+from models.config import ModelConfig
+from models.vae import VAE
 from pipeline.index import Dataset
 from pipeline.normalisation import Normalisation, Statistics, Unit
 from pipeline.units import StainTable, fit_dataset, normalised

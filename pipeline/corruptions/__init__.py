@@ -1,24 +1,26 @@
 """Corruptions of a clean batch: drawn in training, fixed for evaluation, graded for robustness.
 
-kind               `Kind`, and `CorruptionConfig` with the shares and ranges of training
+kind               `Kind`: how parameters are drawn and applied
 noise, blur, jpeg  the kinds that training draws
 colour             brightness and staining, which are never trained
 
 A new kind is a module with a `Kind`, an entry in `KINDS` and, where training may draw it, a share
-(default 0) and a range in `CorruptionConfig`. Figures, tables and benchmarks read the registry.
+(default 0) and a range in `pipeline.config.CorruptionConfig`. Figures, tables and benchmarks read
+the registry.
 """
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from pipeline.config import CorruptionConfig
 from pipeline.corruptions.blur import BLUR
 from pipeline.corruptions.colour import BRIGHTNESS, STAIN
 from pipeline.corruptions.jpeg import JPEG
-from pipeline.corruptions.kind import TRAINABLE, CorruptionConfig, Kind, Parameters
+from pipeline.corruptions.kind import Kind, Parameters
 from pipeline.corruptions.noise import NOISE
 
-__all__ = ["GRADED", "KINDS", "NONE", "TRAINABLE", "CorruptionConfig", "Kind", "Parameters"]
+__all__ = ["GRADED", "KINDS", "Kind", "Parameters"]
 
 KINDS: dict[str, Kind] = {
     "identity": Kind(title="uncorrupted", number=0),
@@ -29,7 +31,6 @@ KINDS: dict[str, Kind] = {
     "stain": STAIN,
 }
 GRADED = {name: kind for name, kind in KINDS.items() if kind.levels}
-NONE = CorruptionConfig().only("identity")
 
 CHUNK = 64  # test images per generator: results depend on it
 TEST_SEED = 20_240_501  # for test images corrupted as in training

@@ -4,7 +4,8 @@ import torch
 from kornia.filters import gaussian_blur2d
 from torch import Generator, Tensor
 
-from pipeline.corruptions.kind import CorruptionConfig, Kind, Parameters
+from pipeline.config import CorruptionConfig
+from pipeline.corruptions.kind import Kind, Parameters
 
 KERNEL = 5  # pixels, in training
 KERNEL_AT_LEVELS = 13  # holds two standard deviations of the strongest level

@@ -4,7 +4,8 @@ import torch
 from kornia.enhance import jpeg_codec_differentiable
 from torch import Generator, Tensor
 
-from pipeline.corruptions.kind import CorruptionConfig, Kind, Parameters
+from pipeline.config import CorruptionConfig
+from pipeline.corruptions.kind import Kind, Parameters
 
 
 def jpeg(x_BCHW: Tensor, quality_B: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 import torch
 from torch import Generator, Tensor
 
-from pipeline.corruptions.kind import CorruptionConfig, Kind, Parameters
+from pipeline.config import CorruptionConfig
+from pipeline.corruptions.kind import Kind, Parameters
 
 
 def add_noise(x_BCHW: Tensor, noise_BCHW: Tensor, sigma_B: Tensor) -> Tensor:

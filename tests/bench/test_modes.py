@@ -17,9 +17,10 @@ from bench.plain_trainer import nchw
 from bench.settings import VARIANTS
 from eval.encoder import load
 from models import snapshot
-from models.vae import ModelConfig, build
+from models.config import ModelConfig
+from models.vae import build
 from pipeline import d4
-from pipeline.corruptions import TRAINABLE
+from pipeline.config import TRAINABLE
 from pipeline.index import open_dataset
 from pipeline.reader import read_split
 from shards.schema import PATCH

@@ -21,6 +21,7 @@ from bench.settings import Settings
 from models.objective import Inputs, Objective
 from models.vae import build
 from pipeline import corruptions, d4
+from pipeline.config import NONE
 from pipeline.index import open_dataset
 from pipeline.reader import read_split
 from train.config import PRESETS, OptimConfig
@@ -106,7 +107,7 @@ def test_needs_grow_with_the_images_and_shares_with_the_rate(trainer: Trainer) -
 
 @pytest.mark.parametrize("preset", ["dvae", "eq-dvae"])
 def test_the_plain_trainer_has_our_objective_and_learns(preset: str) -> None:
-    config = replace(PRESETS[preset](), corruption=corruptions.NONE, optim=OptimConfig(lr=1e-4))
+    config = replace(PRESETS[preset](), corruption=NONE, optim=OptimConfig(lr=1e-4))
     plain = PlainTrainer(config, CPU)
     x = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     ours = Objective(config.objective, config.model.latent_channels)

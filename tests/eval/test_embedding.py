@@ -24,7 +24,7 @@ from eval.embedding import EmbeddingFile, EmbedOptions, embed
 from eval.encoder import load
 from eval.external_features import read_external
 from eval.features import Features, read_embeddings, slide_files
-from models.vae import ModelConfig
+from models.config import ModelConfig
 from pipeline.reader import READ_SIZE
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions

@@ -13,7 +13,7 @@ from common import ranks
 from common.errors import DataError
 from eval import embedding
 from eval.embedding import EmbedOptions, embed
-from models.vae import ModelConfig
+from models.config import ModelConfig
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from tests.helpers.ranks import run_ranks

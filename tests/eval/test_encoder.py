@@ -12,7 +12,7 @@ from common.errors import DataError
 from eval.encoder import PatchEncoder, load
 from eval.measure.metrics import Symmetry
 from eval.measure.readouts import READOUTS, embed_pixels
-from models.vae import ModelConfig
+from models.config import ModelConfig
 from pipeline.normalisation import Normalisation, statistics
 from tests.helpers.trained_runs import save_snapshot
 

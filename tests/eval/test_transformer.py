@@ -16,7 +16,7 @@ from common.errors import DataError
 from eval import transformer
 from eval.encoder import load
 from eval.transformer import EmbeddingTransformer
-from models.vae import ModelConfig
+from models.config import ModelConfig
 from tests.helpers.trained_runs import save_snapshot
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)

@@ -10,8 +10,9 @@ from PIL import Image
 
 from eval.features import Features, read_embeddings
 from models import snapshot
-from models.vae import ModelConfig, build
-from pipeline.corruptions import CorruptionConfig
+from models.config import ModelConfig
+from models.vae import build
+from pipeline.config import CorruptionConfig
 from pipeline.index import open_dataset
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions

@@ -18,9 +18,10 @@ from eval.report.report import write_report
 from eval.run import DataRecord, RunRecord
 from eval.session import EvalConfig
 from models.classification import Classification
-from models.objective import Inputs, ObjectiveConfig
-from models.vae import ModelConfig, build
-from pipeline.corruptions import NONE, CorruptionConfig
+from models.config import ModelConfig, ObjectiveConfig
+from models.objective import Inputs
+from models.vae import build
+from pipeline.config import NONE, CorruptionConfig
 from pipeline.index import open_dataset
 from pipeline.loader import Loader
 from shards.pack.packing import pack

@@ -10,18 +10,11 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from models.objective import (
-    Inputs,
-    Objective,
-    ObjectiveConfig,
-    kl_terms,
-    reconstruction_nll,
-    structural_loss,
-)
-from models.vae import ModelConfig, build
+from models.config import ModelConfig, ObjectiveConfig
+from models.objective import Inputs, Objective, kl_terms, reconstruction_nll, structural_loss
+from models.vae import build
 from pipeline import d4
-from pipeline.corruptions import CorruptionConfig
-from pipeline.jitter import JitterConfig
+from pipeline.config import ORDER, CorruptionConfig, JitterConfig
 from train.step import TrainStep, generator_for
 
 D = 3 * 32 * 32
@@ -92,7 +85,7 @@ def test_total_is_the_sum_of_independent_terms(group: str, form: str, fibres: st
         moved = d4.act_one(phi, element)
         if fibres == "trivial":
             return moved
-        order = d4.ORDER[group]
+        order = ORDER[group]
         old = [d4.product(d4.inverse(element), h) for h in range(order)]
         return torch.stack([moved[(c // order) * order + old[c % order]] for c in range(24)])
 
@@ -104,7 +97,7 @@ def test_total_is_the_sum_of_independent_terms(group: str, form: str, fibres: st
             moved = model.encoder(d4.act_one(x_tilde[i], element)[None])
             a, b = getattr(moved, form)[0], rho(getattr(q, form)[i], element)
         terms.append(((a - b) ** 2).sum())
-    order = d4.ORDER[group]
+    order = ORDER[group]
     equivariance = torch.stack(terms).mean() * (order - 1) / order
     expected = (squared + 2 * kl + 0.3 * equivariance) / D
     assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-4)

@@ -18,10 +18,12 @@ from models.blocks import (
     ResidualBlock,
     ScaledConv2d,
 )
-from models.objective import Inputs, Objective, ObjectiveConfig
+from models.config import ModelConfig, ObjectiveConfig
+from models.objective import Inputs, Objective
 from models.tied import Tied, kernel, rgb_kernel, tie, transposed_kernel
-from models.vae import VAE, ModelConfig, build
+from models.vae import VAE, build
 from pipeline import d4
+from pipeline.config import ORDER
 from train.config import PRESETS, Config
 
 GROUPS = ["D4", "C4"]
@@ -37,7 +39,7 @@ def moved(x: Tensor, element: int, group: str, regular: bool) -> Tensor:
 
 def reads_from(element: int, channels: int, group: str) -> list[int]:
     """The definition: after g, channel fibre * |G| + h holds what was at g^-1 h."""
-    order = d4.ORDER[group]
+    order = ORDER[group]
     old = [d4.product(d4.inverse(element), h) for h in range(order)]
     return [c // order * order + old[c % order] for c in range(channels)]
 
@@ -64,7 +66,7 @@ def assert_equivariant(
 
     `reads`, `writes`: whether f's input and output are regular fibres, or an image.
     """
-    elements = range(d4.ORDER[group])
+    elements = range(ORDER[group])
     with torch.no_grad():
         seen = f(torch.cat([moved(x, g, group, reads) for g in elements])).chunk(len(elements))
     assert seen[0].dtype == x.dtype and seen[0].std() > 1e-3
@@ -126,14 +128,14 @@ def test_tying_reaches_every_equivariant_weight(
     """The average over the group of any weight is one that psi gives: nothing else is lost."""
     weight = torch.randn(shape, dtype=torch.float64)
     average = torch.zeros_like(weight)
-    for g in range(d4.ORDER[group]):
+    for g in range(ORDER[group]):
         image = d4.act_one(weight, g)
         for dim in (dim for dim in (0, 1) if shape[dim] != 3):
             image = image.index_select(dim, torch.tensor(reads_from(g, shape[dim], group)))
-        average += image / d4.ORDER[group]
+        average += image / ORDER[group]
     tied = make(torch.Size(shape), group)
     psi = tied.right_inverse(average)
-    assert psi.numel() * d4.ORDER[group] == weight.numel()
+    assert psi.numel() * ORDER[group] == weight.numel()
     assert torch.allclose(tied(psi), average, atol=1e-14)
     assert torch.equal(tied.right_inverse(tied(psi)), psi)
 
@@ -229,7 +231,7 @@ def test_encoder_and_decoder_are_one_graph() -> None:
 def test_the_equivariance_term_has_nothing_to_teach(form: Any, group: Group) -> None:
     """The term vanishes; its implicit form is the error of the reconstruction alone."""
     config = ObjectiveConfig(equivariance=1.0, group=group, fibres="regular", form=form)
-    x, order = torch.rand(8, 3, 32, 32), d4.ORDER[group]
+    x, order = torch.rand(8, 3, 32, 32), ORDER[group]
     g_B = torch.arange(8) % (order - 1) + 1
     model, noise = tied_model(group), torch.randn(8, 24, 4, 4)
     with torch.no_grad():
@@ -250,7 +252,7 @@ def test_the_measured_error_of_a_preset_is_rounding(preset: str) -> None:
             lambda x: model.encoder(x).mean, images, Symmetry(group, fibres)
         )
         wrong = equivariance_errors(lambda x: model.encoder(x).mean, images, Symmetry(group))
-    assert len(errors) == d4.ORDER[group] - 1 and max(errors.values()) < 1e-5
+    assert len(errors) == ORDER[group] - 1 and max(errors.values()) < 1e-5
     assert config.objective.equivariance == 0 and max(wrong.values()) > 0.1
 
 

@@ -10,7 +10,8 @@ from fvcore.nn import FlopCountAnalysis
 from common.errors import DataError
 from models import snapshot
 from models.blocks import BiasSiLU, ScaledConv2d, decayed_parameters
-from models.vae import ARCHITECTURES, VAE, ModelConfig, build
+from models.config import ModelConfig
+from models.vae import ARCHITECTURES, VAE, build
 from pipeline import d4
 
 

@@ -9,10 +9,12 @@ from PIL import Image
 from scipy.ndimage import correlate1d
 from scipy.stats import chi2_contingency, chisquare
 
-from models.objective import Objective, ObjectiveConfig
-from models.vae import ModelConfig, build
+from models.config import ModelConfig, ObjectiveConfig
+from models.objective import Objective
+from models.vae import build
 from pipeline import corruptions
-from pipeline.corruptions import GRADED, KINDS, NONE, TRAINABLE, CorruptionConfig
+from pipeline.config import NONE, TRAINABLE, CorruptionConfig
+from pipeline.corruptions import GRADED, KINDS
 from pipeline.corruptions.blur import blur
 from pipeline.corruptions.jpeg import jpeg
 from pipeline.corruptions.kind import Kind

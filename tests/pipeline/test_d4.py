@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipeline import d4
+from pipeline.config import ORDER
 
 ELEMENTS = range(8)
 
@@ -47,7 +48,7 @@ def test_batched_action_is_exact(dtype: torch.dtype, layout: torch.memory_format
 
 @pytest.mark.parametrize("group", ["D4", "C4"])
 def test_channel_action_is_a_homomorphism(group: str) -> None:
-    order = d4.ORDER[group]
+    order = ORDER[group]
     table, x = d4.channel_index(24, group), images(c=24)
     for a, b in itertools.product(range(order), repeat=2):
         once = d4.act_channels(x, torch.full((5,), b), table)

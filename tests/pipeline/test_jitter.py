@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.objective import Inputs, Objective, ObjectiveConfig
-from models.vae import VAE, ModelConfig, build
+from models.config import ModelConfig, ObjectiveConfig
+from models.objective import Inputs, Objective
+from models.vae import VAE, build
 from pipeline import d4, jitter
-from pipeline.corruptions import NONE, CorruptionConfig
-from pipeline.jitter import JitterConfig
+from pipeline.config import NONE, CorruptionConfig, JitterConfig
 from pipeline.pixels import to_float
 from tests.helpers.patches import real_patches
 from train.config import PRESETS, from_json

@@ -17,9 +17,10 @@ from torch import Tensor
 from common import ranks
 from common.errors import DataError
 from eval.run import load_status
-from models.objective import Objective, ObjectiveConfig
-from models.vae import ModelConfig, build
-from pipeline.corruptions import CorruptionConfig
+from models.config import ModelConfig, ObjectiveConfig
+from models.objective import Objective
+from models.vae import build
+from pipeline.config import CorruptionConfig
 from pipeline.index import open_dataset
 from pipeline.loader import Batch, Loader
 from pipeline.order import STREAM_BLOCK, Order

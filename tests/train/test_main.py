@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from common.errors import DataError
-from models.objective import ObjectiveConfig
+from models.config import ObjectiveConfig
 from pipeline.index import open_dataset
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions

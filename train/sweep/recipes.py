@@ -8,10 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from models.objective import ObjectiveConfig
-from models.vae import ModelConfig
-from pipeline.corruptions import TRAINABLE, CorruptionConfig
-from pipeline.jitter import JitterConfig
+from models.config import ModelConfig, ObjectiveConfig
+from pipeline.config import TRAINABLE, CorruptionConfig, JitterConfig
 from train.config import PRESETS, Config
 
 ENCODER, DECODER = 10_352_640, 21_577_728  # multiply-adds per image, convolutions of `seed`

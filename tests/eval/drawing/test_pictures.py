@@ -9,7 +9,7 @@ import torch
 from common.errors import DataError
 from eval.drawing import pictures
 from eval.session import DEFAULTS, RunSession, open_run
-from models.vae import ModelConfig
+from models.config import ModelConfig
 from pipeline import d4
 from tests.helpers.trained_runs import make_run, packed_noise, save_snapshot
 

@@ -15,9 +15,10 @@ from common.machine import keep_freed_memory
 from eval.measure import metrics
 from eval.measure.metrics import Symmetry
 from eval.measure.readouts import READOUTS, encoders_of, equivariance_of, readouts_of
-from models.vae import ModelConfig, build
+from models.config import ModelConfig
+from models.vae import build
 from pipeline import d4
-from pipeline.corruptions import TRAINABLE, CorruptionConfig
+from pipeline.config import ORDER, TRAINABLE, CorruptionConfig
 
 SMALL = ModelConfig(widths=(4, 8, 16), latent_channels=8)
 
@@ -90,7 +91,7 @@ def lifted(group: str) -> Callable[[Tensor], Tensor]:
     def encode(x: Tensor) -> Tensor:
         moved = [
             d4.act_one(F.avg_pool2d(d4.act_one(x, d4.inverse(h)) * ramp, 8), h)
-            for h in range(d4.ORDER[group])
+            for h in range(ORDER[group])
         ]
         return torch.stack(moved, 2).flatten(1, 2)  # channel = fibre * |G| + h
 
@@ -104,7 +105,7 @@ def test_the_error_of_an_exactly_equivariant_encoder_is_0(group: str) -> None:
     assert set(trivial) == set(range(1, 8))  # all of D4 also for a model trained on C4
     assert max(trivial.values()) < 1e-5
     regular = metrics.equivariance_errors(lifted(group), images, Symmetry(group, "regular"))
-    assert set(regular) == set(range(1, d4.ORDER[group]))
+    assert set(regular) == set(range(1, ORDER[group]))
     assert max(regular.values()) < 1e-5
     assert min(metrics.equivariance_errors(lifted(group), images, Symmetry(group)).values()) > 0.1
 
@@ -115,7 +116,7 @@ def test_every_readout_of_an_exactly_equivariant_encoder_is_exact(readout: str) 
     for group in ("D4", "C4"):
         for encode, fibres in ((pooled, "trivial"), (lifted(group), "regular")):
             measured = equivariance_of({"mean": encode}, images, readout, Symmetry(group, fibres))
-            assert len(measured) == d4.ORDER[group] - 1 and max(measured.values()) < 2e-5
+            assert len(measured) == ORDER[group] - 1 and max(measured.values()) < 2e-5
 
 
 def test_readouts_of_an_orbit_are_exact_for_any_encoder() -> None:

@@ -13,7 +13,8 @@ from eval.measure import budgets, robustness
 from eval.measure.budgets import Budget
 from eval.measure.probe import PROBES, Labelled, fit
 from eval.measure.scores import Condition, ScoreBook, read_scores
-from models.vae import ModelConfig, build
+from models.config import ModelConfig
+from models.vae import build
 from pipeline import stain
 from pipeline.corruptions import GRADED
 from pipeline.pixels import to_float

@@ -15,7 +15,8 @@ from eval.report.__main__ import main
 from eval.report.document import Missing
 from eval.report.report import write_report
 from eval.report.runs import compare_runs, load_runs
-from models.vae import ModelConfig, build
+from models.config import ModelConfig
+from models.vae import build
 from tests.helpers.report_runs import change_results, pack_noise, write_run
 
 SEED = ModelConfig(architecture="seed")

@@ -16,7 +16,8 @@ from eval.transfer import __main__ as command
 from eval.transfer.datasets import read_dataset, short_names, site_labels
 from eval.transfer.results import LeftOutRow, MatrixRow, SiteProbeRow, load_transfer
 from eval.transfer.transfer import BETWEEN, TransferConfig, encodings_of, transfer
-from models.vae import ModelConfig, build
+from models.config import ModelConfig
+from models.vae import build
 from pipeline.index import open_dataset
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions

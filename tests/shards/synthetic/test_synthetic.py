@@ -240,7 +240,8 @@ def test_a_supervised_encoder_reads_the_class(steps: int, least: float) -> None:
     import torch
     from torch.nn import functional as F
 
-    from models.vae import ModelConfig, build
+    from models.config import ModelConfig
+    from models.vae import build
     from pipeline import d4
 
     torch.set_num_threads(os.cpu_count() or 1)  # minutes of work, unlike the other tests
