@@ -1,6 +1,6 @@
 """Training: from a preset and a packed data set to a run folder with an evaluated model.
 
-main        the command: prints a line while torch is imported, then runs `program`
+main        the command: parses the arguments, imports torch, runs `program`
 program     the course of a run: prepare, train, evaluate, report; status.json and exit status
 arguments   the command line: a preset or a run's config.json, then settings
 config      the settings of a run and the presets

@@ -9,9 +9,7 @@ import tyro
 
 from common.console import log
 from common.machine import threads_for
-from eval.run import load_record
 from train.config import COMPARISON, PRESETS, Config, from_json
-from train.tracker import TRACKERS, require_trackers
 
 PROCESSED = Path("data/processed")
 
@@ -46,8 +44,8 @@ def parse(argv: list[str]) -> dict[str, Arguments]:
     Without a preset they are those of the runs of COMPARISON. tyro exits with status 2.
 
     Raises:
-        ValueError: a preset, tracker or value that does not exist, or a comparison of equals.
-        DataError: a tracker's package is not installed.
+        ValueError: a preset or value that does not exist, or a comparison of equals.
+        DataError: a config.json that cannot be read.
     """
     if argv and not argv[0].startswith("-"):
         preset, defaults = _defaults(argv[0])
@@ -65,11 +63,7 @@ def parse(argv: list[str]) -> dict[str, Arguments]:
 
 def _parse(defaults: Arguments, options: list[str], preset: str) -> Arguments:
     prog = f"train/main.py [{preset}]"
-    arguments = tyro.cli(Arguments, default=defaults, args=options, prog=prog)
-    if unknown := set(arguments.track) - set(TRACKERS):
-        raise ValueError(f"unknown tracker {sorted(unknown)}; there are {sorted(TRACKERS)}")
-    require_trackers(arguments.track)
-    return arguments
+    return tyro.cli(Arguments, default=defaults, args=options, prog=prog)
 
 
 def _defaults(name: str) -> tuple[str, Arguments]:
@@ -78,6 +72,8 @@ def _defaults(name: str) -> tuple[str, Arguments]:
         return name, Arguments(config=PRESETS[name]())
     path = Path(name)
     if path.suffix == ".json" and path.is_file():
+        from eval.run import load_record  # imports torch, which --help need not wait for
+
         record = load_record(path)
         try:
             config = from_json(record.config)

@@ -7,14 +7,25 @@ saving. The launchers turn any failure into 1: scripts should read RUN/status.js
 import sys
 import time
 
+from common.command import UNUSABLE_ARGUMENTS
+from common.console import log, show_messages
+from common.errors import DataError
+from train.arguments import parse
 
-def main() -> int:
+
+def main(argv: list[str]) -> int:
     began = time.monotonic()
-    print("importing torch ...", flush=True)  # takes seconds, also for --help
+    show_messages()
+    try:
+        by_preset = parse(argv)
+    except (DataError, ValueError, OSError) as error:
+        log.error(str(error))
+        return UNUSABLE_ARGUMENTS
+    print("importing torch ...", flush=True)  # takes seconds
     from train import program
 
-    return program.main(sys.argv[1:], began)
+    return program.main(by_preset, began)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -21,13 +21,13 @@ from eval.report.report import write_report
 from eval.run import STATUS, Status, load_status
 from eval.session import EvalConfig
 from train import launch, summary
-from train.arguments import parse
+from train.arguments import Arguments
 from train.checkpoint import load_newest
 from train.config import as_json
 from train.interrupt import Interrupts
 from train.loop import NonFiniteError, Trainer
 from train.prepare import Run, prepare
-from train.tracker import TRACKERS, Tracker
+from train.tracker import TRACKERS, Tracker, require_trackers
 
 # leaves out the orbit readouts (nine more encodings per image); `python -m eval.main RUN` adds them
 SHORT_EVALUATION = EvalConfig(
@@ -40,19 +40,19 @@ SHORT_EVALUATION = EvalConfig(
 )
 
 
-def main(argv: list[str], began: float) -> int:
+def main(by_preset: dict[str, Arguments], began: float) -> int:
     """Train as the command line says, then evaluate; return the exit status.
 
     Args:
+        by_preset: arguments of every run by its preset's name, as `train.arguments.parse` returns.
         began: `time.monotonic()` at the start of the process.
     """
-    show_messages()
     interrupts = Interrupts()
     with ExitStack() as held:  # the locks of the run folders
         try:
-            by_preset = parse(argv)
-            threads = next(iter(by_preset.values())).threads
-            accelerator = launch.start_accelerator(threads)
+            first = next(iter(by_preset.values()))
+            require_trackers(first.track)
+            accelerator = launch.start_accelerator(first.threads)
             keep_freed_memory()
             show_messages(quiet=not accelerator.is_main_process)
             runs = prepare(by_preset, accelerator, held)

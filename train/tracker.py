@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
@@ -59,12 +59,13 @@ class AccelerateTracker:
     def __init__(self, name: str, run: Path, settings: Mapping[str, object]) -> None:
         self.name, self._ids = name, run / IDS
         ids = read_json(self._ids) if self._ids.is_file() else {}
-        self._id = ids.get(name)
+        stored = ids.get(name)
+        self._id = stored or (secrets.token_hex(4) if name == "wandb" else None)
         try:
             self._tracker = {"wandb": self._wandb, "mlflow": self._mlflow}[name](run)
             self._tracker.start()
-            if self._id is None:
-                self._id = self._new_id()
+            if stored is None:
+                self._id = self._id or str(self._tracker.tracker.info.run_id)  # that MLflow gave
                 self._tracker.store_init_configuration(dict(settings))
                 write_atomically(self._ids, json.dumps({**ids, name: self._id}).encode())
         except Exception as error:  # each service has its own
@@ -75,10 +76,9 @@ class AccelerateTracker:
         self._failed = False
 
     def _wandb(self, run: Path) -> GeneralTracker:
-        self._own = self._id or secrets.token_hex(4)
         return WandBTracker(
             os.environ.get("WANDB_PROJECT", PROJECT),
-            id=self._own,
+            id=self._id,
             resume="allow",
             name=os.environ.get("WANDB_NAME", run.resolve().name),
             dir=str(run),
@@ -90,11 +90,6 @@ class AccelerateTracker:
             # newer versions refuse folders without it
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         return MLflowTracker(PROJECT, run_id=self._id, run_name=run.resolve().name)
-
-    def _new_id(self) -> str:
-        if self.name == "wandb":
-            return self._own
-        return str(self._tracker.tracker.info.run_id)
 
     def write(self, kind: str, images: int, values: dict[str, float]) -> None:
         scalars = {f"{kind}/{name}": value for name, value in values.items()}
@@ -130,12 +125,15 @@ TRACKERS: dict[str, Callable[[Path, int, Mapping[str, object]], Sink]] = {
 EXTRAS = {"wandb": "wandb", "mlflow": "mlflow-skinny"}  # tracker, and extra, to package
 
 
-def require_trackers(names: Iterable[str]) -> None:
-    """Check that the packages of trackers are installed.
+def require_trackers(names: Collection[str]) -> None:
+    """Check that trackers exist and their packages are installed.
 
     Raises:
-        DataError: names the extra.
+        ValueError: a tracker does not exist.
+        DataError: a package is missing; names the extra.
     """
+    if unknown := set(names) - set(TRACKERS):
+        raise ValueError(f"unknown tracker {sorted(unknown)}; there are {sorted(TRACKERS)}")
     for name in names:
         if name in EXTRAS and find_spec(name) is None:
             raise DataError(

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers.messages import collected_messages
+from train.sweep.options import Options
 from train.sweep.recipes import RECIPES
 from train.sweep.runs import Programs, SweepRun, plan_runs
-from train.sweep.sweep import Options, sweep
+from train.sweep.sweep import sweep
 
 TIMEOUT_S = 60
 TRAINING = """

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.helpers.training import newest_tensors, run_status, same_tensors
+from train import main as command
 from train import program
 from train.arguments import parse
 from train.config import COMPARISON
@@ -31,7 +32,7 @@ def handlers() -> Iterator[None]:
 
 def main(data: Path, out: Path, *more: str, preset: tuple[str, ...] = ()) -> int:
     places = ("--data", str(data), "--out", str(out))
-    return program.main([*preset, *places, "--seed", "3", *BUDGET, *more], 0.0)
+    return command.main([*preset, *places, "--seed", "3", *BUDGET, *more])
 
 
 def test_without_a_preset_both_arms_get_the_settings() -> None:

@@ -26,6 +26,7 @@ from tests.helpers.training import (
     same_tensors,
     train_until,
 )
+from train import main as command
 from train import program
 from train.config import Config, from_json
 from train.loop import Trainer
@@ -45,7 +46,7 @@ COMMON = [
 
 def main(data: Path, run: Path, images: int, *more: str) -> int:
     places = ["--data", str(data), "--out", str(run), "--images", str(images)]
-    return program.main(["vae", *places, *COMMON, *more], 0.0)
+    return command.main(["vae", *places, *COMMON, *more])
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,7 @@ def test_a_new_run_of_continued_settings_is_warned_of(
     raw["config"]["images"] = LONG
     path.write_text(json.dumps(raw))
     argv = [str(path), "--out", str(tmp_path / "new"), "--track"]
-    assert program.main(argv, 0.0) == program.DONE
+    assert command.main(argv) == program.DONE
     assert "was continued from 48 to 96 images" in capfd.readouterr().err
     convert(json.loads((tmp_path / "new/config.json").read_text())["config"], Config)
 

@@ -29,6 +29,7 @@ from shards.pack.plan import PackOptions
 from tests.helpers.patches import write_patches
 from tests.helpers.ranks import run_ranks
 from tests.helpers.training import run_status
+from train import main as command
 from train import program
 from train.launch import start_accelerator
 from train.loop import Trainer
@@ -153,7 +154,7 @@ def launched(commands: list[list[str]]) -> tuple[int, str]:
     """Exit code and messages of training, started with a command of its own on each rank."""
     ranks.APPEARS_S = 1.0
     with redirect_stderr(io.StringIO()) as told:
-        code = program.main(commands[int(os.environ["RANK"])], 0.0)
+        code = command.main(commands[int(os.environ["RANK"])])
     return code, told.getvalue()
 
 
@@ -196,7 +197,7 @@ def recorded(argv: list[str], stop_at: int | None) -> tuple[int, list[Indices]]:
             os.kill(os.getpid(), signal.SIGTERM)
 
     Trainer.update = noting  # type: ignore[method-assign]
-    return program.main(argv, 0.0), seen
+    return command.main(argv), seen
 
 
 def test_another_number_of_ranks_resumes_in_the_same_order(
@@ -226,7 +227,7 @@ def failing(argv: list[str]) -> int | str:
 
     Trainer.update = until_3  # type: ignore[method-assign]
     try:
-        return program.main(argv, 0.0)
+        return command.main(argv)
     except RuntimeError:  # of a rank that waited for the other
         return "broken off"
 

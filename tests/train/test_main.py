@@ -18,7 +18,8 @@ from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from tests.helpers.messages import collected_messages
 from tests.helpers.patches import write_patches
-from train import launch, program
+from train import launch
+from train import main as command
 from train.config import Config, OptimConfig
 from train.interrupt import Interrupts
 from train.prepare import compilable
@@ -58,7 +59,7 @@ def test_unusable_arguments_exit_with_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     try:
-        code = program.main(argv, 0.0)
+        code = command.main(argv)
     except SystemExit as stopped:
         code = int(stopped.code or 0)
     assert code == 2 and message in " ".join(capfd.readouterr().err.split())

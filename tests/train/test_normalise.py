@@ -27,6 +27,7 @@ from tests.helpers.messages import collected_messages
 from tests.helpers.patches import packed_sites
 from tests.helpers.trained_runs import read_parts
 from tests.helpers.training import newest_tensors, same_tensors
+from train import main as command
 from train import program
 
 pytestmark = pytest.mark.usefixtures("main_in_process")
@@ -39,7 +40,7 @@ COMMON = [
 
 def main(data: Path, run: Path, images: int, *more: str) -> int:
     places = ["--data", str(data), "--out", str(run), "--images", str(images)]
-    return program.main(["dvae", *places, "--normalise", "slide", *COMMON, *more], 0.0)
+    return command.main(["dvae", *places, "--normalise", "slide", *COMMON, *more])
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from tests.helpers.training import (
 )
 from train import checkpoint as state
 from train import launch, loop, program
+from train import main as command
 from train.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("main_in_process")
@@ -45,7 +46,7 @@ BUDGET = [
 def main(data: Path, run: Path, *more: str) -> int:
     """6 steps over an epoch of 48 patches and a half; checkpoints after 36 and 72 images."""
     argv = ["dvae", "--data", str(data), "--out", str(run), *more, *BUDGET]
-    return program.main(argv, 0.0)
+    return command.main(argv)
 
 
 @pytest.fixture(scope="module")

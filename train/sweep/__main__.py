@@ -12,9 +12,8 @@ from typing import Annotated
 import tyro
 
 from common.command import DONE, run_command
+from train.sweep.options import Options
 from train.sweep.recipes import RECIPES
-from train.sweep.runs import EVALUATE, Programs
-from train.sweep.sweep import Options, describe, plan, sweep
 
 _Recipe = Annotated[str, tyro.conf.arg(metavar="RECIPE", help=", ".join(RECIPES))]
 _Options = Annotated[Options, tyro.conf.arg(name="")]
@@ -26,6 +25,9 @@ def _command(
     options: _Options = _DEFAULTS,
 ) -> Callable[[], int]:
     """Train and evaluate the runs of an ablation; repeat the command to continue a sweep."""
+    from train.sweep.runs import EVALUATE, Programs  # these import torch: not for --help
+    from train.sweep.sweep import describe, plan, sweep
+
     runs = plan(recipe, options)
 
     def action() -> int:

@@ -11,30 +11,19 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from common.console import log
 from common.errors import DataError
 from common.files import read_json, write_atomically
+from train.sweep.options import SlurmConfig
 from train.sweep.runs import Command, Programs, SweepRun, evaluation, failure, start, training
 
 POLL_S = 0.1
 SAVE_S = 120  # between the signal and the end of a job, for the step to end and the run to save
 REQUEUES = 10_000  # submitit counts down at every time limit: a run takes as many as it needs
 PREEMPTION = signal.SIGUSR2  # submitit's
-
-
-@dataclass(frozen=True)
-class SlurmConfig:
-    """What each job asks Slurm for."""
-
-    partition: str | None = None  # partition of the jobs. Default: that of the cluster
-    account: str | None = None  # account that the jobs are charged to. Default: the user's
-    gpus: int = 1  # GPUs per job; 0 trains on the CPU
-    cpus: int = 8  # CPU cores per job
-    hours: float = 8.0  # time limit of a job; a run that needs longer is requeued
 
 
 class Job(Protocol):

@@ -14,8 +14,9 @@ from common.errors import DataError
 from pipeline.index import open_dataset
 from tests.helpers.slurm import MISSING, TIMEOUT_S, WHY_SKIPPED, Slurm
 from tests.helpers.sweeping import FakeSweep
+from train.sweep.options import SlurmConfig
 from train.sweep.runs import Programs, write_settings
-from train.sweep.slurm import RunJob, SlurmConfig, in_queue, slurm_executor, submit
+from train.sweep.slurm import RunJob, in_queue, slurm_executor, submit
 
 
 @pytest.fixture
