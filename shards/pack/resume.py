@@ -28,7 +28,7 @@ from common.locks import locked
 from shards.pack.plan import Plan
 from shards.schema import METADATA_NAME, PACKING_NAME, load_metadata
 from shards.slides.source import FOLDER_NAME
-from shards.slides.staging import done_list
+from shards.sources.staged import done_list
 
 T = TypeVar("T")
 

@@ -14,17 +14,13 @@ from itertools import groupby
 from pathlib import Path
 from threading import local
 
-import msgspec
-
 from common.console import log, progress
 from common.errors import DataError
-from common.files import write_atomically
-from shards.codec.png import RAW_BYTES
 from shards.slides.cutting import KeyedPatch, cut, regions
 from shards.slides.grid import resolution_of
 from shards.slides.reader import Slide, SlideError, open_slide
 from shards.slides.threads import in_turn
-from shards.sources.staged import write_reason, write_rows
+from shards.sources.staged import read_done, scratch_error, write_done, write_reason, write_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +33,6 @@ class _Region:
     is_last: bool  # of its slide
 
 
-def done_list(scratch: Path) -> Path:
-    """Return the list of slides whose patches are in the file `scratch`."""
-    return scratch.with_name(f"{scratch.name}.done")
-
-
 def stage_slides(root: Path, patches: Iterable[KeyedPatch], scratch: Path, workers: int) -> None:
     """Cut patches, keyed by their place in the file `scratch`.
 
@@ -50,7 +41,7 @@ def stage_slides(root: Path, patches: Iterable[KeyedPatch], scratch: Path, worke
     """
     keyed = sorted(patches, key=lambda item: (item[1].path, item[1].y, item[1].x))
     slides = {path: list(group) for path, group in groupby(keyed, key=lambda item: item[1].path)}
-    done = _read_done(scratch) if scratch.exists() else []
+    done = read_done(scratch)
     if already := slides.keys() & set(done):
         log.info(f"continuing: {len(already):,} of {len(slides):,} slides are cut")
     missing = {path: group for path, group in slides.items() if path not in already}
@@ -64,24 +55,13 @@ def stage_slides(root: Path, patches: Iterable[KeyedPatch], scratch: Path, worke
                     advance(len(region.patches))
                     if region.is_last:
                         _refuse_change(region)
-                        os.fsync(handle)
                         done.append(region.path)
-                        write_atomically(done_list(scratch), msgspec.json.encode(done))
+                        write_done(handle, scratch, done)
         finally:
             os.close(handle)
             handles.close()
     except OSError as error:
-        raise DataError(
-            f"{scratch} cannot be written: {error.strerror}. Patches need {RAW_BYTES} bytes each "
-            f"beside the shards until they are packed; make room and run the same command again"
-        ) from None
-
-
-def _read_done(scratch: Path) -> list[str]:
-    try:
-        return msgspec.json.decode(done_list(scratch).read_bytes(), type=list[str])
-    except (OSError, msgspec.DecodeError):
-        return []
+        raise scratch_error(scratch, error) from None
 
 
 def _regions(root: Path, slides: dict[str, list[KeyedPatch]]) -> Iterator[_Region]:

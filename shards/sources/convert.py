@@ -43,7 +43,7 @@ from shards.sources.source import (
     ReadPatch,
     read_file,
 )
-from shards.sources.staged import open_staged, write_reason, write_rows
+from shards.sources.staged import open_staged, scratch_error, write_reason, write_rows
 
 Rule = Literal["none", "crop", "resize", "tile"]
 
@@ -159,10 +159,7 @@ class TileSource(Struct, frozen=True, kw_only=True, tag=True):
             finally:
                 os.close(handle)
         except OSError as error:
-            raise DataError(
-                f"{scratch} cannot be written: {error.strerror}. Tiles need {RAW_BYTES} bytes each "
-                f"beside the shards until they are packed; make room and run the same command again"
-            ) from None
+            raise scratch_error(scratch, error) from None
         return structs.replace(self, staged=scratch)
 
     @contextmanager

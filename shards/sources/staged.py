@@ -1,15 +1,20 @@
 """A scratch file in which the patches of images wait until their shard is built.
 
 The rows of a patch, or the reason why it has none, lie at the offset that its key gives. Their
-first byte says which: a hole in the file is neither.
+first byte says which: a hole in the file is neither. A list beside the file may name what is in it,
+so that an interrupted pack does not decode it again.
 """
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+
+from common.errors import DataError
+from common.files import write_atomically
 from shards.codec.png import RAW_BYTES, PngError
 from shards.sources.source import Patch, ReadPatch
 
@@ -26,6 +31,35 @@ def write_rows(handle: int, key: int, rows: bytes | memoryview) -> None:
 def write_reason(handle: int, key: int, reason: str) -> None:
     """Write why a patch has no rows."""
     os.pwrite(handle, _BAD + reason.encode()[: RAW_BYTES - 2] + b"\0", key * RAW_BYTES)
+
+
+def done_list(scratch: Path) -> Path:
+    """Return the list of what is whole in the file `scratch`."""
+    return scratch.with_name(f"{scratch.name}.done")
+
+
+def read_done(scratch: Path) -> list[str]:
+    """Return the names in the list; none where the file or the list is missing or damaged."""
+    if not scratch.exists():
+        return []
+    try:
+        return msgspec.json.decode(done_list(scratch).read_bytes(), type=list[str])
+    except (OSError, msgspec.DecodeError):
+        return []
+
+
+def write_done(handle: int, scratch: Path, names: Sequence[str]) -> None:
+    """Write the list, after the file itself, open as `handle`, is on the disk."""
+    os.fsync(handle)
+    write_atomically(done_list(scratch), msgspec.json.encode(names))
+
+
+def scratch_error(scratch: Path, error: OSError) -> DataError:
+    """Make an error of a scratch file that cannot be written."""
+    return DataError(
+        f"{scratch} cannot be written: {error.strerror}. Patches need {RAW_BYTES} bytes each "
+        f"beside the shards until they are packed; make room and run the same command again"
+    )
 
 
 @contextmanager
