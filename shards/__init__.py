@@ -3,6 +3,7 @@
 schema      the format: keys, sidecar columns, `dataset.json`
 codec/      PNG, JPEG, tar and sidecars: bytes to arrays and back
 sources/    where patches come from: folders, manifests, larger images
+known/      public sets of patches, from the files as they are downloaded
 slides/     patches from whole slides: tissue, resolution, cutting
 pack/       patches to shards
 merge       command: complete a pack that several tasks shared

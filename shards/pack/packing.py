@@ -41,19 +41,23 @@ def pack(source: Path, out: Path, options: PackOptions | None = None) -> Dataset
     """
     root, out, options = Path(source), Path(out), options or PackOptions()
     _refuse_paths(root, out)
+    return pack_source(choose_source(root, options, out), out, options)
+
+
+def pack_source(source: AnySource, out: Path, options: PackOptions) -> DatasetMetadata:
+    """Pack the patches of a source: see `pack`; what `options` say of the source is not read."""
     start = time.monotonic()
-    files = choose_source(root, options, out)
     with resume.packer_lock(out):
         resume.refuse_occupied(out, options.overwrite)
         try:
             with WorkerPool(options.workers, options.shard_size) as pool:
-                collection, plan = _plan(files, options, pool)
+                collection, plan = _plan(source, options, pool)
                 if not options.overwrite and resume.is_complete(out, plan):
                     resume.finish(out)  # a packer may have been killed while it cleaned up
                     log.info(_COMPLETE.format(out))
                     return load_metadata(out)
                 resume.prepare(out, plan, options.overwrite)
-                records = _build(files, out, plan, plan.shards, options, pool)
+                records = _build(source, out, plan, plan.shards, options, pool)
         finally:
             resume.sweep(out)
         collection = without_skipped(out, collection, records)

@@ -15,11 +15,11 @@ from pathlib import Path
 from threading import local
 
 from common.console import log, progress
-from common.errors import DataError
 from shards.slides.cutting import KeyedPatch, cut, regions
 from shards.slides.grid import resolution_of
 from shards.slides.reader import Slide, SlideError, open_slide
 from shards.slides.threads import in_turn
+from shards.sources.source import refuse_change
 from shards.sources.staged import read_done, scratch_error, write_done, write_reason, write_rows
 
 
@@ -54,7 +54,7 @@ def stage_slides(root: Path, patches: Iterable[KeyedPatch], scratch: Path, worke
                 for region, _ in in_turn(stage, _regions(root, missing), workers):
                     advance(len(region.patches))
                     if region.is_last:
-                        _refuse_change(region)
+                        refuse_change(region.slide, region.patches[0][1])
                         done.append(region.path)
                         write_done(handle, scratch, done)
         finally:
@@ -137,16 +137,3 @@ def _cut_into(handle: int, handles: _Handles, path: Path, patches: list[KeyedPat
     for (key, _), row in zip(patches, rows.reshape(len(rows), -1), strict=True):
         write_rows(handle, key, row.data)
     return True
-
-
-def _refuse_change(region: _Region) -> None:
-    """Refuse a slide that is not the file that was listed."""
-    patch = region.patches[0][1]
-    try:
-        status = region.slide.stat()
-    except OSError as error:
-        raise DataError(f"{region.slide} cannot be read: {error.strerror}") from None
-    if (status.st_size, status.st_mtime_ns) != (patch.size, patch.mtime_ns):
-        raise DataError(
-            f"{region.slide} changed while it was packed: pack again when nothing writes to it"
-        )

@@ -7,6 +7,7 @@ from pathlib import Path
 from msgspec import structs
 
 from common.errors import DataError
+from shards.known.arrays import ArraySource
 from shards.slides.source import SlideSource
 from shards.sources.convert import ConvertedSource, TileSource
 from shards.sources.files import look_up_here
@@ -17,7 +18,9 @@ from shards.sources.splits import draw_splits, split_warnings
 from shards.sources.values import tidy_labels, value_warnings
 
 # what workers can be sent
-AnySource = FolderSource | ManifestSource | ConvertedSource | TileSource | SlideSource
+AnySource = (
+    FolderSource | ManifestSource | ConvertedSource | TileSource | SlideSource | ArraySource
+)
 
 
 def collect(

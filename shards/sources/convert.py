@@ -31,6 +31,7 @@ from PIL import Image
 from common.console import progress
 from common.errors import DataError
 from shards.codec.png import RAW_BYTES, SIGNATURE, STORED_ROW, Pixels, PngError, chunks
+from shards.known.files import KnownFiles
 from shards.schema import PATCH
 from shards.sources.folder import FolderSource
 from shards.sources.manifest import ManifestSource
@@ -47,6 +48,8 @@ from shards.sources.staged import open_staged, scratch_error, write_reason, writ
 
 Rule = Literal["none", "crop", "resize", "tile"]
 
+Files = FolderSource | ManifestSource | KnownFiles
+
 CONVERTIBLE = Accepted(("png", "jpg", "jpeg", "tif", "tiff"), 256 << 20, "PNG, JPEG or TIFF file")
 
 _FORMATS = ("PNG", "JPEG", "TIFF")  # pinned: PIL opens by content, not by name
@@ -59,7 +62,7 @@ class ConvertedSource(Struct, frozen=True, kw_only=True, tag=True):
 
     is_slow: ClassVar[bool] = False
 
-    files: FolderSource | ManifestSource
+    files: Files
     rule: Literal["crop", "resize"]
 
     def collect(self, look_up: LookUp) -> Collection:
@@ -91,7 +94,7 @@ class TileSource(Struct, frozen=True, kw_only=True, tag=True):
 
     is_slow: ClassVar[bool] = False
 
-    files: FolderSource | ManifestSource
+    files: Files
     staged: Path | None = None  # file that holds the tiles
 
     def collect(self, look_up: LookUp) -> Collection:

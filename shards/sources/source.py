@@ -118,6 +118,17 @@ class Groups(Struct, frozen=True, kw_only=True):
     examples: list[list[str]]  # path, kind and name of the group
 
 
+class KnownOrigin(Struct, frozen=True, kw_only=True):
+    """The public set that the patches are of; see `shards.known`."""
+
+    name: str
+    title: str
+    url: str
+    licence: str
+    partial: bool  # fewer patches than the set has were accepted
+    left_out: dict[str, int]  # number of patches by reason
+
+
 class Origin(Struct, frozen=True, kw_only=True):
     """Where the patches come from, for `dataset.json`; fields that do not apply are left out."""
 
@@ -127,6 +138,7 @@ class Origin(Struct, frozen=True, kw_only=True):
     manifest: ManifestOrigin | UnsetType = UNSET
     convert: Conversion | UnsetType = UNSET
     slides: SlideOrigin | UnsetType = UNSET
+    known: KnownOrigin | UnsetType = UNSET
     splits: SplitDraw | UnsetType = UNSET
 
 
@@ -242,6 +254,20 @@ def read_file(root: str, patch: Patch) -> bytes:
     if (len(data), status.st_size, status.st_mtime_ns) != (patch.size, patch.size, patch.mtime_ns):
         raise DataError(f"{path} changed while it was packed: pack again when nothing writes to it")
     return data
+
+
+def refuse_change(path: Path, patch: Patch) -> None:
+    """Refuse a file that is not the one that was listed.
+
+    Raises:
+        DataError: missing, unreadable, or changed since.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    if (status.st_size, status.st_mtime_ns) != (patch.size, patch.mtime_ns):
+        raise DataError(f"{path} changed while it was packed: pack again when nothing writes to it")
 
 
 @contextmanager

@@ -1,0 +1,97 @@
+"""Pack a public set of patches: `python -m shards.known NAME FILES OUT`.
+
+FILES are as they were downloaded and unpacked: `docs/known-data.md` says what each set is, which
+splits it gets and what is known of its bias.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from common.command import run_command
+from shards.known.arrays import ArraySource
+from shards.known.files import known_files
+from shards.known.sets import SETS, SetName
+from shards.pack.packing import pack_source
+from shards.pack.plan import PackOptions
+from shards.sources.collect import AnySource
+from shards.sources.convert import ConvertedSource, TileSource
+
+_Name = Annotated[SetName, tyro.conf.arg(metavar="NAME", help=", ".join(SETS))]
+_Files = Annotated[
+    tuple[Path, ...], tyro.conf.arg(metavar="FILES", help="folder of the set, or its files")
+]
+_Out = Annotated[Path, tyro.conf.arg(metavar="OUT", help="new folder for the data set")]
+
+
+@dataclass(frozen=True)
+class _Command:
+    """Pack a public set of patches into WebDataset shards, from its files as downloaded."""
+
+    name: tyro.conf.Positional[_Name]
+    files: tyro.conf.Positional[_Files]
+    out: tyro.conf.Positional[_Out]
+    partial: bool = False
+    """Accept fewer patches than were published: a subset, or some of the splits."""
+    convert: Literal["crop", "resize", "tile"] | None = None
+    """What becomes of the 224x224 pixels of nct-crc: crop (the centre 32x32), resize (the whole, to
+    32x32) or tile (49 patches of 32x32)."""
+    follow_links: bool = False
+    """Follow links that lead out of the folder."""
+    shard_size: int = PackOptions.shard_size
+    """Samples per shard."""
+    workers: int = PackOptions.workers
+    """Worker processes; 0: one per usable core, or none for small sets."""
+    seed: int = PackOptions.seed
+    """Seed of the shuffle within each split."""
+    skip_bad: int = PackOptions.skip_bad
+    """Skip up to this many files that are damaged; they are listed in dataset.json."""
+    overwrite: bool = False
+    """Replace the data set in OUT; files that are not part of it stay."""
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ValueError("FILES is missing: name the folder of the set, then OUT")
+        if self.name == "nct-crc" and self.convert is None:
+            raise ValueError(
+                "nct-crc has patches of 224x224 pixels: choose --convert resize (all of the patch "
+                "that the label is about, at 3.5 microns per pixel), crop or tile (0.5 microns per "
+                "pixel)"
+            )
+        if self.name != "nct-crc" and self.convert is not None:
+            raise ValueError(f"--convert is about nct-crc; {self.name} has one rule")
+        self._options()
+
+    def __call__(self) -> None:
+        pack_source(self._source(), self.out, self._options())
+
+    def _options(self) -> PackOptions:
+        return PackOptions(
+            shard_size=self.shard_size,
+            workers=self.workers,
+            seed=self.seed,
+            skip_bad=self.skip_bad,
+            overwrite=self.overwrite,
+            convert="crop" if self.name == "camelyon17-wilds" else self.convert or "none",
+        )
+
+    def _source(self) -> AnySource:
+        match self.name:
+            case "pcam" | "pathmnist" | "crchisto":
+                return ArraySource(name=self.name, paths=self.files, partial=self.partial)
+            case name:
+                files = known_files(name, self.files, self.partial, self.follow_links)
+                if self.convert == "tile":
+                    return TileSource(files=files)
+                return ConvertedSource(files=files, rule=self.convert or "crop")
+
+
+def main() -> int:
+    return run_command("shards.known", _Command, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
