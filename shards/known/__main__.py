@@ -21,19 +21,22 @@ from shards.sources.collect import AnySource
 from shards.sources.convert import ConvertedSource, TileSource
 
 _Name = Annotated[SetName, tyro.conf.arg(metavar="NAME", help=", ".join(SETS))]
-_Files = Annotated[
-    tuple[Path, ...], tyro.conf.arg(metavar="FILES", help="folder of the set, or its files")
+_Paths = Annotated[
+    tuple[Path, ...],
+    tyro.conf.arg(
+        metavar="FILES OUT",
+        help="folder of the set, or several of its files and folders; then the new folder",
+        help_behavior_hint="",
+    ),
 ]
-_Out = Annotated[Path, tyro.conf.arg(metavar="OUT", help="new folder for the data set")]
 
 
 @dataclass(frozen=True)
-class _Command:
+class Command:
     """Pack a public set of patches into WebDataset shards, from its files as downloaded."""
 
     name: tyro.conf.Positional[_Name]
-    files: tyro.conf.Positional[_Files]
-    out: tyro.conf.Positional[_Out]
+    paths: tyro.conf.Positional[_Paths]
     partial: bool = False
     """Accept fewer patches than were published: a subset, or some of the splits."""
     convert: Literal["crop", "resize", "tile"] | None = None
@@ -53,8 +56,8 @@ class _Command:
     """Replace the data set in OUT; files that are not part of it stay."""
 
     def __post_init__(self) -> None:
-        if not self.files:
-            raise ValueError("FILES is missing: name the folder of the set, then OUT")
+        if len(self.paths) < 2:
+            raise ValueError("FILES or OUT is missing: name the folder of the set, then OUT")
         if self.name == "nct-crc" and self.convert is None:
             raise ValueError(
                 "nct-crc has patches of 224x224 pixels: choose --convert resize (all of the patch "
@@ -66,7 +69,7 @@ class _Command:
         self._options()
 
     def __call__(self) -> None:
-        pack_source(self._source(), self.out, self._options())
+        pack_source(self._source(), self.paths[-1], self._options())
 
     def _options(self) -> PackOptions:
         return PackOptions(
@@ -79,18 +82,19 @@ class _Command:
         )
 
     def _source(self) -> AnySource:
+        files = self.paths[:-1]
         match self.name:
             case "pcam" | "pathmnist" | "crchisto":
-                return ArraySource(name=self.name, paths=self.files, partial=self.partial)
+                return ArraySource(name=self.name, paths=files, partial=self.partial)
             case name:
-                files = known_files(name, self.files, self.partial, self.follow_links)
+                listing = known_files(name, files, self.partial, self.follow_links)
                 if self.convert == "tile":
-                    return TileSource(files=files)
-                return ConvertedSource(files=files, rule=self.convert or "crop")
+                    return TileSource(files=listing)
+                return ConvertedSource(files=listing, rule=self.convert or "crop")
 
 
 def main() -> int:
-    return run_command("shards.known", _Command, config=(tyro.conf.FlagCreatePairsOff,))
+    return run_command("shards.known", Command, config=(tyro.conf.FlagCreatePairsOff,))
 
 
 if __name__ == "__main__":

@@ -101,8 +101,12 @@ def read_points(path: Path) -> NDArray[np.float64]:
     from scipy.io import loadmat, whosmat
 
     try:
-        if path.stat().st_size > _MAX_FILE:
-            raise DataError(f"{path}: {path.stat().st_size:,} bytes, expected a few thousand")
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    if size > _MAX_FILE:
+        raise DataError(f"{path}: {size:,} bytes, expected a few thousand")
+    try:
         shapes = {name: (shape, kind) for name, shape, kind in whosmat(path, appendmat=False)}
         shape, kind = shapes.get("detection", ((), ""))
         empty = 0 in shape
@@ -111,8 +115,6 @@ def read_points(path: Path) -> NDArray[np.float64]:
         if kind not in ("double", "single") and not kind.startswith(("int", "uint")):
             raise DataError(f"{path}: detection is of the kind {kind}, expected numbers (n, 2)")
         read = loadmat(path, appendmat=False, variable_names=["detection"])["detection"]
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     except DataError:
         raise
     except Exception as error:  # of a library that parses a damaged file

@@ -25,15 +25,16 @@ class _Set:
     list_files: _ListFiles
     rule: str  # what the source of a patch is
     has_slides: bool
+    side: int  # pixels of a file
     accepted: Accepted
 
 
 _SETS: Mapping[FileSet, _Set] = {
     "camelyon17-wilds": _Set(
-        camelyon17.list_files, camelyon17.RULE, True, Accepted(("png",), 1 << 20, "PNG file")
+        camelyon17.list_files, camelyon17.RULE, True, 96, Accepted(("png",), 1 << 20, "PNG file")
     ),
     "nct-crc": _Set(
-        nct_crc.list_files, nct_crc.RULE, False, Accepted(("tif",), 16 << 20, "TIFF file")
+        nct_crc.list_files, nct_crc.RULE, False, 224, Accepted(("tif",), 16 << 20, "TIFF file")
     ),
 }
 
@@ -94,6 +95,7 @@ def known_files(name: FileSet, paths: tuple[Path, ...], partial: bool, links: bo
     return KnownFiles(
         root=Inputs(name, paths, partial).root,
         accepted=_SETS[name].accepted,
+        side=_SETS[name].side,
         follow_links=links,
         set_name=name,
         paths=paths,

@@ -78,7 +78,7 @@ class ConvertedSource(Struct, frozen=True, kw_only=True, tag=True):
         root = str(self.files.root)
 
         def read(key: int, patch: Patch) -> tuple[Patch, bytes, bytes]:
-            converted = convert(read_file(root, patch), self.rule)
+            converted = convert(read_file(root, patch), self.rule, self.files.side)
             moved = patch._replace(
                 y=None if patch.y is None else patch.y + converted.y,
                 x=None if patch.x is None else patch.x + converted.x,
@@ -108,6 +108,7 @@ class TileSource(Struct, frozen=True, kw_only=True, tag=True):
         for image in collection.patches:
             try:
                 height, width = image_size(self.files.root / image.path)
+                _refuse_size(width, height, self.files.side)
                 if min(height, width) < PATCH:
                     raise PngError(
                         f"{width}x{height} pixels: too small for a tile of {PATCH}x{PATCH}"
@@ -222,14 +223,18 @@ class Converted:
     scale: float  # pixels of the image per pixel of the patch
 
 
-def convert(data: bytes, rule: Literal["crop", "resize"]) -> Converted:
+def convert(data: bytes, rule: Literal["crop", "resize"], expected: int | None = None) -> Converted:
     """Make a patch of a whole PNG, JPEG or TIFF file.
 
+    Args:
+        expected: side of the image, where it is known.
+
     Raises:
-        PngError: as `read_rgb`, or an image smaller than the crop.
+        PngError: as `read_rgb`, or an image of another size, or smaller than the crop.
     """
     image = read_rgb(data)
     width, height = image.size
+    _refuse_size(width, height, expected)
     if rule == "crop":
         if min(width, height) < PATCH:
             raise PngError(f"{width}x{height} pixels: too small to crop {PATCH}x{PATCH}")
@@ -242,6 +247,11 @@ def convert(data: bytes, rule: Literal["crop", "resize"]) -> Converted:
     if rule == "resize":
         image = image.resize((PATCH, PATCH), Image.Resampling.LANCZOS)
     return Converted(raw=raw_rows(np.asarray(image)), y=y, x=x, scale=side / PATCH)
+
+
+def _refuse_size(width: int, height: int, side: int | None) -> None:
+    if side is not None and (width, height) != (side, side):
+        raise PngError(f"{width}x{height} pixels, expected {side}x{side}")
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -85,6 +85,7 @@ class FileSource(Struct, frozen=True, kw_only=True):
     group_regex: str | None = None  # see `names.source_image`
     accepted: Accepted = PLAIN
     follow_links: bool = False  # also out of the root
+    side: int | None = None  # pixels; None: images of any size are converted
 
     @property
     def name(self) -> str:
