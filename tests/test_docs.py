@@ -21,7 +21,9 @@ from eval.encoder import PatchEncoder
 from eval.measure.metrics import Symmetry
 from models.config import ModelConfig
 from models.vae import build
+from shards.known.sets import SETS
 from shards.schema import load_metadata
+from tests.helpers import known
 from tests.helpers.patches import write_patches
 from tests.helpers.tars import members, samples, write_tar
 from tests.helpers.trained_runs import save_snapshot
@@ -235,6 +237,24 @@ def test_slide_commands_run(tmp_path: Path) -> None:
     assert {path.stem for path in (tmp_path / "data/shards/slides").glob("*.png")} == {*names}
     metadata = [load_metadata(tmp_path / "data" / out) for out in ("boxes", "annotated")]
     assert metadata[0].splits["train"].count == 128 and metadata[1].classes == ["Tumor"]
+
+
+def test_commands_for_public_sets_run(tmp_path: Path) -> None:
+    """On a few files of each layout: hence --partial."""
+    pytest.importorskip("h5py", reason="needs the extra h5")
+    downloads = tmp_path / "downloads"
+    known.write_pcam(downloads / "pcam")
+    known.write_wilds(downloads / "camelyon17_v1.0")
+    known.write_nct_crc(downloads / "nct-crc")
+    known.write_pathmnist(downloads / "pathmnist.npz")
+    known.write_crchisto(downloads / "CRCHistoPhenotypes_2016_04_28")
+    page = "docs/known-data.md"
+    names = set()
+    for heading in re.findall(r"^## (.*)$", text_of(page), re.MULTILINE):
+        (command,) = commands(page, heading)
+        run([*command, "--partial"], tmp_path)
+        names.add(command[3])
+    assert names == {*SETS} and len([*tmp_path.glob("data/*/dataset.json")]) == len(SETS)
 
 
 @pytest.mark.slow

@@ -57,7 +57,8 @@ _ADVICE = {
         "a whole slide that is not read here: convert it to a pyramidal TIFF"
     ),
     ("h5", "hdf5", "npy", "npz", "mat", "pkl", "pt", "pth"): (
-        "arrays: write each patch to a PNG file first"
+        "arrays: python -m shards.known packs those of public sets (docs/known-data.md); of others "
+        "write each patch to a PNG file first"
     ),
     ("zip", "gz", "tgz", "bz2", "xz", "zst", "7z", "rar"): (
         "an archive: unpack it and name the folder"
