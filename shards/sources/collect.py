@@ -18,9 +18,7 @@ from shards.sources.splits import draw_splits, split_warnings
 from shards.sources.values import tidy_labels, value_warnings
 
 # what workers can be sent
-AnySource = (
-    FolderSource | ManifestSource | ConvertedSource | TileSource | SlideSource | ArraySource
-)
+AnySource = FolderSource | ManifestSource | ConvertedSource | TileSource | SlideSource | ArraySource
 
 
 def collect(
