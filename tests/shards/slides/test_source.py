@@ -157,7 +157,7 @@ def test_other_options_do_not_use_what_was_cut(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(staging, "_refuse_change", lambda region: 1 / 0)
+        patched.setattr(staging, "refuse_change", lambda path, patch: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             pack(root, tmp_path / "out", options())
     with pytest.raises(DataError, match="unfinished pack"):
