@@ -1,11 +1,12 @@
 """Write files completely or not at all, and read JSON within a limit.
 
 A file appears under its name only when all of it is on disk: it is written under a hidden name
-beside it, synced and renamed.
+beside it, synced and renamed, and the name is synced as well.
 """
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from common.errors import DataError
 
 MAX_JSON_BYTES = 64 << 20
 _HASH_CHUNK = 1 << 20
+_UNFINISHED = re.compile(r"\..+\.\d+\.tmp(\.[^.]+)?")  # the hidden names below
 
 
 class HashedFile:
@@ -48,7 +50,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     hidden = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     with _replacing(path, hidden):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         yield hidden
         with hidden.open("rb") as file:
             os.fsync(file.fileno())
@@ -73,6 +75,7 @@ def _replacing(path: Path, hidden: Path) -> Iterator[None]:
     try:
         yield
         hidden.rename(path)
+        sync_folder(path.parent)
     except OSError as error:
         raise DataError(
             f"{path} cannot be written: {error.strerror}. Make room, or choose another folder, "
@@ -90,6 +93,30 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     with atomic_path(path) as hidden:
         hidden.write_bytes(data)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Return whether a file is one that a writer here left behind when it was killed."""
+    return _UNFINISHED.fullmatch(path.name) is not None
+
+
+def remove_unfinished(folder: Path, stem: str = "*") -> None:
+    """Remove what killed writers left of files to which no other process writes now.
+
+    Args:
+        stem: of the files, as a pattern of `glob`.
+    """
+    for path in folder.glob(f".{stem}.*.tmp*") if folder.is_dir() else ():
+        if is_unfinished(path) and not path.is_dir():
+            path.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those that hold it, whose names are on disk afterwards."""
+    missing = [level for level in (folder, *folder.parents) if not level.is_dir()]
+    for level in reversed(missing):
+        level.mkdir(exist_ok=True)
+        sync_folder(level.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -21,6 +21,7 @@ import msgspec
 
 from common.console import log
 from common.errors import DataError
+from common.files import make_folder
 
 LOCK = ".lock"  # of a run, a sweep, or a folder of results
 BEAT_S = 5.0
@@ -217,7 +218,7 @@ def locked(
 
 def _open(path: Path) -> int:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise DataError(f"{path.parent} cannot be used: {error.strerror}") from None

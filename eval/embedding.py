@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from common import ranks
 from common.console import log, progress
 from common.errors import DataError
-from common.files import atomic_path
+from common.files import atomic_path, remove_unfinished, write_atomically
 from common.locks import held
 from eval import features
 from eval.encoder import PatchEncoder, load
@@ -110,9 +110,16 @@ def embed(run: Path | str, source: Path | str, options: EmbedOptions = DEFAULTS)
     ranks.require_shared(out)
     with ExitStack() as stack:
         lock = held(out, "writes embeddings there")
-        ranks.together(lambda: stack.enter_context(lock) if ranks.rank() == 0 else None)
+        ranks.together(lambda: _begin(out, stack, lock) if ranks.rank() == 0 else None)
         _embed(run, root, out, options)
     return out
+
+
+def _begin(out: Path, stack: ExitStack, lock: AbstractContextManager[None]) -> None:
+    """Take the lock of OUT, and remove what a killed command was writing."""
+    stack.enter_context(lock)
+    remove_unfinished(out)
+    features.remove_unfinished_formats(out)
 
 
 def _embed(run: Path | str, root: Path, out: Path, options: EmbedOptions) -> None:
@@ -166,7 +173,7 @@ def _packed(source: Path, out: Path, options: PackOptions) -> Path:
     if source.is_file():
         manifest = out / LISTING
         quoted = source.name.replace('"', '""')
-        manifest.write_text(f'path\n"{quoted}"\n', encoding="utf-8")
+        write_atomically(manifest, f'path\n"{quoted}"\n'.encode())
         source, options = source.parent, replace(options, manifest=manifest)
     shutil.rmtree(shards, ignore_errors=True)  # of an interruption: the source may differ now
     with _no_warnings_of_splits():

@@ -38,7 +38,7 @@ def evaluate(
     data: Path | str | None = None,
     config: EvalConfig = DEFAULTS,
 ) -> Results:
-    """Evaluate a finished run and return what was written to RUN/results.json.
+    """Evaluate a finished run, whose lock is held; return what was written to RUN/results.json.
 
     Deterministic on CPU at an equal thread count, except for the field `seconds`.
 
@@ -49,6 +49,7 @@ def evaluate(
         DataError: the run or the data set cannot be used.
     """
     session = open_run(Path(run), None if data is None else local(data), config)
+    runs.remove_unfinished(session.run)
     rows = subset(len(session.metrics_split), config.test_images)
     images = to_tensor(read_split(session.metrics_split, rows), session.device)
     protocol = _protocol(session, len(images))

@@ -1,5 +1,6 @@
 """Our files of embeddings: Parquet, and .npy and HDF5 for other programs."""
 
+import glob
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from common.errors import DataError
-from common.files import atomic_path, write_atomically
+from common.files import atomic_path, remove_unfinished, write_atomically
 
 Features = NDArray[np.float32]  # (n, d)
 Format = Literal["npy", "h5"]
@@ -117,6 +118,12 @@ def write_formats(out: Path, files: list[Path], formats: tuple[Format, ...]) -> 
             np.save(temp, np.concatenate([read_embeddings(path)[0] for path in files]))
     if "h5" in formats:
         _write_h5(beside(out, "-h5"), files)
+
+
+def remove_unfinished_formats(out: Path) -> None:
+    """Remove what a killed `write_formats` left, which no other process writes now."""
+    remove_unfinished(beside(out, "-h5"))
+    remove_unfinished(beside(out, ".npy").parent, glob.escape(beside(out, ".npy").stem))
 
 
 def beside(folder: Path, ending: str) -> Path:

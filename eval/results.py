@@ -123,6 +123,11 @@ class Protocol:
     # patches of the data set; None where none is, or where the data set does not say
     unknown_sources: int | None = field(default=None, metadata=ABSENT)
 
+    @property
+    def image_limits(self) -> str:
+        """What tells apart scores of one model on one data set: they are of these images."""
+        return f"{self.embed_images} embedded, {self.probe_images} probed"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionScores:

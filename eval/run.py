@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 import xxhash
 
+from common import files
 from common.errors import DataError
 from common.files import read_json
 from common.machine import Environment
@@ -28,6 +29,7 @@ from pipeline.units import StainTable
 
 CONFIG, STATUS, METRICS = "config.json", "status.json", "metrics.jsonl"
 STAIN = "stain.json"
+FOLDERS = ("snapshot", "embeddings", "figures")  # of a run, to which its evaluation writes
 
 T = TypeVar("T")
 
@@ -92,6 +94,12 @@ class LogLine(msgspec.Struct, frozen=True):
     psnr: float | None = None
     kl: float | None = None
     equivariance_error: float | None = None
+
+
+def remove_unfinished(run: Path) -> None:
+    """Remove what was being written to a run, whose lock is held, when its writer was killed."""
+    for folder in (run, *(run / name for name in FOLDERS)):
+        files.remove_unfinished(folder)
 
 
 def load_info(run: Path | str) -> RunInfo:

@@ -29,7 +29,8 @@ def write(
         hashes: of the model and the data set, written as metadata of the scores.
     """
     if probed is not None:
-        probed.book.write(out / SCORES, hashes)
+        facts = {**hashes, "image_limits": results.protocol.image_limits}
+        probed.book.write(out / SCORES, facts)
         results = replace(
             results,
             probe=probed.probe,

@@ -15,7 +15,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from common.errors import DataError
-from common.files import atomic_file
+from common.files import make_folder, sync_folder, write_atomically
 from common.records import convert
 from models.config import ModelConfig
 from models.vae import VAE
@@ -29,13 +29,17 @@ MAX_NAME = 100  # characters of a name from a file that a message repeats
 
 
 def save(model: VAE, folder: Path, about: Mapping[str, object]) -> None:
-    """Write a model to `folder`, with `about` (JSON values) beside its config."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a model to `folder`, with `about` (JSON values) beside its config.
+
+    The config is removed first and written last: with it the snapshot is whole.
+    """
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     text = json.dumps({"model": asdict(model.config), "about": about}, indent=1)
-    for name, data in ((WEIGHTS, to_bytes(tensors)), (CONFIG, (text + "\n").encode())):
-        with atomic_file(folder / name) as file:
-            file.write(data)
+    make_folder(folder)
+    (folder / CONFIG).unlink(missing_ok=True)
+    sync_folder(folder)
+    write_atomically(folder / WEIGHTS, to_bytes(tensors))
+    write_atomically(folder / CONFIG, (text + "\n").encode())
 
 
 def load(folder: Path) -> VAE:

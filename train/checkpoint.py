@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from common.console import log
 from common.errors import DataError
-from common.files import read_json, sync_folder, write_atomically
+from common.files import make_folder, read_json, sync_folder, write_atomically
 from models.snapshot import UNREADABLE
 
 TENSORS, META = "state.safetensors", "state.json"
@@ -55,24 +55,25 @@ def save_checkpoint(
         content = {"images_seen": images_seen, **meta}
         text = json.dumps({**content, "xxh3": _digest(content, blob)}, indent=1)
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        make_folder(partial)
         write_atomically(partial / TENSORS, blob)
         write_atomically(partial / META, text.encode())
         _remove(final)
-        sync_folder(partial)
         partial.rename(final)
         sync_folder(folder)
     except (OSError, DataError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise DataError(f"checkpoint at {images_seen:,} images was not saved: {error}") from error
-    _drop_others(run, final, keep)
+    # later ones too: a damaged one that a resume skipped would count as the newest
+    for path in [path for path in _folders(run) if path > final]:
+        _remove(path)
+    drop_older(run, images_seen, keep)
 
 
-def _drop_others(run: Path, newest: Path, keep: int) -> None:
-    """Remove later ones too: a damaged one that a resume skipped would count as the newest."""
-    folders, partial = _folders(run), (run / "checkpoints").glob(".partial-*")
-    end = folders.index(newest) + 1
-    for folder in [*folders[: max(0, end - keep)], *folders[end:], *partial]:
+def drop_older(run: Path, images_seen: int, keep: int) -> None:
+    """Remove partial checkpoints, and all but the newest `keep` up to `images_seen`."""
+    older = [folder for folder in _folders(run) if int(folder.name) <= images_seen]
+    for folder in [*older[:-keep], *(run / "checkpoints").glob(".partial-*")]:
         _remove(folder)
 
 

@@ -12,10 +12,19 @@ from accelerate import Accelerator
 from common import locks, ranks
 from common.console import log
 from common.errors import DataError
-from common.files import write_atomically
+from common.files import is_unfinished, write_atomically
 from common.machine import environment
 from common.records import differences
-from eval.run import CONFIG, STAIN, DataRecord, Phase, RunRecord, load_record, load_stain
+from eval.run import (
+    CONFIG,
+    STAIN,
+    DataRecord,
+    Phase,
+    RunRecord,
+    load_record,
+    load_stain,
+    remove_unfinished,
+)
 from pipeline.config import Storage
 from pipeline.index import Dataset, open_dataset
 from pipeline.normalisation import Unit
@@ -171,7 +180,9 @@ def _claim(run: Run, held: ExitStack) -> int:
     held.enter_context(locks.held(run.folder, "trains or evaluates this run"))
     path, config = run.folder / CONFIG, as_json(run.config)
     data = DataRecord(str(run.dataset.root.resolve()), run.dataset.hash)
-    if all(file.name in (OUTPUT, locks.LOCK) for file in run.folder.iterdir()):
+    others = [file for file in run.folder.iterdir() if not is_unfinished(file)]
+    if all(file.name in (OUTPUT, locks.LOCK) for file in others):
+        remove_unfinished(run.folder)
         write_record(path, RunRecord(run.preset, config, data, environment()))
         return 0
     if not run.arguments.resume:
@@ -190,6 +201,7 @@ def _claim(run: Run, held: ExitStack) -> int:
             + "\n  ".join(lines)
             + "\nUse the run's own settings (--images may be larger), or another --out"
         )
+    remove_unfinished(run.folder)
     if not extends or not isinstance(images, int):
         return 0
     seen = newest_images(run.folder)

@@ -22,7 +22,7 @@ from eval.run import STATUS, Status, load_status
 from eval.session import EvalConfig
 from train import launch, summary
 from train.arguments import Arguments
-from train.checkpoint import load_newest
+from train.checkpoint import drop_older, load_newest
 from train.config import as_json
 from train.interrupt import Interrupts
 from train.loop import NonFiniteError, Trainer
@@ -140,6 +140,8 @@ def train(run: Run, later: list[Run], accelerator: Accelerator, interrupts: Inte
     log_bytes = 0
     if checkpoint:
         trainer.restore(checkpoint)
+        if accelerator.is_main_process:  # a crash may have left more
+            drop_older(run.folder, checkpoint.images_seen, run.config.loop.keep_checkpoints)
         log_bytes = checkpoint.meta["log_bytes"]
         log.info(f"resuming after {trainer.images_seen:,} images")
     is_main = accelerator.is_main_process

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from common.console import log
 from common.errors import DataError
-from common.files import read_json, write_atomically
+from common.files import read_json, sync_folder, write_atomically
 from eval.run import METRICS
 
 IDS = "trackers.json"
@@ -191,9 +191,16 @@ class Tracker:
 
     def __init__(self, run: Path, sinks: list[Sink], resume_bytes: int | None = None) -> None:
         self.path = run / METRICS
-        if resume_bytes is not None and self.path.exists():
-            with open(self.path, "r+b") as file:
-                file.truncate(min(resume_bytes, self.path.stat().st_size))
+        if resume_bytes is not None:
+            size = self.path.stat().st_size if self.path.exists() else 0
+            if size < resume_bytes:
+                log.warning(
+                    f"{self.path} has {size:,} bytes, but had {resume_bytes:,} at the checkpoint: "
+                    "records are missing from it, and training continues without them"
+                )
+            if size:
+                with open(self.path, "r+b") as file:
+                    file.truncate(min(resume_bytes, size))
         self.sinks, self.started = sinks, time.monotonic()
 
     def write(self, kind: str, images: int, values: dict[str, float]) -> None:
@@ -210,6 +217,7 @@ class Tracker:
             return 0
         with open(self.path, "rb") as file:
             os.fsync(file.fileno())
+            sync_folder(self.path.parent)
             return os.fstat(file.fileno()).st_size
 
     def close(self) -> None:

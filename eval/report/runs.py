@@ -381,6 +381,8 @@ def _book(run: EvaluatedRun) -> ScoreBook:
         "snapshot_xxh3": run.results.model.snapshot,
         "dataset_hash": run.results.data.hash,
     }
+    if "image_limits" in origin:  # older scores do not say
+        expected["image_limits"] = run.results.protocol.image_limits
     wrong = [name for name, value in expected.items() if origin.get(name) != value]
     if wrong:
         raise DataError(f"{SCORES} is of another {' and '.join(wrong)}; evaluate the run again")

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from common.console import log, printable, progress, table
 from common.errors import DataError
-from common.files import atomic_file, sync_folder
+from common.files import atomic_file
 from common.machine import usable_cores
 from shards.codec.sidecar import encode_sidecar
 from shards.foreign.collect import Collection, Tar, collect, find_tars
@@ -240,7 +240,6 @@ def _write(out: Path, collection: Collection, provenance: Provenance) -> Dataset
     )
     with atomic_file(out / METADATA_NAME) as file:
         file.write(dumps_metadata(metadata))
-    sync_folder(out)
     return metadata
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import xxhash
 
 from common.errors import DataError
-from common.files import atomic_file, sync_folder
+from common.files import atomic_file
 from shards import schema
 from shards.codec.sidecar import read_columns
 from shards.pack.plan import PackOptions, Plan
@@ -113,7 +113,6 @@ def write_metadata(
     with atomic_file(out / METADATA_NAME) as file:
         file.write(schema.dumps_metadata(metadata))
     record_complete(out, plan)
-    sync_folder(out)
     finish(out)
     return metadata
 

@@ -213,9 +213,9 @@ def prepare(out: Path, plan: Plan, overwrite: bool) -> None:
         _remove_all(out, _STAGED)
         sync_folder(out)  # before the new plan is there: it would take them for its own
     packing = _Packing(plan=plan.digest, shards=sorted(old.union(new)))
+    # on disk before the removals: a folder of shards that no file names is refused
     with atomic_file(out / PACKING_NAME) as file:
         file.write(msgspec.json.encode(packing))
-    sync_folder(out)  # before the removals: a folder of shards that no file names is refused
     for name in (METADATA_NAME, PACKED_NAME, PLAN_NAME):
         (out / name).unlink(missing_ok=True)
     sync_folder(out)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common.console import progress
 from common.errors import DataError
-from common.files import atomic_file, sync_folder
+from common.files import atomic_file
 from common.locks import locked
 from shards.remote.download import RemoteFile, Store, download, read_small
 from shards.schema import (
@@ -77,7 +77,6 @@ def fetch(url: str, cache: Path | None = None, splits: Sequence[str] | None = No
         if not (folder / METADATA_NAME).exists():
             with atomic_file(folder / METADATA_NAME) as file:
                 file.write(dumps_metadata(without_paths(metadata)))
-            sync_folder(folder)
     return folder
 
 

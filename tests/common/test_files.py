@@ -8,7 +8,14 @@ import xxhash
 
 from common import files
 from common.errors import DataError
-from common.files import atomic_file, atomic_path, read_json, write_atomically
+from common.files import (
+    atomic_file,
+    atomic_path,
+    make_folder,
+    read_json,
+    remove_unfinished,
+    write_atomically,
+)
 
 
 def test_a_file_appears_when_all_of_it_is_written(tmp_path: Path) -> None:
@@ -28,6 +35,32 @@ def test_a_hidden_path_has_the_suffix_and_folder_of_its_target(tmp_path: Path) -
         hidden.write_bytes(b"x")
         assert not path.exists()
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_names_of_files_and_of_new_folders_are_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "sync_folder", synced.append)
+    write_atomically(tmp_path / "a" / "b" / "x.json", b"{}")
+    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    make_folder(tmp_path / "a" / "b")
+    assert len(synced) == 3
+    with atomic_file(tmp_path / "x.bin") as file:
+        file.write(b"x")
+    assert synced[3:] == [tmp_path]
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    stay = ["a.json", ".lock", ".a.tmp", "a.12.tmp.json", ".a.12.tmp.json.bak", ".b.12x.tmp.json"]
+    for name in [*stay, ".a.12.tmp.json", ".a.tar.9.tmp", ".c d.1.tmp.parquet"]:
+        (tmp_path / name).touch()
+    (tmp_path / ".folder.1.tmp").mkdir()
+    remove_unfinished(tmp_path / "none")
+    remove_unfinished(tmp_path, "a")
+    assert not (tmp_path / ".a.12.tmp.json").exists() and (tmp_path / ".c d.1.tmp.parquet").exists()
+    remove_unfinished(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*stay, ".folder.1.tmp"])
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("stop"), KeyboardInterrupt()])

@@ -208,6 +208,17 @@ def test_two_commands_on_one_folder_do_not_mix(run: Path, raw: Path, tmp_path: P
         embed(run, raw, EmbedOptions(tmp_path))
 
 
+def test_what_a_killed_command_was_writing_is_removed(run: Path, raw: Path, tmp_path: Path) -> None:
+    left = [tmp_path / name for name in ("out/.part-00000.12.tmp.parquet", ".out.12.tmp.npy")]
+    left.append(tmp_path / "out-h5" / ".train-a-0.12.tmp.h5")
+    of_another = tmp_path / ".other.12.tmp.npy"
+    for path in (*left, of_another):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    embed(run, raw, EmbedOptions(tmp_path / "out"))
+    assert not any(path.exists() for path in left) and of_another.exists()
+
+
 def test_nothing_foreign_is_overwritten(run: Path, raw: Path, tmp_path: Path) -> None:
     out = embed(run, raw, EmbedOptions(tmp_path / "out"))
     before = (out / "part-00000.parquet").read_bytes()

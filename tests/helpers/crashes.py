@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,9 @@ class Disk:
             elif how == "killed":
                 tree[prefix + name] = node.data
             elif how == "some" and node.data != node.synced:
-                half = node.data[: len(node.data) // 2]
+                pairs = zip(node.data, node.synced, strict=False)
+                same = sum(takewhile(bool, (a == b for a, b in pairs)))  # stays in any case
+                half = node.data[: max(same, len(node.data) // 2)]
                 tree[prefix + name] = draw.choice([node.data, node.synced, half])
             else:
                 tree[prefix + name] = node.synced

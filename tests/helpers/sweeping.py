@@ -25,10 +25,16 @@ control, settings, _, out, resume = sys.argv[1:]
 control, out = Path(control), Path(out)
 images = json.loads(Path(settings).read_text())["config"]["images"]
 assert resume == "--resume"
+def sync(path):
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
 def status(word, error=None):
     part = out / f"status.{os.getpid()}"
     part.write_text(json.dumps({"status": word, "pid": os.getpid(), "error": error}))
+    sync(part)
     part.rename(out / "status.json")
+    sync(out)
 def stop(number, frame):
     status("interrupted")
     sys.exit(75)

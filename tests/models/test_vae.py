@@ -153,6 +153,25 @@ def test_snapshot_round_trip(config: ModelConfig, tmp_path: Path) -> None:
     assert loaded.config == config and torch.equal(loaded(x), model.eval()(x))
 
 
+def test_a_snapshot_that_was_half_replaced_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never new weights under the description of old ones."""
+    snapshot.save(build(ModelConfig(), 0), tmp_path, {"images_seen": 1})
+    write = snapshot.write_atomically
+
+    def until_config(path: Path, data: bytes) -> None:
+        if path.name == snapshot.CONFIG:
+            raise KeyboardInterrupt
+        write(path, data)
+
+    monkeypatch.setattr(snapshot, "write_atomically", until_config)
+    with pytest.raises(KeyboardInterrupt):
+        snapshot.save(build(ModelConfig(), 1), tmp_path, {"images_seen": 2})
+    with pytest.raises(DataError, match=r"config\.json does not exist"):
+        snapshot.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [

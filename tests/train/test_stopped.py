@@ -170,6 +170,30 @@ def test_a_run_without_a_whole_checkpoint_is_refused_by_name(
     assert run_status(tmp_path) == "failed" and log_without_clock(tmp_path) == log
 
 
+def test_what_a_crash_leaves_in_a_run_is_cleared(
+    small_dataset: Path, reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Before the first file of the run, and after the last checkpoint, half-way in removals."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".config.12.tmp.json").touch()
+    assert main(small_dataset, run) == program.DONE
+    (run / "checkpoints" / f"{12:012d}").mkdir()
+    (run / "checkpoints" / ".partial-000000000048").mkdir()
+    for name in (".status.12.tmp.json", "snapshot/.config.12.tmp.json"):
+        (run / name).touch()
+    assert main(small_dataset, run, "--resume") == program.DONE
+    assert_alike(run, reference)
+    names = {path.relative_to(reference) for path in reference.rglob("*")}
+    assert {path.relative_to(run) for path in run.rglob("*")} == names
+    log = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl").write_bytes(log[:50])
+    capfd.readouterr()
+    assert main(small_dataset, run, "--resume") == program.DONE
+    warned = f"metrics.jsonl has 50 bytes, but had {len(log):,} at the checkpoint"
+    assert warned in capfd.readouterr().err
+
+
 def victim(data: Path, run: Path, moment: str, count: int) -> None:
     """A process of its own that trains or resumes, and gets SIGKILL at a stated moment."""
     launch.threads_for, program.conclude = (lambda *args: 1), (lambda *args: None)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from common.errors import DataError
+from common.files import remove_unfinished
 from common.records import differences
 from eval.results import RESULTS, load_results
 from eval.run import DataRecord, RunRecord, load_metrics, load_record, load_status
@@ -109,13 +110,14 @@ def plan_runs(arms: list[Arm], seeds: int, images: int, out: Path, **shared: Any
 
 
 def write_settings(runs: Iterable[SweepRun], dataset: Dataset) -> None:
-    """Write what each run is started from.
+    """Write what each run of a sweep, whose lock is held, is started from.
 
     Raises:
         DataError: the folder holds a run of that name with other settings or data.
     """
     data = DataRecord(str(dataset.root.resolve()), dataset.hash)
     for run in runs:
+        remove_unfinished(run.settings.parent, run.name)
         config = as_json(run.config)
         if not run.settings.is_file():
             write_record(run.settings, RunRecord(run.arm, config, data))
