@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from common.command import run_command
+from common.errors import DataError
 from shards.known.arrays import ArraySource
 from shards.known.files import known_files
 from shards.known.sets import SETS, SetName
@@ -19,6 +20,7 @@ from shards.pack.packing import pack_source
 from shards.pack.plan import PackOptions
 from shards.sources.collect import AnySource
 from shards.sources.convert import ConvertedSource, TileSource
+from shards.sources.names import require_utf8
 
 _Name = Annotated[SetName, tyro.conf.arg(metavar="NAME", help=", ".join(SETS))]
 _Paths = Annotated[
@@ -69,7 +71,11 @@ class Command:
         self._options()
 
     def __call__(self) -> None:
-        pack_source(self._source(), self.paths[-1], self._options())
+        out = self.paths[-1]
+        if out.is_file():
+            raise DataError(f"{out} is a file: name the new folder for the data set last")
+        require_utf8(str(out.resolve()))
+        pack_source(self._source(), out, self._options())
 
     def _options(self) -> PackOptions:
         return PackOptions(

@@ -13,6 +13,7 @@ import pyarrow.csv as pa_csv
 
 from common.errors import DataError
 from shards.known.sets import SETS, KnownSet, SetName
+from shards.sources.names import require_utf8
 from shards.sources.source import Collection, KnownOrigin, Origin, Patch
 
 _MAX_TABLE_BYTES = 1 << 30
@@ -32,6 +33,7 @@ class Inputs:
 
     def __post_init__(self) -> None:
         for path in self.paths:
+            require_utf8(str(path.resolve()))
             if not path.exists():
                 raise DataError(f"{path} does not exist{self._download}")
             if path.is_file():
@@ -149,7 +151,7 @@ class Inputs:
 
     @property
     def _download(self) -> str:
-        return f": {self.facts.title} is downloaded from {self.facts.url}"
+        return f": download {self.facts.title} from {self.facts.url}"
 
     def _refuse_archive(self, path: Path) -> None:
         for pattern, command in (self.facts.archives or {}).items():

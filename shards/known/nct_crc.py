@@ -17,6 +17,7 @@ from common.errors import DataError
 from shards.known.inputs import Inputs
 from shards.known.pathmnist import CLASSES
 from shards.sources.files import is_junk_file
+from shards.sources.names import require_utf8
 
 MPP = 0.5
 RULE = "none: slides and patients were not published"
@@ -53,6 +54,8 @@ def list_files(inputs: Inputs) -> tuple[dict[str, list[Any]], dict[str, int]]:
             files = [e.name for e in os.scandir(folder / label)] if label in entries else []
             images = sorted(name for name in files if name.lower().endswith(".tif"))
             images = [name for name in images if not is_junk_file(name)]
+            for name in images:
+                require_utf8(name)
             others += len(files) - len(images)
             expected = inputs.facts.counts[f"{part}/{label}"]
             inputs.check_count(folder / label, "TIFF files", len(images), expected)

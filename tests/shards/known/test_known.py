@@ -1,7 +1,10 @@
 """`shards.known`: each public set from files of its layout to a data set."""
 
+import io
+import re
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,6 +28,7 @@ from shards.schema import load_metadata
 from shards.verify.check import verify
 from tests.helpers import known
 from tests.helpers.packing import file_hashes, sidecar_rows
+from tests.helpers.patches import real_archive
 
 WRITERS: dict[SetName, Callable[[Path], None]] = {
     "pcam": known.write_pcam,
@@ -193,11 +197,41 @@ def test_crchisto_is_cut_around_the_nuclei(packed: dict[SetName, Packed]) -> Non
     assert left_out == {"nuclei within 16 pixels of a border": 15}
 
 
-def test_a_nucleus_is_in_the_middle_of_its_patch() -> None:
-    """The centre of the first pixel is 1: a point between two pixels is that between 15 and 16."""
-    x = 100.5  # between the pixels 99 and 100, counted from 0
-    first = np.floor(x - 16)
-    assert first + 15 == 99 and first + 16 == 100
+@pytest.mark.realdata
+def test_real_nuclei_are_in_the_middle_of_their_patches(tmp_path: Path) -> None:
+    """Crops of this very set, put back into images of 500x500, are cut out again as they were.
+
+    Nuclei are dark in red. Their centre of mass is that of a patch whose point lies in pixel 15.
+    """
+    crops: dict[int, dict[tuple[str, int, int], Pixels]] = {}
+    name = re.compile(r".*/(\w+)/img(\d+)__y(\d+)_x(\d+)\.png")
+    with tarfile.open(real_archive("nuclei_4class.tar")) as tar:
+        for member in tar:
+            match = name.fullmatch(member.name)
+            if match and 11 <= int(match[2]) <= 20:
+                pixels = np.asarray(Image.open(io.BytesIO(tar.extractfile(member).read())))
+                label, y, x = match[1], int(match[3]), int(match[4])
+                crops.setdefault(int(match[2]), {})[label, y, x] = pixels
+    for number, of_image in crops.items():
+        image = np.zeros((500, 500, 3), np.uint8)
+        for (_, y, x), pixels in of_image.items():
+            image[y : y + 32, x : x + 32] = pixels
+        folder = tmp_path / "in/Classification" / f"img{number}"
+        folder.mkdir(parents=True)
+        Image.fromarray(image).save(folder / f"img{number}.bmp")
+        for label in known.NUCLEI:
+            points = [(x + 16.3, y + 16.7) for of, y, x in of_image if of == label]
+            known.write_points(folder / f"img{number}_{label}.mat", points)
+    command("crchisto", tmp_path / "in", out=tmp_path / "out", shard_size=9999)()
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == sum(map(len, crops.values())) > 1000
+    for row in rows:
+        number = int(row["source"].removeprefix("img"))
+        assert (row["pixels"] == crops[number][row["class"], row["y"], row["x"]]).all()
+    darkness = 255 - np.mean([row["pixels"][:, :, 0] for row in rows], axis=0)
+    weights = (darkness - darkness.min()) ** 2
+    middle = [np.average(np.arange(32), weights=weights.sum(axis)) for axis in (0, 1)]
+    assert np.abs(np.array(middle) - 15).max() < 0.6
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -232,7 +266,7 @@ def test_an_interrupted_pack_continues(
             yield pixels
 
     monkeypatch.setattr(arrays, "_ROWS", 4)
-    monkeypatch.setitem(arrays._SETS, name, replace(of_set, read=read))  # type: ignore[arg-type]
+    monkeypatch.setitem(arrays._SETS, name, replace(of_set, read=read))
     with pytest.raises(KeyboardInterrupt):
         command(name, folders[name], out=out)()
     assert not (out / "dataset.json").exists()
@@ -274,8 +308,8 @@ def test_some_splits_alone_are_packed(tmp_path: Path, monkeypatch: pytest.Monkey
     command("pcam", tmp_path / "pcam", out=tmp_path / "out")()
     assert {*load_metadata(tmp_path / "out").splits} == {"train"}
     whole = replace(SETS["pcam"], counts={"train": 6, "valid": 6, "test": 6})
-    monkeypatch.setitem(SETS, "pcam", whole)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"valid_x.h5 is missing in .*: PatchCamelyon is downl"):
+    monkeypatch.setitem(SETS, "pcam", whole)
+    with pytest.raises(DataError, match=r"valid_x.h5 is missing in .*: download PatchCamelyon"):
         command("pcam", tmp_path / "pcam", out=tmp_path / "all", partial=False)()
 
 
@@ -303,18 +337,17 @@ def test_the_whole_is_packed_and_more_is_refused(
         "pathmnist": known.PATHMNIST_COUNTS,
         "crchisto": dict.fromkeys(known.NUCLEI, 12) | {"others": 9},
     }[name]
-    monkeypatch.setattr("shards.known.crchisto.IMAGES", 45)
     if name == "crchisto":
         monkeypatch.setattr("shards.known.crchisto.IMAGES", 4)
         known.write_crchisto(tmp_path / "crchisto", (1, 2, 3, 4))
         folders = {"crchisto": tmp_path / "crchisto"}
-    monkeypatch.setitem(SETS, name, replace(SETS[name], counts=counts))  # type: ignore[arg-type]
+    monkeypatch.setitem(SETS, name, replace(SETS[name], counts=counts))
     command(name, folders[name], out=tmp_path / "out", partial=False)()
     if name != "crchisto":
         images = [p.read_bytes() for p in sorted((tmp_path / "out").glob("*.tar"))]
         assert images == [p.read_bytes() for p in sorted(packed[name].out.glob("*.tar"))]
     fewer = {key: count - 1 for key, count in counts.items()}
-    monkeypatch.setitem(SETS, name, replace(SETS[name], counts=fewer))  # type: ignore[arg-type]
+    monkeypatch.setitem(SETS, name, replace(SETS[name], counts=fewer))
     with pytest.raises(DataError, match=r"expected \d+"):
         command(name, folders[name], out=tmp_path / "more")()
 
@@ -344,7 +377,7 @@ def test_the_command_says_what_it_packs(folders: dict[SetName, Path], tmp_path: 
     assert run.returncode == 0, run.stderr
     assert "CRCHistoPhenotypes, https://warwick.ac.uk" in run.stdout
     assert "left out: 15 nuclei within 16 pixels of a border" in run.stdout
-    missing = subprocess.run([*words[:4], "no", "out"], capture_output=True, text=True)
-    assert missing.returncode == 1 and "no does not exist" in missing.stderr
-    unclear = subprocess.run([*words[:3], "nct-crc", "no", "out"], capture_output=True, text=True)
-    assert unclear.returncode == 2 and "--convert resize" in unclear.stderr
+    with pytest.raises(ValueError, match="choose --convert resize"):
+        command("nct-crc", tmp_path, out=tmp_path / "out", convert=None)
+    with pytest.raises(ValueError, match="pcam has one rule"):
+        command("pcam", tmp_path, out=tmp_path / "out", convert="crop")

@@ -1,6 +1,8 @@
 """`shards.known` on files that are damaged, made to do harm, or not of the set."""
 
+import os
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -247,7 +249,7 @@ CRCHISTO: dict[str, tuple[Attack, str]] = {
     ),
     "no folder": (
         lambda folder: (folder / "Classification").rename(folder / "images"),
-        "Classification is missing in .*: CRCHistoPhenotypes is downloaded from https",
+        "Classification is missing in .*: download CRCHistoPhenotypes from https",
     ),
     "archive": (
         lambda folder: (
@@ -387,6 +389,30 @@ def test_other_files_are_refused_by_name(
         pack(name, tmp_path / file)
 
 
+def test_names_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    strange = os.fsdecode(b"caf\xe9")
+    known.write_pcam(tmp_path / "in")
+    known.write_nct_crc(tmp_path / "nct", train=1)
+    next((tmp_path / "nct" / CLASS).glob("*.tif")).rename(
+        tmp_path / "nct" / CLASS / f"{strange}.tif"
+    )
+    with pytest.raises(DataError, match="not UTF-8"):
+        pack("nct-crc", tmp_path / "nct")
+    with pytest.raises(DataError, match="not UTF-8"):
+        Command(name="pcam", paths=(tmp_path / "in", tmp_path / strange), partial=True)()
+    (tmp_path / "in").rename(tmp_path / strange)
+    with pytest.raises(DataError, match="not UTF-8"):
+        pack("pcam", tmp_path / strange)
+
+
+def test_a_forgotten_output_folder_is_no_file_of_the_set(tmp_path: Path) -> None:
+    known.write_pcam(tmp_path / "in")
+    with pytest.raises(DataError, match="is a file: name the new folder for the data set last"):
+        Command(name="pcam", paths=tuple(sorted((tmp_path / "in").iterdir())), partial=True)()
+    with pytest.raises(ValueError, match="FILES or OUT is missing"):
+        Command(name="pcam", paths=(tmp_path / "in",))
+
+
 def test_what_is_there_already_is_not_replaced(tmp_path: Path) -> None:
     known.write_pcam(tmp_path / "in")
     pack("pcam", tmp_path / "in")
@@ -397,6 +423,6 @@ def test_what_is_there_already_is_not_replaced(tmp_path: Path) -> None:
 
 def test_without_h5py_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known.write_pcam(tmp_path / "in")
-    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
+    monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(DataError, match=r"is read by h5py: pip install 'eqdvae\[h5\]'"):
         pack("pcam", tmp_path / "in")
