@@ -1,5 +1,6 @@
 """Embeddings for other programs: AnnData, HDF5 as TRIDENT writes it, and a table of slides."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def import_anndata() -> Any:
 def write_h5ad(table: EmbeddedTable, out: Path) -> Path:
     """Write OUT/embeddings.h5ad: X the embeddings, obs the columns, obsm['spatial'] x and y.
 
-    `spatial` is absent where a patch has no place. The names of obs are the paths.
+    `spatial` is absent where a patch has no place. The names of obs are the paths; patches that
+    were cut from one file are told apart by their place, PATH_x0_y32, or else by a number.
     """
     anndata = import_anndata()
     import pandas as pd  # anndata brings it
@@ -45,8 +47,8 @@ def write_h5ad(table: EmbeddedTable, out: Path) -> Path:
         if rows[name].null_count < len(rows):
             values = rows[name].to_pandas()
             observed[name] = values if values.dtype.kind in "fi" else pd.Categorical(values)
-    paths = pd.Index(rows["path"].to_pylist(), dtype=object)
-    frame = pd.DataFrame(observed).set_index(paths)
+    names = pd.Index(_patch_names(rows), dtype=object)
+    frame = pd.DataFrame(observed).set_index(anndata.utils.make_index_unique(names))
     data = anndata.AnnData(table.features, obs=frame, uns=dict(table.facts))
     data.var_names = [f"z{i}" for i in range(table.features.shape[1])]
     if not rows["x"].null_count + rows["y"].null_count:
@@ -56,6 +58,16 @@ def write_h5ad(table: EmbeddedTable, out: Path) -> Path:
     with atomic_path(path) as temp:
         data.write_h5ad(temp)
     return path
+
+
+def _patch_names(rows: pa.Table) -> list[str]:
+    """Return the path of every patch, with its place where several share the path."""
+    paths, places = rows["path"].to_pylist(), zip(*(rows[c].to_pylist() for c in "xy"), strict=True)
+    counts = Counter(paths)
+    return [
+        path if counts[path] == 1 or x is None or y is None else f"{path}_x{x}_y{y}"
+        for path, (x, y) in zip(paths, places, strict=True)
+    ]
 
 
 def write_trident(table: EmbeddedTable, out: Path) -> Path:

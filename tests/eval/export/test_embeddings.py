@@ -18,8 +18,8 @@ SIDE = 64  # of a patch in pixels of the slide
 SCALES = {"a.svs": 1.0, "b.svs": 9.0}
 
 
-def write_table(folder: Path, placed: bool = True) -> Features:
-    """Write embeddings of two slides of 3 x 4 touching tiles."""
+def write_table(folder: Path, placed: bool = True, cut: bool = False) -> Features:
+    """Write embeddings of two slides of 3 x 4 touching tiles, files or `cut` from the slides."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(24, 5)).astype(np.float32)
     features[12:] += SCALES["b.svs"]
@@ -27,7 +27,7 @@ def write_table(folder: Path, placed: bool = True) -> Features:
     text = pa.nulls(24, pa.string())
     rows = pa.table(
         {
-            "path": [f"{i:02d}.png" for i in range(24)],
+            "path": np.repeat(list(SCALES), 12) if cut else [f"{i:02d}.png" for i in range(24)],
             "source": ["a.svs"] * 12 + ["b.svs"] * 12,
             "slide": ["a.svs"] * 12 + ["b.svs"] * 12,
             "patient": ["P1"] * 24,
@@ -75,6 +75,21 @@ def test_anndata_opens_with_places(tmp_path: Path) -> None:
     data = anndata.read_h5ad(path)
     np.testing.assert_array_equal(data.X, features)
     assert data.obsm["spatial"][5].tolist() == [64, 64] and data.obs["slide"].iloc[-1] == "b.svs"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("placed", "names"),
+    [(True, ["a.svs_x0_y0", "b.svs_x128_y192"]), (False, ["a.svs", "b.svs-11"])],
+)
+def test_patches_cut_from_one_file_have_names_of_their_own(
+    placed: bool, names: list[str], tmp_path: Path
+) -> None:
+    anndata = pytest.importorskip("anndata", reason="needs the extra anndata")
+    write_table(tmp_path / "embedded", placed, cut=True)
+    (path,) = export(tmp_path / "embedded", ExportOptions(tmp_path / "out", ("h5ad",)))
+    data = anndata.read_h5ad(path)
+    assert data.obs_names.is_unique and [*data.obs_names[[0, -1]]] == names
 
 
 def test_clusters_become_tiles_for_qupath_and_a_map(tmp_path: Path) -> None:
