@@ -328,6 +328,9 @@ def compare_runs(runs: Sequence[EvaluatedRun]) -> ComparedArms:
     keys: list[str] = []
     for arm in compared.arms.values():
         for seed, run in arm.runs.items():
+            if not run.results.probe:
+                compared.dropped.append(f"{run.label}: no probe was fitted (its notices say why)")
+                continue
             try:
                 book = _book(run)
             except DataError as error:

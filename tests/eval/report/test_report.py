@@ -124,11 +124,14 @@ def test_runs_that_cannot_be_paired_are_named(tmp_path: Path, data: Dataset) -> 
     book, facts = read_scores(limited / "scores.parquet")
     book.write(limited / "scores.parquet", {**facts, "image_limits": "9 embedded, 9 probed"})
     runs.append(limited)
+    unprobed = write_run(tmp_path / "unprobed", data, "dvae", 5, 1.0)
+    runs.append(change_results(unprobed, probe={}))
     runs.append(write_run(tmp_path / "longer", data, "dvae", 3, 1.0, images_seen=2000))
     compared = compared_arms(runs)
     assert list(compared.arms) == ["dvae (images_seen 1000)", "dvae (images_seen 2000)"]
     dropped = "\n".join(compared.dropped)
     assert "r1: the seed and settings of another run" in dropped
+    assert "unprobed: no probe was fitted" in dropped
     assert "lost:" in dropped and "stale: scores.parquet is of another snapshot_xxh3" in dropped
     assert "limited: scores.parquet is of another image_limits" in dropped
 
