@@ -1,11 +1,11 @@
 """Throughput of this machine: training, packing, reading and embedding, beside other tools.
 
 throughput     the command: `python bench/throughput.py [MODE]`
-command        its arguments, its JSON file and its tables
+arguments      its command line
+command        its JSON file and its tables
 settings       how much is measured, by default per device
 patches        the patches to measure on, in every form that a tool reads
 timing         timers, rounds, and what a piece of work used
-processes      processes that start together on a signal
 records        what was measured: spreads, records and their JSON
 steps          training steps to time, and the parts of one
 counts         parameters, multiply-adds and FLOPs of a model

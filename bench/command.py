@@ -1,13 +1,12 @@
-"""The command `bench/throughput.py`: its arguments, its JSON file and its tables."""
+"""The command `bench/throughput.py` once its arguments are parsed: its JSON file and its tables."""
 
-import argparse  # not tyro: needs only what training imports
 import json
 import logging
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
@@ -16,6 +15,7 @@ import msgspec
 import torch
 from accelerate import Accelerator
 
+from bench.arguments import MODES, NOT_IN_ALL, refuse
 from bench.records import Record
 from bench.settings import DEFAULTS, Settings
 from bench.timing import log
@@ -48,21 +48,6 @@ class Mode(Protocol):
         ...
 
 
-MODES = {
-    "model": "bench.modes.model",
-    "train": "bench.modes.training",
-    "augment": "bench.modes.augment",
-    "side-by-side": "bench.modes.side_by_side",
-    "embed": "bench.modes.embedding",
-    "pack": "bench.modes.packing",
-    "read": "bench.modes.reading",
-    "scaling": "bench.modes.scaling",
-    "shuffle": "bench.modes.shuffle",
-    "neighbours": "bench.modes.neighbours",
-}
-NOT_IN_ALL = ("neighbours",)  # it chose a constant of this project; minutes that tell a user little
-
-
 class _Elapsed(logging.Formatter):
     """Seconds since the start before each message."""
 
@@ -82,22 +67,20 @@ def load_mode(mode: str) -> Mode:
         raise DataError(f"the mode {mode} cannot be measured here: {error}") from error
 
 
-def main(argv: list[str]) -> int:
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+def main(arguments: Namespace) -> int:
     accelerator = start_accelerator()
     if accelerator.num_processes > 1:
-        parser.error("one process is measured: start it with python, without a launcher")
+        refuse("one process is measured: start it with python, without a launcher")
     options = {name: value for name, value in vars(arguments).items() if value is not None}
     target, mode = options.pop("json", None), options.pop("mode")
     options |= {name: tuple(v) for name, v in options.items() if isinstance(v, list)}
     try:
         settings = replace(DEFAULTS[accelerator.device.type], **options)
     except ValueError as error:
-        parser.error(str(error))
+        refuse(str(error))
     for option, path in (("json", target), ("plot", settings.plot)):
         if path is not None and not Path(path).parent.is_dir():
-            parser.error(f"--{option} {path}: the folder {Path(path).parent} does not exist")
+            refuse(f"--{option} {path}: the folder {Path(path).parent} does not exist")
     _show_progress()
     try:
         run(mode, settings, accelerator, target)
@@ -151,34 +134,3 @@ def run(mode: str, settings: Settings, accelerator: Accelerator, target: Path | 
             write_atomically(target, (json.dumps(document, indent=1) + "\n").encode())
             log.info(f"wrote {target}")
         print(f"\n== {name}\n\n{module.report(records, settings)}", flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    """Options left out take the device's default."""
-    parser = argparse.ArgumentParser(
-        prog="bench/throughput.py",
-        description="Measure what this machine reaches, as tables and JSON.",
-    )
-    add = parser.add_argument
-    add_integer = partial(add, type=int, metavar="N")
-    add("mode", nargs="?", choices=["all", *MODES], default="all")
-    add("--json", type=Path, metavar="FILE", help="write the results to this file as well")
-    add_integer("--batch-size", help="images per training step")
-    add_integer(
-        "--repeats", help="number of rounds; each measures everything that is compared once"
-    )
-    add_integer("--steps", help="consecutive steps that are timed together in each round")
-    compiled = "measure compiled graphs too; on a CPU each takes 20 to 50 s to compile"
-    add("--compiled", action=argparse.BooleanOptionalAction, help=compiled)
-    peers = "also measure other tools (webdataset, ImageFolder, kornia, ...) on the same work"
-    add("--peers", action="store_true", default=None, help=peers)
-    sizes = "batch sizes at which `train` compares plain trainers with ours; default: --batch-size"
-    add_integer("--batch-sizes", nargs="+", help=sizes)
-    patches = "numbers of patches that `pack`, `read` and `scaling` measure on; default: 8192"
-    add_integer("--patches", nargs="+", help=patches)
-    plot = "draw the speeds of those trainers against the batch size to FILE (PNG, PDF or SVG)"
-    add("--plot", metavar="FILE", help=plot)
-    window = "seconds of each round of `side-by-side`"
-    add("--window", type=float, metavar="S", help=window)
-    add("--data", metavar="DIR", help="packed folder to measure on; default: synthetic patches")
-    return parser

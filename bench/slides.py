@@ -26,7 +26,6 @@ import tyro
 from PIL import Image
 
 from bench.records import CELL, Spread
-from bench.timing import rounds, usage
 from common.command import run_command
 from common.console import log, table
 from shards.codec.png import Pixels
@@ -147,6 +146,8 @@ def _pack_pngs(out: Path) -> None:
 def measure(slide: Path, folder: Path, mpp: float, repeats: int) -> str:
     """Return a table of patches per second of each way, and how many times faster the first is."""
     out = folder / "out"
+    from bench.timing import rounds, usage  # imports torch: not for --help
+
     direct(slide, mpp, out)
     patches = _patches(slide, out)
     shutil.rmtree(out)

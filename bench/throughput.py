@@ -6,8 +6,11 @@ Tables go to the standard output, progress to the standard error. Exit status: 0
 
 import sys
 
+from bench.arguments import make_parser
+
 if __name__ == "__main__":
+    arguments = make_parser().parse_args()
     print("importing torch ...", file=sys.stderr, flush=True)
     from bench.command import main
 
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(arguments))

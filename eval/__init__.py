@@ -3,7 +3,8 @@
 run                    reads the files of a run folder
 encoder                a trained encoder for use from Python
 transformer            the same as a step of scikit-learn pipelines
-session                configuration, and the data set, run and model, opened
+config                 options of the commands, without torch
+session                the data set, run and model, opened
 features               our files of embeddings
 external_features      files of embeddings made elsewhere
 measure/               metrics, readouts, baselines and probes of a model

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import tyro
 
-from common import ranks
 from common.command import DONE, UNUSABLE_DATA, run_command
 from common.machine import keep_freed_memory, threads_for, use_threads
-from eval.embedding import DEFAULTS, EmbedOptions, embed
+from eval.config import EMBED_DEFAULTS, EmbedOptions
 
 _Run = Annotated[
     str, tyro.conf.arg(metavar="RUN", help="folder of a run or of a snapshot, or a hub id")
@@ -26,12 +25,16 @@ def _command(
     run: tyro.conf.Positional[_Run],
     source: tyro.conf.Positional[_Source],
     threads: _Threads = None,
-    options: _Options = DEFAULTS,
+    options: _Options = EMBED_DEFAULTS,
 ) -> Callable[[], int]:
     """Embed any patches with a trained run."""
+    from common import ranks  # imports torch: not for --help
+
     count = threads_for(threads, ranks.local_ranks())
 
     def action() -> int:
+        from eval.embedding import embed
+
         keep_freed_memory()
         use_threads(count)  # the launcher leaves each process one thread
         ranks.join()

@@ -13,15 +13,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import tyro
 from numpy.typing import NDArray
 
 from common import ranks
@@ -30,9 +28,8 @@ from common.errors import DataError
 from common.files import atomic_path, remove_unfinished, write_atomically
 from common.locks import held
 from eval import features
+from eval.config import EMBED_DEFAULTS, EmbedOptions
 from eval.encoder import PatchEncoder, load
-from eval.features import Format
-from eval.measure.readouts import READOUTS
 from eval.run import snapshot_hash
 from eval.session import stain_table
 from models.hub import run_folder
@@ -48,31 +45,6 @@ PARTS = 64  # files of a source, for the ranks to share, where that leaves a fil
 MOST_ROWS = 65_536  # per file: 100 MB
 SHARDS = ".shards"  # the packed form of a folder, until its embeddings are complete
 LISTING = ".files.csv"  # the manifest of a single image
-
-
-@dataclass(frozen=True)
-class EmbedOptions:
-    """Choose the readout and the files to write."""
-
-    out: Path | None = None
-    """Folder of the embeddings; default: RUN/embedded/ and the name of SOURCE."""
-    readout: str = "mean"
-    """mean (384 numbers, the primary one), orbit_aligned, orbit_invariant, channel_stats,
-    stage_stats or stage_stats_invariant."""
-    formats: tuple[Format, ...] = ()
-    """Formats beside Parquet: npy, all rows in OUT.npy; h5, a file per slide in OUT-h5."""
-    part_rows: int | None = None
-    """Rows per Parquet file; default: a 64th of the source, from 1024 to 65,536."""
-    pack: Annotated[PackOptions, tyro.conf.arg(name="")] = field(default_factory=PackOptions)
-
-    def __post_init__(self) -> None:
-        if self.readout not in READOUTS:
-            raise ValueError(f"unknown readout {self.readout!r}; there are {list(READOUTS)}")
-        if self.part_rows is not None and self.part_rows < 1:
-            raise ValueError(f"part_rows is {self.part_rows}; expected at least 1")
-
-
-DEFAULTS = EmbedOptions()
 
 
 @dataclass(frozen=True)
@@ -97,7 +69,7 @@ class EmbeddingFile:
     rows: NDArray[np.int64]
 
 
-def embed(run: Path | str, source: Path | str, options: EmbedOptions = DEFAULTS) -> Path:
+def embed(run: Path | str, source: Path | str, options: EmbedOptions = EMBED_DEFAULTS) -> Path:
     """Write the embeddings of a source, or of the data set at a URL; return their folder.
 
     Raises:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from eval import run as runs
+from eval.config import EVAL_DEFAULTS, EvalConfig
 from eval.drawing import pictures, run_figures
 from eval.export.model_card import write_card
 from eval.features import Features, write_embeddings
@@ -23,7 +24,7 @@ from eval.results import (
     Results,
     RunFacts,
 )
-from eval.session import DEFAULTS, EvalConfig, RunSession, open_run, subset, timed
+from eval.session import RunSession, open_run, subset, timed
 from eval.writing import data_facts, write
 from pipeline.corruptions import TEST_SEED
 from pipeline.pixels import to_tensor
@@ -36,7 +37,7 @@ READOUT_IMAGES = 256  # for the equivariance of readouts: orbits encode each ima
 def evaluate(
     run: Path,
     data: Path | str | None = None,
-    config: EvalConfig = DEFAULTS,
+    config: EvalConfig = EVAL_DEFAULTS,
 ) -> Results:
     """Evaluate a finished run, whose lock is held; return what was written to RUN/results.json.
 

@@ -13,7 +13,7 @@ import tyro
 from common.command import run_command
 from common.locks import held
 from common.machine import keep_freed_memory, threads_for, use_threads
-from eval.external_evaluation import DEFAULTS, ExternalConfig, evaluate_embeddings
+from eval.config import EXTERNAL_DEFAULTS, ExternalConfig
 
 _FEATURES = "embeddings to evaluate: a .parquet, .npy or .h5 file, or a folder of them"
 _Features = Annotated[Path, tyro.conf.arg(metavar="FEATURES", help=_FEATURES)]
@@ -29,7 +29,7 @@ def _command(
     name: str,
     out: Path,
     threads: _Threads = None,
-    config: _Config = DEFAULTS,
+    config: _Config = EXTERNAL_DEFAULTS,
 ) -> Callable[[], None]:
     """Evaluate embeddings made elsewhere: OUT/results.json and OUT/scores.parquet.
 
@@ -41,6 +41,8 @@ def _command(
     count = threads_for(threads)
 
     def action() -> None:
+        from eval.external_evaluation import evaluate_embeddings  # imports torch: not for --help
+
         keep_freed_memory()
         use_threads(count)
         with held(out, "writes results there"):

@@ -6,7 +6,7 @@ the format of eval.main, so that eval.report and eval.stats.contrasts compare th
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from common.console import log
 from common.errors import DataError
+from eval.config import EXTERNAL_DEFAULTS, ExternalConfig
 from eval.external_features import match_samples, read_external
 from eval.features import Features
 from eval.measure import metrics, robustness
-from eval.measure.baselines import BASELINES
 from eval.measure.probe import Labelled, fit
 from eval.measure.probing import (
     FeatureSet,
@@ -40,7 +40,7 @@ from eval.results import (
     Results,
     Robustness,
 )
-from eval.session import EvalConfig, Session, timed
+from eval.session import Session, timed
 from eval.writing import data_facts, write
 from models.config import ModelConfig
 from models.vae import build
@@ -53,55 +53,13 @@ from shards.sources.splits import SPLITS
 
 Embed = Callable[[Pixels], NDArray[np.floating]]  # (n, 32, 32, 3) uint8 to (n, d) or (n, C, N, N)
 
-# without random_init, an untrained encoder of our architecture: theirs is another
-EXTERNAL_BASELINES = tuple(name for name in BASELINES if name != "random_init")
-
-
-@dataclass(frozen=True)
-class ExternalConfig:
-    """Choose the probes and baselines, and limit the images."""
-
-    baselines: tuple[str, ...] = EXTERNAL_BASELINES
-    """Baselines, features without training, to probe as well."""
-    probes: tuple[str, ...] = EvalConfig.probes
-    """Classifiers to fit."""
-    budgets: bool = EvalConfig.budgets
-    """Also probe with few labels: of 1, 2, 5 groups (patients, slides or source images) per class,
-    and of 1, 5, 10 % of the groups; 20 random draws each."""
-    probe_images: int = EvalConfig.probe_images
-    """Maximum images per split used by probes; of more, a seeded random subset."""
-    seed: int = 0
-    """Seed that the encoder was trained with; reports average results of one name over seeds."""
-
-    def __post_init__(self) -> None:
-        if unknown := set(self.baselines) - set(EXTERNAL_BASELINES):
-            raise ValueError(
-                f"unknown baselines {sorted(unknown)}; there are {list(EXTERNAL_BASELINES)}"
-            )
-        self.protocol()
-
-    def protocol(self) -> EvalConfig:
-        """Make the configuration of an evaluation without a model."""
-        return EvalConfig(
-            baselines=self.baselines,
-            probes=self.probes,
-            budgets=self.budgets,
-            robustness=False,
-            figures=False,
-            readouts=(PRIMARY,),
-            probe_images=self.probe_images,
-        )
-
-
-DEFAULTS = ExternalConfig()
-
 
 def evaluate_embeddings(
     features: Path,
     data: Path | str,
     name: str,
     out: Path,
-    config: ExternalConfig = DEFAULTS,
+    config: ExternalConfig = EXTERNAL_DEFAULTS,
 ) -> Results:
     """Probe embeddings made elsewhere and return what was written to OUT/results.json.
 
@@ -123,7 +81,7 @@ def evaluate_embeddings(
     rows = read_rows(session)
     probed_rows = {split: session.probe_rows(session.splits[split]) for split in SPLITS}
     primary = {split: embedded[split][probed_rows[split]] for split in SPLITS}
-    no_model = build(ModelConfig(), 0)  # EXTERNAL_BASELINES do not use it
+    no_model = build(ModelConfig(), 0)  # its baselines do not use it
     # the embeddings take the place of the primary readout of a run
     sets = chain(
         [FeatureSet(PRIMARY, "readout", primary)], baseline_sets(session, rows.pixels, no_model)
@@ -167,7 +125,9 @@ def equivariance(
     return metrics.summary_of_errors(errors, group)
 
 
-def robustness_of(embed: Embed, data: Path | str, config: ExternalConfig = DEFAULTS) -> Robustness:
+def robustness_of(
+    embed: Embed, data: Path | str, config: ExternalConfig = EXTERNAL_DEFAULTS
+) -> Robustness:
     """Measure the section `robustness` of results.json, without PSNR, for any encoder.
 
     The probe is fitted on clean patches of train and tested on corrupted ones of test.

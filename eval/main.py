@@ -10,9 +10,7 @@ import tyro
 from common.command import run_command
 from common.locks import held
 from common.machine import keep_freed_memory, threads_for, use_threads
-from eval.evaluation import evaluate
-from eval.run import load_info
-from eval.session import DEFAULTS, EvalConfig
+from eval.config import EVAL_DEFAULTS, EvalConfig
 
 _Run = Annotated[Path, tyro.conf.arg(metavar="RUN", help="folder of a finished run")]
 _DATA = "packed data set, or its URL; default: the one that the run was trained on"
@@ -27,12 +25,15 @@ def _command(
     run: tyro.conf.Positional[_Run],
     data: _Data = None,
     threads: _Threads = None,
-    config: _Config = DEFAULTS,
+    config: _Config = EVAL_DEFAULTS,
 ) -> Callable[[], None]:
     """Evaluate a run: write results.json, scores.parquet, embeddings and figures to RUN."""
     count = threads_for(threads)
 
     def action() -> None:
+        from eval.evaluation import evaluate  # these import torch: not for --help
+        from eval.run import load_info
+
         keep_freed_memory()
         use_threads(count)
         load_info(run)  # a folder that is no run is refused before a lock is left in it

@@ -1,4 +1,4 @@
-"""The configuration of an evaluation, and its opened data set, run and model."""
+"""The opened data set, run and model of an evaluation."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,60 +14,14 @@ from numpy.typing import NDArray
 from common.console import log
 from common.errors import DataError
 from eval import run as runs
-from eval.measure.baselines import BASELINES
+from eval.config import EvalConfig
 from eval.measure.metrics import Symmetry
-from eval.measure.probe import PROBES
-from eval.measure.readouts import READOUTS
 from models import snapshot
 from models.vae import VAE
 from pipeline.config import CorruptionConfig
 from pipeline.index import Dataset, Split, open_dataset
 from pipeline.normalisation import Normalisation, Statistics, Unit
 from pipeline.units import StainTable, fit_dataset, normalised
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """Choose the measurements, and limit the images of each."""
-
-    baselines: tuple[str, ...] = tuple(BASELINES)
-    """Baselines, features without training, to probe as well."""
-    probes: tuple[str, ...] = tuple(PROBES)
-    """Classifiers to fit: logistic on all features, the others on the mean and the baselines."""
-    budgets: bool = True
-    """Also probe with few labels: of 1, 2, 5 groups (patients, slides or source images) per class,
-    and of 1, 5, 10 % of the groups; 20 random draws each."""
-    robustness: bool = True
-    """Also test the probes on corrupted patches: five kinds of corruption, five severities."""
-    figures: bool = True
-    """Draw figures to RUN/figures, and write RUN/pictures.safetensors."""
-    readouts: tuple[str, ...] = tuple(READOUTS)
-    """Features of the model to probe; an orbit costs eight encodings per image (C4: four)."""
-    orbit_probe: bool = True
-    """Also fit a probe of the mean on all rotations and reflections of the train images."""
-    embed_images: int = 1_000_000
-    """Maximum images per split in RUN/embeddings (1.6 KB each); of more, a seeded random subset."""
-    probe_images: int = 50_000
-    """Maximum images per split used by probes; a subset of the embedded ones."""
-    test_images: int = 20_000
-    """Maximum images for reconstruction and latent metrics; of more, a seeded random subset."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device of the model; auto takes a GPU where torch can use one."""
-
-    def __post_init__(self) -> None:
-        for name, registry in (
-            ("readouts", READOUTS),
-            ("baselines", BASELINES),
-            ("probes", PROBES),
-        ):
-            if unknown := set(getattr(self, name)) - set(registry):
-                raise ValueError(f"unknown {name} {sorted(unknown)}; there are {list(registry)}")
-        for name in ("embed_images", "probe_images", "test_images"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 2")
-
-
-DEFAULTS = EvalConfig()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""Settings of the models. Without torch: command lines are parsed from them."""
+"""Settings of the models and of their export. Without torch: command lines are parsed from them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from pipeline.config import ORDER
@@ -116,3 +117,18 @@ class ObjectiveConfig:
                 "objective.task classify has one term, the cross-entropy: set beta, equivariance "
                 "and ssim to 0 and stochastic to False, as the preset supervised does"
             )
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Choose the files to write."""
+
+    to: tuple[Literal["torch-export", "onnx"], ...] = ("onnx",)
+    """Formats: onnx, for onnxruntime and others; torch-export, for torch.export.load."""
+    input: Literal["uint8", "float"] = "uint8"
+    """Patches that the graph takes: uint8 in 0..255, or float (float32 in [0, 1])."""
+    out: Path | None = None
+    """Folder of the files; default: RUN/export."""
+
+
+EXPORT_DEFAULTS = ExportOptions()

@@ -17,11 +17,11 @@ import torch
 from common.errors import DataError
 from common.locks import held
 from eval import run as runs
-from eval.embedding import EmbedOptions, embed
+from eval.config import EmbedOptions, EvalConfig
+from eval.embedding import embed
 from eval.evaluation import evaluate
 from eval.measure.scores import SCORES, read_scores
 from eval.results import RESULTS, load_results
-from eval.session import EvalConfig
 from models import snapshot
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions

@@ -16,10 +16,10 @@ from common.errors import DataError
 from common.files import write_atomically
 from common.machine import keep_freed_memory, threads_for, use_threads
 from common.records import flatten
+from eval.config import EvalConfig
 from eval.evaluation import evaluate
 from eval.report.report import write_report
 from eval.run import STATUS, Status, load_status
-from eval.session import EvalConfig
 from train import launch, summary
 from train.arguments import Arguments
 from train.checkpoint import drop_older, load_newest

@@ -3,7 +3,7 @@
 import torch
 
 from common.console import log
-from eval.session import EvalConfig
+from eval.config import EvalConfig
 from eval.stats.grouping import MIN_GROUPS
 from pipeline.index import Dataset, groups
 from shards.schema import PATCH_BYTES

@@ -10,4 +10,5 @@ packing       PNG files to shards
 reading       shuffled epochs of batches
 scaling       packing and reading by several processes
 shuffle       how good the order of streaming is
+processes     processes that start together on a signal
 """

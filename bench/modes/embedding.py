@@ -25,7 +25,8 @@ from bench.settings import Settings
 from bench.timing import Mark, log, rounds, timed
 from common.console import table
 from common.machine import keep_freed_memory
-from eval.embedding import EmbedOptions, embed
+from eval.config import EmbedOptions
+from eval.embedding import embed
 from eval.encoder import load
 from eval.features import Features
 from eval.run import RunInfo

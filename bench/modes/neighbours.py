@@ -17,9 +17,9 @@ from dataclasses import replace
 import msgspec
 from accelerate import Accelerator
 
+from bench.modes.processes import started
 from bench.modes.side_by_side import PRESET, RunSettings, watch_window
 from bench.patches import packed_folder
-from bench.processes import started
 from bench.records import CELL, Record, Spread
 from bench.settings import Settings
 from bench.timing import log

@@ -15,9 +15,9 @@ import torch
 from accelerate import Accelerator
 
 from bench.modes.packing import pack_folder
+from bench.modes.processes import READY, answer, expect_ready, started, tell
 from bench.modes.reading import BATCH
 from bench.patches import PatchSet, patch_sets
-from bench.processes import READY, answer, expect_ready, started, tell
 from bench.readers import consume
 from bench.records import CELL, Record, Spread, grouped
 from bench.settings import Settings

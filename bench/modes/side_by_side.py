@@ -18,8 +18,8 @@ import msgspec
 import torch
 from accelerate import Accelerator
 
+from bench.modes.processes import READY, Process, answer, expect_ready, read_line, started, tell
 from bench.patches import packed_folder
-from bench.processes import READY, Process, answer, expect_ready, read_line, started, tell
 from bench.records import CELL, Record, Spread
 from bench.settings import Settings
 from bench.steps import WARMUP, endless, make_trainer

@@ -5,4 +5,5 @@ table       the embeddings of `eval.embed`, read
 formats     AnnData, HDF5 as TRIDENT writes it, a table of slides
 values      clusters, and the scores of a probe
 maps        these over a slide: GeoJSON for QuPath, PNG
+files       all that the options name
 """

@@ -8,7 +8,6 @@ from typing import Annotated
 import tyro
 
 from common.command import run_command
-from eval.report.report import NUMBERS, PAGE, REPORT, TABLES, write_report
 
 _Runs = Annotated[list[Path], tyro.conf.arg(metavar="RUN...", help="folders of evaluated runs")]
 _Transfers = Annotated[
@@ -34,6 +33,9 @@ def _command(
     """
 
     def action() -> None:
+        # imports torch: not for --help
+        from eval.report.report import NUMBERS, PAGE, REPORT, TABLES, write_report
+
         path = write_report(run_folders, out, transfer, efficiency)
         print(*(path.with_name(name) for name in (PAGE, REPORT, TABLES, NUMBERS)), sep="\n")
 

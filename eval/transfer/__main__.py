@@ -10,7 +10,7 @@ import tyro
 from common.command import run_command
 from common.locks import held
 from common.machine import keep_freed_memory, threads_for, use_threads
-from eval.transfer.transfer import DEFAULTS, TABLES, TransferConfig, transfer
+from eval.config import TRANSFER_DEFAULTS, TransferConfig
 
 _Runs = Annotated[list[Path], tyro.conf.arg(metavar="RUN...", help="folders of finished runs")]
 _Data = Annotated[list[str], tyro.conf.arg(metavar="DATA...", help="packed data sets or URLs")]
@@ -25,12 +25,14 @@ def _command(
     data: _Data,
     out: Path,
     threads: _Threads = None,
-    config: _Config = DEFAULTS,
+    config: _Config = TRANSFER_DEFAULTS,
 ) -> Callable[[], None]:
     """Transfer probes between data sets: OUT/transfer.json, OUT/transfer.md, OUT/scores."""
     count = threads_for(threads)
 
     def action() -> None:
+        from eval.transfer.transfer import TABLES, transfer  # imports torch: not for --help
+
         keep_freed_memory()
         use_threads(count)
         with held(out, "writes results there"):

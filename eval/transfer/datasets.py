@@ -9,10 +9,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from common.errors import DataError
+from eval.config import EvalConfig
 from eval.features import file_name
 from eval.measure.probing import Rows, obstacle, read_rows
 from eval.measure.scores import ScoreBook
-from eval.session import EvalConfig, Session, timed
+from eval.session import Session, timed
 from pipeline.index import open_dataset
 from shards.remote.cache import local
 from shards.schema import NO_LABEL

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from common.console import log
 from common.errors import DataError
+from eval.config import Stain
 from eval.features import Features
 from eval.measure.baselines import Transform
 from eval.measure.probe import Labelled, Probe, ProbeResult, fit
 from eval.measure.scores import Condition, ScoreBook
 from eval.transfer.datasets import ProbedData, SiteLabels, with_labels
 from eval.transfer.results import LeftOutRow, MatrixRow, SiteProbeRow
-from eval.transfer.staining import Stain, View, Views
+from eval.transfer.staining import View, Views
 from pipeline.index import Dataset
 from pipeline.reader import read_split
 from shards.codec.png import Pixels

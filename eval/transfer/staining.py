@@ -4,16 +4,15 @@ Units and their statistics are those of `pipeline.units`, of all patches that ar
 """
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from eval.config import Stain
 from eval.transfer.datasets import ProbedData
 from pipeline.normalisation import Normaliser, Statistics, Unit, statistics
 from pipeline.units import Units, fit, units_of
 from shards.codec.png import Pixels
-
-Stain = Literal["none", "site", "source"]
 
 
 class View(NamedTuple):

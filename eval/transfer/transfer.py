@@ -8,22 +8,22 @@ in turn. Only the probe is transferred; the results name the data that the encod
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from common.console import log
 from common.errors import DataError
 from common.files import atomic_path
 from common.machine import environment
 from eval import run as runs
+from eval.config import TRANSFER_DEFAULTS, EvalConfig, TransferConfig
 from eval.json_records import as_json, save
 from eval.measure.baselines import BASELINES, Transform
 from eval.measure.readouts import PRIMARY, embed_mean
 from eval.report.document import Document
 from eval.report.writers import to_markdown
-from eval.session import EvalConfig, device_named, stain_table
+from eval.session import device_named, stain_table
 from eval.transfer import experiment
 from eval.transfer.datasets import ProbedData, open_datasets, short_names, site_labels
 from eval.transfer.experiment import Encoding, Trial
@@ -39,7 +39,6 @@ from eval.transfer.results import (
     TransferRun,
     TransferSplit,
 )
-from eval.transfer.staining import Stain
 from eval.transfer.tables import sections
 from models import snapshot
 from models.config import ModelConfig
@@ -55,34 +54,11 @@ BETWEEN = "between-data-sets"
 FITTED = ("pca384",)  # baselines that are fitted on the images of train
 
 
-@dataclass(frozen=True)
-class TransferConfig:
-    """Choose the stain normalisations and baselines, and limit the images of probes."""
-
-    stain: tuple[Stain, ...] = ("none", "site")
-    """Stain normalisations (Reinhard in CIELAB) to the train site: none, per site or per source
-    image."""
-    baselines: tuple[str, ...] = ("mean_rgb", "colour_grid", "pca384", "random_init")
-    """Baselines, features without training, to transfer as well."""
-    probe_images: int = EvalConfig.probe_images
-    """Maximum images per split used by probes; of more, a seeded random subset."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device of the models; auto takes a GPU where torch can use one."""
-
-    def __post_init__(self) -> None:
-        EvalConfig(baselines=self.baselines, probe_images=self.probe_images)  # for its checks
-        if not self.stain:
-            raise ValueError("no stain is named; expected one or more of none, site, source")
-
-
-DEFAULTS = TransferConfig()
-
-
 def transfer(
     run_folders: list[Path],
     data: list[Path | str],
     out: Path,
-    config: TransferConfig = DEFAULTS,
+    config: TransferConfig = TRANSFER_DEFAULTS,
 ) -> Transfer:
     """Transfer the probes of runs between data sets; return what was written to OUT/transfer.json.
 

@@ -14,6 +14,7 @@ import pytest
 import xxhash
 
 from bench import command, patches, readers
+from bench.arguments import make_parser
 from bench.modes import packing, reading
 from bench.patches import PatchSet
 from bench.peers import PEERS
@@ -108,7 +109,7 @@ def test_the_modes_write_what_they_show(
         target = tmp_path / f"{mode}.json"
         argv = [mode, "--patches", "64", "--repeats", "1", "--json", str(target)]
         argv += ["--peers"] if mode == "pack" else []
-        assert command.main(argv) == 0
+        assert command.main(make_parser().parse_args(argv)) == 0
         document: dict[str, Any] = json.loads(target.read_bytes())
         records = document["results"]
         shown = capsys.readouterr().out

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bench import command
+from bench.arguments import make_parser
 from bench.baselines import PEERS
 from bench.modes import augment, embedding, neighbours, scaling, side_by_side
 from bench.plain_trainer import nchw
@@ -40,7 +41,7 @@ def run_mode(
     target = folder / "results.json"
     argv = [mode, "--json", str(target), "--data", str(data), *TINY, *more]
     threads = torch.get_num_threads()
-    assert command.main(argv) == 0
+    assert command.main(make_parser().parse_args(argv)) == 0
     torch.set_num_threads(threads)
     results: list[dict[str, Any]] = json.loads(target.read_bytes())["results"]
     return results

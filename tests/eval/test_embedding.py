@@ -20,7 +20,8 @@ from common.errors import DataError
 from common.files import atomic_path
 from common.locks import held
 from eval import embedding
-from eval.embedding import EmbeddingFile, EmbedOptions, embed
+from eval.config import EmbedOptions
+from eval.embedding import EmbeddingFile, embed
 from eval.encoder import load
 from eval.external_features import read_external
 from eval.features import Features, read_embeddings, slide_files

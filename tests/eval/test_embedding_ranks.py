@@ -12,7 +12,8 @@ import pytest
 from common import ranks
 from common.errors import DataError
 from eval import embedding
-from eval.embedding import EmbedOptions, embed
+from eval.config import EmbedOptions
+from eval.embedding import embed
 from models.config import ModelConfig
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions

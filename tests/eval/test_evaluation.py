@@ -16,6 +16,7 @@ from PIL import Image
 from common.errors import DataError
 from eval import main as command
 from eval import run
+from eval.config import EvalConfig
 from eval.evaluation import evaluate
 from eval.features import COLUMNS, read_embeddings
 from eval.json_records import as_json
@@ -26,7 +27,6 @@ from eval.measure.scores import Condition, read_scores
 from eval.report import __main__ as report_command
 from eval.report.report import write_report
 from eval.report.writers import escape_markdown as escape
-from eval.session import EvalConfig
 from models import snapshot
 from models.vae import build
 from pipeline.corruptions import GRADED

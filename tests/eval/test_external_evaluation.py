@@ -20,20 +20,15 @@ import pytest
 
 from common.errors import DataError
 from eval import external as command
+from eval.config import EvalConfig, ExternalConfig
 from eval.evaluation import evaluate
-from eval.external_evaluation import (
-    ExternalConfig,
-    equivariance,
-    evaluate_embeddings,
-    robustness_of,
-)
+from eval.external_evaluation import equivariance, evaluate_embeddings, robustness_of
 from eval.external_features import ExternalFeatures, match_samples, read_external
 from eval.features import Features, read_embeddings, with_embeddings
 from eval.json_records import as_json
 from eval.measure import metrics
 from eval.measure.scores import Condition, read_scores
 from eval.report.report import write_report
-from eval.session import EvalConfig
 from models import snapshot
 from pipeline.index import Dataset, Split, open_dataset
 from pipeline.pixels import to_float, to_tensor

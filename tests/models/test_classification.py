@@ -13,10 +13,10 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from common.errors import DataError
+from eval.config import EvalConfig
 from eval.evaluation import evaluate
 from eval.report.report import write_report
 from eval.run import DataRecord, RunRecord
-from eval.session import EvalConfig
 from models.classification import Classification
 from models.config import ModelConfig, ObjectiveConfig
 from models.objective import Inputs

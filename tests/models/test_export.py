@@ -9,9 +9,9 @@ import pytest
 
 from common.errors import DataError
 from eval.encoder import load
-from models import export as exporting
-from models.config import ModelConfig
-from models.export import TARGETS, ExportOptions, Target, export
+from models.config import ExportOptions, ModelConfig
+from models.export import encoder as exporting
+from models.export.encoder import TARGETS, Target, export
 from tests.helpers.trained_runs import save_snapshot
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 
 from common.errors import DataError
-from eval.embedding import EmbedOptions, embed
+from eval.config import EmbedOptions, EvalConfig, TransferConfig
+from eval.embedding import embed
 from eval.encoder import load
 from eval.evaluation import embed_splits
 from eval.features import read_embeddings
 from eval.measure.probe import Labelled, fit
 from eval.run import STAIN, load_info, load_stain
-from eval.session import EvalConfig, open_run
+from eval.session import open_run
 from eval.transfer.results import load_transfer
-from eval.transfer.transfer import TransferConfig, transfer
-from models.export import ExportOptions, export
+from eval.transfer.transfer import transfer
+from models.config import ExportOptions
+from models.export.encoder import export
 from pipeline.index import Dataset, open_dataset
 from pipeline.reader import read_split
 from pipeline.units import fit_dataset, normalised

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from common.errors import DataError
+from eval.config import EvalConfig
 from eval.drawing import pictures
-from eval.session import DEFAULTS, RunSession, open_run
+from eval.session import RunSession, open_run
 from models.config import ModelConfig
 from pipeline import d4
 from tests.helpers.trained_runs import make_run, packed_noise, save_snapshot
@@ -20,7 +21,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drawn(folder: Path, data: Path, seed: int) -> RunSession:
-    session = open_run(make_run(folder, data, seed=seed), None, DEFAULTS)
+    session = open_run(make_run(folder, data, seed=seed), None, EvalConfig())
     pictures.draw(session)
     return session
 
@@ -43,7 +44,7 @@ def test_runs_of_one_data_set_show_the_same_patches(tmp_path: Path, data: Path) 
 def test_the_code_of_a_tied_model_moves_with_the_patch(tmp_path: Path, data: Path) -> None:
     run = make_run(tmp_path / "tied", data)
     save_snapshot(run, ModelConfig("tied"), fibres="regular")
-    session = open_run(run, None, DEFAULTS)
+    session = open_run(run, None, EvalConfig())
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     shown = pictures.pictures_of(session, images, images)
     assert shown.errors.max() < 1e-3

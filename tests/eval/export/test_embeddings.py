@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import DataError
-from eval.export.__main__ import ExportOptions, export
+from eval.config import ExportOptions
+from eval.export.files import export
 from eval.export.maps import bar_length
 from eval.export.table import tile_side
 from eval.features import Features, with_embeddings

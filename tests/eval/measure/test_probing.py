@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from eval.config import EvalConfig
 from eval.evaluation import evaluate
 from eval.measure.probing import probe_protocol
 from eval.report.report import PAGE, REPORT, write_report
-from eval.session import EvalConfig, Session
+from eval.session import Session
 from pipeline.index import open_dataset
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from eval.session import EvalConfig, Session
+from eval.config import EvalConfig
+from eval.session import Session
 from eval.transfer.datasets import read_dataset
 from eval.transfer.staining import View, Views
 from pipeline.index import open_dataset

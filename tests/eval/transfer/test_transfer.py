@@ -9,13 +9,14 @@ import pyarrow as pa
 import pytest
 
 from common.errors import DataError
+from eval.config import EvalConfig, TransferConfig
 from eval.measure.scores import Condition, read_scores
-from eval.session import EvalConfig, Session
+from eval.session import Session
 from eval.stats.contrasts import compare
 from eval.transfer import __main__ as command
 from eval.transfer.datasets import read_dataset, short_names, site_labels
 from eval.transfer.results import LeftOutRow, MatrixRow, SiteProbeRow, load_transfer
-from eval.transfer.transfer import BETWEEN, TransferConfig, encodings_of, transfer
+from eval.transfer.transfer import BETWEEN, encodings_of, transfer
 from models.config import ModelConfig
 from models.vae import build
 from pipeline.index import open_dataset

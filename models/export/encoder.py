@@ -1,33 +1,30 @@
-"""`python -m models.export RUN --to onnx torch-export`: the encoder as a file, without this code.
+"""The encoder of a run traced, written in other formats, read back and compared with PyTorch.
 
 The graph takes patches (n, 3, 32, 32), for any n, and gives their embeddings (n, 384), the readout
 `mean`: the conversion of bytes, the standardisation of the input and the posterior mean are inside.
-Tied weights are expanded to those of an ordinary network. Every file is read back and compared with
-PyTorch before the command ends. The same run gives the same bytes.
+Tied weights are expanded to those of an ordinary network. The same run gives the same bytes.
 """
 
 import math
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from common.command import run_command
 from common.console import log
 from common.errors import DataError
 from common.files import read_json, write_atomically
 from models import snapshot
+from models.config import EXPORT_DEFAULTS, ExportOptions
 from models.hub import locate, run_folder
 from models.tied import untie
 from models.vae import VAE
@@ -114,19 +111,7 @@ TARGETS = {
 }
 
 
-@dataclass(frozen=True)
-class ExportOptions:
-    """Choose the files to write."""
-
-    to: tuple[Literal["torch-export", "onnx"], ...] = ("onnx",)
-    """Formats: onnx, for onnxruntime and others; torch-export, for torch.export.load."""
-    input: Literal["uint8", "float"] = "uint8"
-    """Patches that the graph takes: uint8 in 0..255, or float (float32 in [0, 1])."""
-    out: Path | None = None
-    """Folder of the files; default: RUN/export."""
-
-
-def export(run: Path | str, options: ExportOptions = ExportOptions()) -> list[Path]:
+def export(run: Path | str, options: ExportOptions = EXPORT_DEFAULTS) -> list[Path]:
     """Write the encoder of a run in other formats, checked; return the files.
 
     Raises:
@@ -208,28 +193,3 @@ def _onnx() -> tuple[Any, Any]:
             f"onnx files need {error.name}: pip install 'eqdvae[export]', or --to torch-export"
         ) from None
     return onnx, onnxruntime
-
-
-_RunName = Annotated[
-    str, tyro.conf.arg(metavar="RUN", help="folder of a run or of a snapshot, or a hub id")
-]
-_Options = Annotated[ExportOptions, tyro.conf.arg(name="")]
-
-
-def _command(
-    run: tyro.conf.Positional[_RunName], options: _Options = ExportOptions()
-) -> Callable[[], None]:
-    """Write the encoder of a run as ONNX or torch.export, checked against PyTorch."""
-
-    def action() -> None:
-        export(run, options)
-
-    return action
-
-
-def main() -> int:
-    return run_command("models.export", _command)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
