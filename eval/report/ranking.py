@@ -6,7 +6,7 @@ import numpy as np
 
 from eval.measure.scores import Scores
 from eval.report.document import Estimate, Kind
-from eval.report.runs import ALL_LABELS, Arm, Baseline, ComparedArms
+from eval.report.runs import ALL_LABELS, MEASURES, Arm, Baseline, ComparedArms, Measure
 from eval.report.verdicts import shortcomings
 from eval.stats.bootstrap import Interval
 from eval.stats.contrasts import compare, describe
@@ -16,25 +16,32 @@ GROUP = "Trained against untrained: does training show in this probe?"
 
 
 def against_untrained(compared: ComparedArms) -> list[Estimate]:
-    """A row per arm: its AUROC with all labels minus that of its untrained encoder."""
-    rows = []
-    for arm in compared.arms.values():
-        trained = arm.scores(ALL_LABELS, list(arm.books))
-        untrained = _untrained_scores(compared, arm)
-        if trained is None or untrained is None or compared.test is None:
-            continue
-        repeated = [np.stack([scores] * len(arm.books)) for scores in untrained]
-        scores = {arm.name: trained, "untrained": repeated}
-        test = compared.test
-        contrast = compare(
-            scores,
-            test.labels,
-            test.groups,
-            strata=test.strata,
-            resampling=compared.resampling,
-        )
-        rows.append(_row(arm, contrast.difference))
-    return rows
+    """A row per arm and measure: its AUROC minus that of its untrained encoder, of one seed."""
+    return [
+        _row(arm, measure, difference)
+        for measure in MEASURES
+        for arm in compared.arms.values()
+        if (difference := _gain(compared, arm, measure)) is not None
+    ]
+
+
+def _gain(compared: ComparedArms, arm: Arm, measure: Measure) -> Interval | None:
+    """The arm minus its untrained encoder; None where either was not measured."""
+    trained = arm.scores(measure, list(arm.books))
+    untrained = _untrained_scores(compared, arm, measure)
+    if trained is None or untrained is None or compared.test is None:
+        return None
+    repeated = [np.stack([scores] * len(arm.books)) for scores in untrained]
+    if [a.shape for a in trained] != [a.shape for a in repeated]:
+        return None
+    test = compared.test
+    return compare(
+        {arm.name: trained, "untrained": repeated},
+        test.labels,
+        test.groups,
+        strata=test.strata,
+        resampling=compared.resampling,
+    ).difference
 
 
 def gaps(compared: ComparedArms, baselines: Iterable[Baseline]) -> list[str]:
@@ -48,7 +55,7 @@ def gaps(compared: ComparedArms, baselines: Iterable[Baseline]) -> list[str]:
     return [first, *_gaps(compared, auroc)]
 
 
-def _untrained_scores(compared: ComparedArms, arm: Arm) -> list[Scores] | None:
+def _untrained_scores(compared: ComparedArms, arm: Arm, measure: Measure) -> list[Scores] | None:
     """Scores (D, n, K) per condition from any run of the arm's architecture.
 
     The untrained encoder is the same for all of them, so a sweep evaluates it once.
@@ -57,13 +64,13 @@ def _untrained_scores(compared: ComparedArms, arm: Arm) -> list[Scores] | None:
     for other in compared.arms.values():
         for seed, book in other.books.items():
             if other.runs[seed].architecture in architectures:
-                scores = ALL_LABELS.scores(book, UNTRAINED)
+                scores = measure.scores(book, UNTRAINED)
                 if scores is not None:
                     return scores
     return None
 
 
-def _row(arm: Arm, difference: Interval) -> Estimate:
+def _row(arm: Arm, measure: Measure, difference: Interval) -> Estimate:
     kind: Kind = "open"
     if difference.low is None or difference.high is None:
         word = "no interval"
@@ -77,8 +84,9 @@ def _row(arm: Arm, difference: Interval) -> Estimate:
     else:
         word = "within noise of untrained"
         sentence = "This data set cannot rank models by this probe."
+    name = f"{arm.name} - untrained"
     return Estimate(
-        f"{arm.name} - untrained",
+        name if measure is ALL_LABELS else f"{name}, {measure.name}",
         difference.estimate,
         difference.low,
         difference.high,

@@ -148,8 +148,10 @@ def test_a_data_set_that_ranks_nothing_is_named_and_gaps_are_closed(
     for arm, seed in evaluated_again:  # once is enough
         del compared.arms[arm].books[seed].scores[Condition("random_init", "logistic")]
     assert ranking.against_untrained(compared) == rows
-    assert [row.name for row in rows] == ["dvae - untrained", "supervised - untrained"]
-    assert [row.word for row in rows] == ["within noise of untrained", "training shows"]
+    names = ["dvae - untrained", "supervised - untrained"]
+    others = [f"{name}, {measure.name}" for measure in MEASURES[1:] for name in names]
+    assert [row.name for row in rows] == [*names, *others]
+    assert [row.word for row in rows] == ["within noise of untrained", "training shows"] * 3
     assert "cannot rank models" in rows[0].sentence
     lines = ranking.gaps(compared, [best])
     dvae, ceiling = (np.mean([0.5 + k / 10 + s / 1000 for s in range(3)]) for k in (0.1, 3.0))
