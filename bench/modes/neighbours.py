@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from unittest import mock
 
 import msgspec
 from accelerate import Accelerator
@@ -57,7 +58,7 @@ def measure(settings: Settings, accelerator: Accelerator) -> list[Neighbours]:
             log.info(f"neighbours: spin count {spin:,}, {settings.repeats} rounds")
             alone, niced, both = [], [], []
             with (
-                _environment("GOMP_SPINCOUNT", str(spin)),
+                mock.patch.dict(os.environ, GOMP_SPINCOUNT=str(spin)),
                 started("bench.modes.side_by_side", arguments) as processes,
             ):
                 for _ in range(settings.repeats):
@@ -68,18 +69,6 @@ def measure(settings: Settings, accelerator: Accelerator) -> list[Neighbours]:
             spreads = (Spread.of(rates) for rates in (alone, niced, both))
             records.append(Neighbours(spin, *spreads))
     return records
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        del os.environ[name]
-        if before is not None:
-            os.environ[name] = before
 
 
 @contextmanager

@@ -85,7 +85,7 @@ def _readouts(compared: ComparedArms) -> dict[str, Interval]:
     """The intervals of all readouts but the primary one, by arm and readout."""
     cells = {}
     for arm in compared.arms.values():
-        first = next(iter(arm.runs.values()))
+        first = arm.first
         for name in first.results.probe:
             if name == PRIMARY or first.is_baseline(name):
                 continue
@@ -109,7 +109,7 @@ def labels(compared: ComparedArms, slug: str) -> Part:
     series = []
     intervals: list[Interval] = []
     for i, arm in enumerate(compared.arms.values()):
-        run = next(iter(arm.runs.values()))
+        run = arm.first
         counts = [
             (budget.groups_per_class, Measure(n, (Condition(PRIMARY, budget=n),)))
             for n, budget in run.budgets.items()

@@ -136,7 +136,7 @@ def _pictured(compared: ComparedArms, slug: str) -> list[Part]:
     best, partner = summary.pictured(compared)
     parts, problems = strips.parts(list(compared.arms.values()), best, partner, slug)
     if not any(isinstance(part, Strips) for part in parts):
-        runs = [next(iter(arm.runs.values())) for arm in (best, partner) if arm is not None]
+        runs = [arm.first for arm in (best, partner) if arm is not None]
         for run in runs:
             parts += _figures(run, ("reconstructions", "orbit"))
     if problems:

@@ -94,7 +94,7 @@ def table(arms: Iterable[Arm], efficiency: Efficiency | None) -> Table:
     """A row per arm: its size, the cost of an image, and the images per second of each pass."""
     rows = []
     for arm in arms:
-        run = next(iter(arm.runs.values()))
+        run = arm.first
         facts = run.results.run
         parameters = run.results.model.parameters or Parameters()
         records = efficiency.records if efficiency else []

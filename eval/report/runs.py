@@ -71,6 +71,12 @@ class EvaluatedRun:
         return Path(str(self.results.data.root))
 
     @property
+    def hashes(self) -> dict[str, str | None]:
+        """What its files of scores and pictures say they are of."""
+        results = self.results
+        return {"snapshot_xxh3": results.model.snapshot, "dataset_hash": results.data.hash}
+
+    @property
     def reconstruction(self) -> Reconstruction:
         return self.results.reconstruction or Reconstruction()
 
@@ -250,9 +256,14 @@ class Arm:
         return sum(measured) / len(measured) if measured else None
 
     @property
+    def first(self) -> EvaluatedRun:
+        """The run of its first seed."""
+        return next(iter(self.runs.values()))
+
+    @property
     def kind(self) -> Kind:
         """What it is to a reader: trained here or elsewhere, or on the labels."""
-        run = next(iter(self.runs.values()))
+        run = self.first
         if run.results.external is not None:
             return "other"
         return "ceiling" if run.is_ceiling else "ours"
@@ -260,8 +271,7 @@ class Arm:
     @property
     def label(self) -> str:
         """The name of its only run, or of the arm where there are several."""
-        runs = list(self.runs.values())
-        return runs[0].label if len(runs) == 1 else self.name
+        return self.first.label if len(self.runs) == 1 else self.name
 
     def scores(
         self, measure: Measure, seeds: Sequence[int], features: str = PRIMARY
@@ -302,6 +312,11 @@ class ComparedArms:
     arms: dict[str, Arm]
     test: TestSet | None
     dropped: list[str]
+
+    @property
+    def runs(self) -> list[EvaluatedRun]:
+        """The runs of all arms, arm by arm."""
+        return [run for arm in self.arms.values() for run in arm.runs.values()]
 
     @property
     def resampling(self) -> Resampling:
@@ -380,10 +395,7 @@ def _arms(runs: Iterable[EvaluatedRun]) -> dict[str, Arm]:
 def _book(run: EvaluatedRun) -> ScoreBook:
     """The scores that verdicts need, of the model and data set of results.json."""
     book, origin = read_scores(run.folder / SCORES)
-    expected = {
-        "snapshot_xxh3": run.results.model.snapshot,
-        "dataset_hash": run.results.data.hash,
-    }
+    expected: dict[str, object] = {**run.hashes}
     if "image_limits" in origin:  # older scores do not say
         expected["image_limits"] = run.results.protocol.image_limits
     wrong = [name for name, value in expected.items() if origin.get(name) != value]

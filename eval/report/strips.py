@@ -26,7 +26,7 @@ def of_arms(arms: Iterable[Arm]) -> tuple[dict[str, Pictures], list[str]]:
     """The pictures of the first seed of every arm that has some, and why others are left out."""
     pictures, problems = {}, []
     for arm in arms:
-        run = next(iter(arm.runs.values()))
+        run = arm.first
         if not (run.folder / PICTURES).exists():
             continue
         try:
@@ -38,8 +38,7 @@ def of_arms(arms: Iterable[Arm]) -> tuple[dict[str, Pictures], list[str]]:
 
 def _load(run: EvaluatedRun) -> Pictures:
     pictures, hashes = load(run.folder)
-    expected = {"snapshot_xxh3": run.results.model.snapshot, "dataset_hash": run.results.data.hash}
-    if hashes != expected:
+    if hashes != run.hashes:
         raise DataError(
             f"{PICTURES} is of another snapshot or data set than results.json; evaluate the run "
             "again"

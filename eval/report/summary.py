@@ -12,19 +12,19 @@ MOST = 8  # models that the sentence names
 
 def title(compared: ComparedArms) -> str:
     """The data set by its folder and hash."""
-    run = next(run for arm in compared.arms.values() for run in arm.runs.values())
+    run = compared.runs[0]
     return f"Data set {_folder(compared)}, {shown(run.results.data.hash)}"
 
 
 def _folder(compared: ComparedArms) -> str:
-    run = next(run for arm in compared.arms.values() for run in arm.runs.values())
+    run = compared.runs[0]
     return shown("/".join(run.root.parts[-2:]))  # many folders are called shards
 
 
 def sentence(compared: ComparedArms) -> str:
     """The models with their seeds and training, and the test patches of the data set."""
     arms = list(compared.arms.values())
-    run = next(iter(arms[0].runs.values()))
+    run = arms[0].first
     names = [arm.name + _seeds(arm) for arm in arms[:MOST]]
     if len(arms) > MOST:
         names.append(f"{len(arms) - MOST} more models")

@@ -212,7 +212,7 @@ def planned(compared: ComparedArms) -> tuple[list[Verdict], list[Estimate], list
 
 
 def _missing(compared: ComparedArms, planned: PlannedContrast) -> Missing:
-    run = next(run for arm in compared.arms.values() for run in arm.runs.values())
+    run = compared.runs[0]
     data = ["--data", near(run.root), "--seed", str(run.seed)]
     absent = [name for name in (planned.first, planned.second) if name not in compared.arms]
     train = [shlex.join(["accelerate", "launch", "train/main.py", name, *data]) for name in absent]

@@ -5,7 +5,6 @@ Headers are parsed by Python's tarfile, so that a mistake in `tar_writer` is not
 """
 
 import tarfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,20 +68,18 @@ def read_members(
     path: Path,
     rules: Rules = OURS,
     digest: xxhash.xxh3_64 | None = None,
-    junk: Counter[str] | None = None,
 ) -> Iterator[Member]:
     """Yield the members of a tar in order; one member is held in memory at a time.
 
     Args:
         digest: updated with every byte of the file, complete at the end.
-        junk: counts the members that `rules.junk` skips, by name.
 
     Raises:
         TarError: a damaged header, a member that is not a regular file within `rules`, a
             truncated file, or anything but zeros after the end.
     """
     with open(path, "rb", buffering=_CHUNK) as file:
-        tar = _Tar(file, path.stat().st_size, rules, digest, junk)
+        tar = _Tar(file, path.stat().st_size, rules, digest)
         while (member := tar.next()) is not None:
             yield member
         tar.check_end()
@@ -97,10 +94,8 @@ class _Tar:
         size: int,
         rules: Rules,
         digest: xxhash.xxh3_64 | None,
-        junk: Counter[str] | None,
     ) -> None:
         self._file, self._size, self._rules, self._digest = file, size, rules, digest
-        self._junk = Counter[str]() if junk is None else junk
         self.offset = 0
 
     def next(self) -> Member | None:
@@ -161,7 +156,6 @@ class _Tar:
             kind = f"{info.name!r} is of type {info.type!r}, expected a regular file"
             raise TarError(first, kind)
         if self._rules.junk is not None and self._rules.junk(info.name):
-            self._junk[info.name.rpartition("/")[2]] += 1
             self._skip(first, info)
             return None
         suffix = key_suffix(info.name)[1]

@@ -39,7 +39,7 @@ from shards.schema import (
     shard_name,
 )
 from shards.sources.groups import UNKNOWN, describe_groups, unknown_sources, unknown_warning
-from shards.sources.names import REGEX_RULE, SOURCE_RULE
+from shards.sources.names import source_rule
 from shards.sources.source import Groups
 from shards.sources.splits import GROUPS, leak_warning, leaks
 from shards.sources.values import label_warnings, missing_warnings, mpp_warnings
@@ -129,7 +129,7 @@ def index_tars(source: str, out: Path, options: IndexOptions | None = None) -> D
     metadata = _write(out, collection, provenance)
     if junk := sum(scan.junk for _, scan in scanned):
         log.info(f"not looked at: {junk:,} members that a file manager left (._*, __MACOSX, ...)")
-    _log_summary(out, metadata, collection, provenance.empty)
+    _log_summary(out, metadata, collection, provenance)
     return metadata
 
 
@@ -187,7 +187,6 @@ def _refuse_bad(source: str, scans: list[Scan], skip: int) -> Skipped:
 
 def _groups(collection: Collection, options: IndexOptions) -> Groups:
     """Count the samples by the kind of their group, with an example of each kind."""
-    regex = options.group_regex
     counts: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     for scan in (scan for scans in collection.splits.values() for _, scan in scans):
@@ -204,7 +203,7 @@ def _groups(collection: Collection, options: IndexOptions) -> Groups:
                 row = table.slice(rows[0], 1).to_pylist()[0]
                 examples[kind] = [row["path"], kind, row["path" if kind == UNKNOWN else kind]]
     return Groups(
-        rule=SOURCE_RULE if regex is None else REGEX_RULE.format(regex),
+        rule=source_rule(options.group_regex),
         patches={kind: count for kind, count in counts.items() if count},
         examples=list(examples.values()),
     )
@@ -262,7 +261,7 @@ def _place(tar: Path, out: Path) -> str:
 
 
 def _log_summary(
-    out: Path, metadata: DatasetMetadata, collection: Collection, empty: list[str]
+    out: Path, metadata: DatasetMetadata, collection: Collection, provenance: Provenance
 ) -> None:
     rows = [("split", "tars", "samples", "bytes")]
     for name, split in metadata.splits.items():
@@ -274,7 +273,7 @@ def _log_summary(
     if collection.first:
         first = collection.first
         log.info(f"labels begin at {first}: class {first} of the tars is label 0 here")
-    for line in describe_groups(msgspec.convert(metadata.provenance["sources"], Groups)):
+    for line in describe_groups(provenance.sources):
         log.info(line)
     for warning in _warnings(metadata, collection):
         log.warning(warning)
@@ -287,8 +286,8 @@ def _log_summary(
         }
         if crossing := leaks(members):
             log.warning(leak_warning(kind, crossing))
-    if empty:
-        log.info(f"tars without a sample, left out: {', '.join(empty)}")
+    if provenance.empty:
+        log.info(f"tars without a sample, left out: {', '.join(provenance.empty)}")
     log.info(f"{out}: {len(metadata.classes)} classes; the tars stay where they are")
 
 

@@ -5,9 +5,8 @@ members may be in any order, and between those of other samples. The tar is only
 its sidecar, but with labels as text and without keys.
 """
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from shards.codec.png import MAX_PNG_BYTES
 from shards.codec.tar_reader import Member, Rules, TarError, key_suffix, read_members
 from shards.foreign.fields import NONE, Fields, class_text, json_fields
 from shards.schema import CHANNELS, MAX_LISTED, SIDECAR
-from shards.sources.files import is_junk_folder
+from shards.sources.files import is_junk_folder, is_system_file
 from shards.sources.names import barcode, group_pattern, read_name, source_image
 
 MAX_SAMPLES = 1 << 20  # per tar: the scan holds half a kilobyte per sample
@@ -116,12 +115,12 @@ def scan_tar(path: Path, name: str, options: ScanOptions) -> Scan:
     """
     scanning, broken = _Scanning(name, options), None
     ignored = frozenset(suffix.lower().lstrip(".") for suffix in options.ignore)
-    rules = Rules(_LIMITS, _CLOSING, ignored, extended=True, junk=is_junk_member)
-    digest, junk = xxhash.xxh3_64(), Counter[str]()
+    rules = Rules(_LIMITS, _CLOSING, ignored, extended=True, junk=scanning.is_junk)
+    digest = xxhash.xxh3_64()
     try:
         before = path.stat()
         try:
-            for member in read_members(path, rules, digest, junk):
+            for member in read_members(path, rules, digest):
                 scanning.take(member)
         except TarError as error:
             reason = f"{error}; {len(scanning.samples)} samples begin before it, the rest is lost"
@@ -131,15 +130,13 @@ def scan_tar(path: Path, name: str, options: ScanOptions) -> Scan:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise DataError(f"{path} changed while it was read: index it when nothing writes to it")
-    scan = scanning.finish(before.st_size, digest.hexdigest(), broken)
-    return replace(scan, junk=junk.total())
+    return scanning.finish(before.st_size, digest.hexdigest(), broken)
 
 
 def is_junk_member(name: str) -> bool:
     """Whether a member was left by a file manager or an archive, not by who made the samples."""
     *folders, file = name.split("/")
-    names = ("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store")
-    return any(map(is_junk_folder, folders)) or file.startswith("._") or file.lower() in names
+    return any(map(is_junk_folder, folders)) or is_system_file(file)
 
 
 class _Scanning:
@@ -151,7 +148,13 @@ class _Scanning:
         self.samples: dict[str, _Sample] = {}
         self._waiting: list[tuple[_Sample, bytes]] = []  # images to decode
         self._sums: list[npt.NDArray[np.int64]] = [np.empty((0, CHANNELS), np.int64)]
-        self._images = 0
+        self._images = self._junk = 0
+
+    def is_junk(self, name: str) -> bool:
+        """Whether a member is to be skipped, which is counted."""
+        junk = is_junk_member(name)
+        self._junk += junk
+        return junk
 
     def take(self, member: Member) -> None:
         """Add a member to its sample.
@@ -218,7 +221,9 @@ class _Scanning:
             [pa.array(c, f.type) for c, f in zip(columns, SCANNED, strict=True)], SCANNED
         )
         sums = np.concatenate(self._sums)[[image.number for image, _ in good]].sum(axis=0)
-        return Scan(table, kinds, size, xxh3, sums.tolist(), bad[:MAX_LISTED], len(bad), 0, broken)
+        return Scan(
+            table, kinds, size, xxh3, sums.tolist(), bad[:MAX_LISTED], len(bad), self._junk, broken
+        )
 
     def _row(
         self, key: str, sample: _Sample, kinds: frozenset[str]

@@ -1,6 +1,5 @@
 """`ArraySource`: patches of arrays, or of images that hold many, staged block after block."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from shards.known.inputs import Inputs
 from shards.known.sets import ArraySet
 from shards.schema import PATCH
 from shards.sources.source import Collection, LookUp, Patch, ReadPatch, refuse_change
-from shards.sources.staged import open_staged, read_done, scratch_error, write_done, write_rows
+from shards.sources.staged import open_scratch, open_staged, read_done, write_done, write_rows
 
 _ROWS = 1024  # of an array that are read together: 28 MB of 96x96 patches
 
@@ -79,19 +78,12 @@ class ArraySource(Struct, frozen=True, kw_only=True, tag=True):
             log.info(
                 f"continuing: {len(blocks) - len(missing):,} of {len(blocks):,} blocks are read"
             )
-        try:
-            handle = os.open(scratch, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                total = sum(len(block.patches) for block in missing)
-                with progress("reading", total, "patches") as advance:
-                    for block in self._write(handle, missing):
-                        done.append(block.name)
-                        write_done(handle, scratch, done)
-                        advance(len(block.patches))
-            finally:
-                os.close(handle)
-        except OSError as error:
-            raise scratch_error(scratch, error) from None
+        total = sum(len(block.patches) for block in missing)
+        with open_scratch(scratch) as handle, progress("reading", total, "patches") as advance:
+            for block in self._write(handle, missing):
+                done.append(block.name)
+                write_done(handle, scratch, done)
+                advance(len(block.patches))
         return structs.replace(self, staged=scratch)
 
     @property

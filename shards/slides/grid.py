@@ -6,10 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.schema import PATCH
-from shards.slides.reader import Slide, SlideError
+from shards.slides.reader import TOLERANCE, Slide, SlideError
 from shards.sources.source import Patch
-
-TOLERANCE = 0.02  # two resolutions this close are taken for one
 
 _MAX_POSITIONS = 100_000_000
 

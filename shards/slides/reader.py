@@ -16,6 +16,7 @@ from shards.slides.options import MPP_RANGE
 SUFFIXES = ("svs", "tif", "tiff", "ndpi", "mrxs", "scn", "bif", "svslide", "vms", "vmu")
 
 _MAX_SIDE = 1 << 22  # pixels of a slide: a gigapixel slide has some 2 ** 17
+TOLERANCE = 0.02  # two resolutions this close are taken for one
 _ANISOTROPY = 1.05  # largest ratio of the resolutions of the axes
 
 
@@ -66,8 +67,9 @@ class Slide:
         return str(self._handle.properties.get("openslide.objective-power") or "")
 
     def level_for(self, downsample: float) -> int:
-        """Return the coarsest level that is not coarser than `downsample` (within 2 %)."""
-        fitting = [i for i, value in enumerate(self.downsamples) if value <= 1.02 * downsample]
+        """Return the coarsest level that is not coarser than `downsample` within TOLERANCE."""
+        limit = (1 + TOLERANCE) * downsample
+        fitting = [i for i, value in enumerate(self.downsamples) if value <= limit]
         return max(fitting, key=lambda i: self.downsamples[i], default=0)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:

@@ -5,9 +5,8 @@ interpreter. A slide whose patches are all on disk is noted in a list beside the
 interrupted pack does not decode it again.
 """
 
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -20,7 +19,7 @@ from shards.slides.grid import resolution_of
 from shards.slides.reader import Slide, SlideError, open_slide
 from shards.slides.threads import in_turn
 from shards.sources.source import refuse_change
-from shards.sources.staged import read_done, scratch_error, write_done, write_reason, write_rows
+from shards.sources.staged import open_scratch, read_done, write_done, write_reason, write_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,23 +44,19 @@ def stage_slides(root: Path, patches: Iterable[KeyedPatch], scratch: Path, worke
     if already := slides.keys() & set(done):
         log.info(f"continuing: {len(already):,} of {len(slides):,} slides are cut")
     missing = {path: group for path, group in slides.items() if path not in already}
-    handles = _Handles()
-    try:
-        handle = os.open(scratch, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            with progress("cutting slides", sum(map(len, missing.values())), "patches") as advance:
-                stage = partial(_stage, handle, handles)
-                for region, _ in in_turn(stage, _regions(root, missing), workers):
-                    advance(len(region.patches))
-                    if region.is_last:
-                        refuse_change(region.slide, region.patches[0][1])
-                        done.append(region.path)
-                        write_done(handle, scratch, done)
-        finally:
-            os.close(handle)
-            handles.close()
-    except OSError as error:
-        raise scratch_error(scratch, error) from None
+    total = sum(map(len, missing.values()))
+    with (
+        open_scratch(scratch) as handle,
+        closing(_Handles()) as handles,
+        progress("cutting slides", total, "patches") as advance,
+    ):
+        stage = partial(_stage, handle, handles)
+        for region, _ in in_turn(stage, _regions(root, missing), workers):
+            advance(len(region.patches))
+            if region.is_last:
+                refuse_change(region.slide, region.patches[0][1])
+                done.append(region.path)
+                write_done(handle, scratch, done)
 
 
 def _regions(root: Path, slides: dict[str, list[KeyedPatch]]) -> Iterator[_Region]:

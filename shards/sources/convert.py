@@ -13,7 +13,6 @@ until their shard is written. Images of finished shards are not decoded again.
 """
 
 import io
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +43,7 @@ from shards.sources.source import (
     ReadPatch,
     read_file,
 )
-from shards.sources.staged import open_staged, scratch_error, write_reason, write_rows
+from shards.sources.staged import open_scratch, open_staged, write_reason, write_rows
 
 Rule = Literal["none", "crop", "resize", "tile"]
 
@@ -150,20 +149,15 @@ class TileSource(Struct, frozen=True, kw_only=True, tag=True):
         tiles: dict[str, list[tuple[int, Patch]]] = defaultdict(list)
         for key, patch in patches:
             tiles[patch.path].append((key, patch))
-        try:
-            handle = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-            try:
-                stage = partial(_stage, handle, str(self.files.root))
-                with (
-                    progress("cutting tiles", len(tiles), "images") as advance,
-                    ThreadPoolExecutor(workers) as pool,
-                ):
-                    for _ in pool.map(stage, [tiles[path] for path in sorted(tiles)]):
-                        advance(1)
-            finally:
-                os.close(handle)
-        except OSError as error:
-            raise scratch_error(scratch, error) from None
+        scratch.unlink(missing_ok=True)
+        with (
+            open_scratch(scratch) as handle,
+            progress("cutting tiles", len(tiles), "images") as advance,
+            ThreadPoolExecutor(workers) as pool,
+        ):
+            stage = partial(_stage, handle, str(self.files.root))
+            for _ in pool.map(stage, [tiles[path] for path in sorted(tiles)]):
+                advance(1)
         return structs.replace(self, staged=scratch)
 
     @contextmanager

@@ -13,12 +13,11 @@ from msgspec import Struct
 from common.errors import DataError
 from shards.codec.png import MAX_SOURCE_BYTES, inflate
 from shards.sources.names import (
-    REGEX_RULE,
-    SOURCE_RULE,
     barcode,
     group_pattern,
     read_name,
     source_image,
+    source_rule,
 )
 from shards.sources.source import (
     Accepted,
@@ -96,7 +95,7 @@ class FileSource(Struct, frozen=True, kw_only=True):
     @property
     def rule(self) -> str:
         """What the source of a patch is."""
-        return SOURCE_RULE if self.group_regex is None else REGEX_RULE.format(self.group_regex)
+        return source_rule(self.group_regex)
 
     def looked_up(
         self, batches: list[FileBatch], look_up: LookUp
@@ -324,7 +323,12 @@ def folder_advice(path: Path, expected: str) -> str:
 def is_junk_file(name: str) -> bool:
     """Whether a file is a note, or was left by a file manager: not even a bad patch."""
     lower = name.lower()
-    return lower.endswith(_JUNK_SUFFIXES) or lower in _JUNK_FILES or lower.startswith("._")
+    return lower.endswith(_JUNK_SUFFIXES) or is_system_file(name)
+
+
+def is_system_file(name: str) -> bool:
+    """Whether a file was left by a file manager."""
+    return name.lower() in _JUNK_FILES or name.startswith("._")
 
 
 def is_junk_folder(name: str) -> bool:

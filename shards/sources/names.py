@@ -261,6 +261,11 @@ def group_pattern(regex: str | None) -> SourcePattern | None:
     return None if regex is None else SourcePattern(regex)
 
 
+def source_rule(regex: str | None) -> str:
+    """Say what the source of a patch is, with `--group-regex` and without."""
+    return SOURCE_RULE if regex is None else REGEX_RULE.format(regex)
+
+
 def source_image(
     path: str, name: Name, slide: str | None, pattern: SourcePattern | None = None
 ) -> str:

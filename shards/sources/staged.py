@@ -54,12 +54,24 @@ def write_done(handle: int, scratch: Path, names: Sequence[str]) -> None:
     write_atomically(done_list(scratch), msgspec.json.encode(names))
 
 
-def scratch_error(scratch: Path, error: OSError) -> DataError:
-    """Make an error of a scratch file that cannot be written."""
-    return DataError(
-        f"{scratch} cannot be written: {error.strerror}. Patches need {RAW_BYTES} bytes each "
-        f"beside the shards until they are packed; make room and run the same command again"
-    )
+@contextmanager
+def open_scratch(scratch: Path) -> Iterator[int]:
+    """Open the file for writing, with what is in it; create it where it is missing.
+
+    Raises:
+        DataError: in the block, too, where the file cannot be written.
+    """
+    try:
+        handle = os.open(scratch, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            yield handle
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise DataError(
+            f"{scratch} cannot be written: {error.strerror}. Patches need {RAW_BYTES} bytes each "
+            f"beside the shards until they are packed; make room and run the same command again"
+        ) from None
 
 
 @contextmanager
