@@ -22,6 +22,7 @@ from PIL import Image
 
 from common.errors import DataError
 from shards.known.inputs import Inputs
+from shards.known.mat import read_matrix
 from shards.schema import PATCH
 from shards.sources.source import Collection, Patch
 
@@ -32,8 +33,6 @@ MPP = 0.55
 RULE = "the image that the nucleus is in"
 
 _SPLIT_OF_BLOCK = {2: "test", 7: "test", 4: "val"}  # of ten images, from 0
-_MAX_FILE = 4 << 20
-_MAX_POINTS = 100_000
 
 
 def split_of(number: int) -> str:
@@ -46,7 +45,7 @@ def collect(inputs: Inputs) -> Collection:
 
     Raises:
         DataError: a file is missing, damaged or not as described above; another number of images
-            or nuclei; SciPy is not installed.
+            or nuclei.
     """
     folder = inputs.require("Classification")
     patches: list[Patch] = []
@@ -98,30 +97,11 @@ def read_points(path: Path) -> NDArray[np.float64]:
     Raises:
         DataError: not such a file, or a point that is not in the image.
     """
-    from scipy.io import loadmat, whosmat
-
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    if size > _MAX_FILE:
-        raise DataError(f"{path}: {size:,} bytes, expected a few thousand")
-    try:
-        shapes = {name: (shape, kind) for name, shape, kind in whosmat(path, appendmat=False)}
-        shape, kind = shapes.get("detection", ((), ""))
-        empty = 0 in shape
-        if not empty and (len(shape) != 2 or shape[1] != 2 or shape[0] > _MAX_POINTS):
-            raise DataError(f"{path}: detection is {kind} {shape}, expected numbers (n, 2)")
-        if kind not in ("double", "single") and not kind.startswith(("int", "uint")):
-            raise DataError(f"{path}: detection is of the kind {kind}, expected numbers (n, 2)")
-        read = loadmat(path, appendmat=False, variable_names=["detection"])["detection"]
-    except DataError:
-        raise
-    except Exception as error:  # of a library that parses a damaged file
-        raise DataError(f"{path} cannot be read as .mat: {error}; download it again") from None
-    if empty:
+    points = read_matrix(path, "detection")
+    if not points.size:
         return np.empty((0, 2))
-    points = np.asarray(read, np.float64)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise DataError(f"{path}: detection is {points.shape}, expected x and y in rows: (n, 2)")
     outside = ~((points >= 0) & (points <= SIDE + 1)).all(axis=1)  # and what is not a number
     if outside.any():
         row = int(np.flatnonzero(outside)[0])
