@@ -1,7 +1,9 @@
 """Start and end of every command: arguments, messages and exit status."""
 
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from common.console import show_messages
@@ -22,8 +24,8 @@ def run_command(
 ) -> int:
     """Parse the command line into an action, run it, and return the exit status.
 
-    0 done, 1 unusable data, 2 unusable arguments, 130 interrupted, or what the action returns. Any
-    other error is a fault of the program and keeps its traceback.
+    0 done, 1 unusable data or an error of the system, 2 unusable arguments, 130 interrupted, or
+    what the action returns. Any other error is a fault of the program and keeps its traceback.
 
     Args:
         prog: module of the command, as in `python -m PROG`.
@@ -43,8 +45,20 @@ def run_command(
         return action() or DONE
     except DataError as error:
         return _end(f"error: {error}", UNUSABLE_DATA)
+    except BrokenPipeError:
+        _discard_output()
+        return _end("error: what read the output of this command has ended", UNUSABLE_DATA)
+    except OSError as error:  # of a disk, say
+        return _end(f"error: {error}", UNUSABLE_DATA)
     except KeyboardInterrupt:
         return _end(f"interrupted: {interrupted}", INTERRUPTED)
+
+
+def _discard_output() -> None:
+    """Let Python flush its output at exit without another error."""
+    with suppress(OSError, ValueError):  # no such output, as after `>&-`
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
 
 
 def _end(message: str, status: int) -> int:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -73,16 +73,29 @@ def atomic_file(path: Path) -> Iterator[HashedFile]:
 @contextmanager
 def _replacing(path: Path, hidden: Path) -> Iterator[None]:
     try:
+        with writing(path):
+            yield
+            hidden.rename(path)
+            sync_folder(path.parent)
+    finally:
+        with suppress(OSError):  # of a disk that fails, which is an error already
+            hidden.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn errors of the file system inside into one that names `path` and what to do.
+
+    Raises:
+        DataError: instead of an OSError, which for a full disk names no file.
+    """
+    try:
         yield
-        hidden.rename(path)
-        sync_folder(path.parent)
     except OSError as error:
         raise DataError(
             f"{path} cannot be written: {error.strerror}. Make room, or choose another folder, "
             f"and run the same command again: what is finished is kept"
         ) from error
-    finally:
-        hidden.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -124,6 +137,8 @@ def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:  # names no file
+        raise OSError(error.errno, error.strerror, str(folder)) from error
     finally:
         os.close(handle)
 

@@ -21,7 +21,7 @@ import msgspec
 
 from common.console import log
 from common.errors import DataError
-from common.files import make_folder
+from common.files import make_folder, writing
 
 LOCK = ".lock"  # of a run, a sweep, or a folder of results
 BEAT_S = 5.0
@@ -71,7 +71,8 @@ def held(folder: Path, work: str) -> Iterator[None]:
             stop.set()
             beat.join()
             if (last := _read(path)) and last.token == own.token:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # a file that stays locks nobody out
+                    path.unlink(missing_ok=True)
     finally:
         os.close(handle)
 
@@ -80,7 +81,8 @@ def _taken(path: Path, own: Holder, work: str) -> int | None:
     """Open the file and take the lock; None if the file was removed meanwhile."""
     handle, is_taken = _open(path), False
     try:
-        is_taken = _take(handle, path, own, work)
+        with writing(path):
+            is_taken = _take(handle, path, own, work)
     finally:
         if not is_taken:
             os.close(handle)
@@ -210,7 +212,8 @@ def locked(
                     yield
                 finally:
                     if remove:
-                        path.unlink(missing_ok=True)
+                        with suppress(OSError):  # a file that stays locks nobody out
+                            path.unlink(missing_ok=True)
                 return
         finally:
             os.close(handle)

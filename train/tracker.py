@@ -18,7 +18,7 @@ from torch import Tensor
 
 from common.console import log
 from common.errors import DataError
-from common.files import read_json, sync_folder, write_atomically
+from common.files import read_json, sync_folder, write_atomically, writing
 from eval.run import METRICS
 
 IDS = "trackers.json"
@@ -206,7 +206,7 @@ class Tracker:
     def write(self, kind: str, images: int, values: dict[str, float]) -> None:
         seconds = round(time.monotonic() - self.started, 3)
         record = {"kind": kind, "images": images, **values, "time_s": seconds}
-        with open(self.path, "a") as file:
+        with writing(self.path), open(self.path, "a") as file:
             file.write(json.dumps(record) + "\n")
         for sink in self.sinks:
             sink.write(kind, images, values)
@@ -215,7 +215,7 @@ class Tracker:
         """Return the length of metrics.jsonl, which is on disk up to there."""
         if not self.path.exists():
             return 0
-        with open(self.path, "rb") as file:
+        with writing(self.path), open(self.path, "rb") as file:
             os.fsync(file.fileno())
             sync_folder(self.path.parent)
             return os.fstat(file.fileno()).st_size

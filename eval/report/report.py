@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.files import read_json, write_atomically
+from common.files import read_json, remove_unfinished, write_atomically
+from common.locks import held
 from eval.report import efficiency, strips, svg, writers
 from eval.report.compose import compose
 from eval.report.document import Chart, Document, Forest, Picture, Strips
@@ -42,6 +43,14 @@ def write_report(
     if measured is not None:
         options += ["--efficiency", near(measured)]
     document = compose(runs, sections, sizes, options)
+    with held(out, "writes a report there"):
+        for folder in (out, out / "figures"):
+            remove_unfinished(folder)
+        _write(document, runs, out)
+    return out / REPORT
+
+
+def _write(document: Document, runs: Iterable[EvaluatedRun], out: Path) -> None:
     for part in document.parts:
         if isinstance(part, Chart):
             write_atomically(out / "figures" / part.name, svg.standalone(part.svg).encode())
@@ -60,7 +69,6 @@ def write_report(
     }
     for name, text in texts.items():
         write_atomically(out / name, text.encode())
-    return out / REPORT
 
 
 def _numbers(runs: Iterable[EvaluatedRun], document: Document) -> str:

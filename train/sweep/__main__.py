@@ -25,6 +25,7 @@ def _command(
     options: _Options = _DEFAULTS,
 ) -> Callable[[], int]:
     """Train and evaluate the runs of an ablation; repeat the command to continue a sweep."""
+    from train.sweep.local import share_of_quota
     from train.sweep.runs import EVALUATE, Programs  # these import torch: not for --help
     from train.sweep.sweep import describe, plan, sweep
 
@@ -35,7 +36,8 @@ def _command(
             describe(runs)
             return DONE
         evaluate = EVALUATE if options.evaluate == "full" else None
-        return sweep(runs, options, Programs(evaluate=evaluate, threads=options.threads))
+        threads = options.threads or share_of_quota(options.jobs)
+        return sweep(runs, options, Programs(evaluate=evaluate, threads=threads))
 
     return action
 

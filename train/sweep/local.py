@@ -15,7 +15,7 @@ import torch
 
 from common.command import DONE, INTERRUPTED, STOPPED, UNUSABLE_DATA
 from common.console import Rate, clock, log
-from common.machine import usable_core_numbers
+from common.machine import threads_for, usable_core_numbers, usable_cores
 from train.sweep.runs import Command, Programs, SweepRun, evaluation, failure, start, training
 
 POLL_S = 0.1
@@ -54,6 +54,16 @@ class Slot(NamedTuple):
 
     cores: frozenset[int]  # empty: all
     environment: Mapping[str, str]
+
+
+def share_of_quota(jobs: int) -> int | None:
+    """Return the threads of each job under a quota of CPU time, which each would use up alone.
+
+    None without a quota: each job then uses the cores that `divide` gives it.
+    """
+    if usable_cores() == len(usable_core_numbers()):
+        return None
+    return threads_for(None, jobs)
 
 
 def divide(jobs: int, cores: Iterable[int], gpus: list[str]) -> list[Slot]:

@@ -1,6 +1,7 @@
 """The report: verdicts are those of the statistics, text is escaped, numbers are the results'."""
 
 import json
+import os
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -14,6 +15,8 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
+from common.errors import DataError
+from common.locks import held
 from eval.drawing import run_figures
 from eval.measure.scores import Condition, read_scores
 from eval.report import atlas, ranking, svg, tables, verdicts
@@ -134,6 +137,15 @@ def test_runs_that_cannot_be_paired_are_named(tmp_path: Path, data: Dataset) -> 
     assert "unprobed: no probe was fitted" in dropped
     assert "lost:" in dropped and "stale: scores.parquet is of another snapshot_xxh3" in dropped
     assert "limited: scores.parquet is of another image_limits" in dropped
+
+
+def test_two_reports_in_one_folder_do_not_mix(tmp_path: Path, data: Dataset) -> None:
+    run, out = write_run(tmp_path / "run", data, "dvae", 0, 1.0), tmp_path / "report"
+    with held(out, "writes"), pytest.raises(DataError, match=f"process {os.getpid()}"):
+        write_report([run], out)
+    (out / ".report.12.tmp.md").touch()
+    write_report([run], out)
+    assert not list(out.rglob(".*"))
 
 
 def test_a_data_set_that_ranks_nothing_is_named_and_gaps_are_closed(

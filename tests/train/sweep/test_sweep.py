@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from common import machine
 from common.errors import DataError
 from eval.results import load_results
 from pipeline.index import open_dataset
 from tests.helpers.sweeping import TIMEOUT_S, FakeSweep, when
 from train.sweep import __main__ as command
+from train.sweep import local
 from train.sweep.local import divide
 from train.sweep.runs import Programs, start, training, write_settings
 from train.sweep.sweep import sweep_lock
@@ -96,6 +98,19 @@ def test_cores_and_devices_are_divided() -> None:
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["0", "1", "0"]
     assert [len(slot.cores) for slot in divide(3, [4, 7], ["0"])] == [1, 1, 1]
     assert divide(1, range(8), []) == [(frozenset(), {})]
+
+
+@pytest.mark.parametrize(
+    ("cores", "usable", "jobs", "threads"), [(64, 64, 2, None), (64, 3, 2, 1), (64, 4, 1, 4)]
+)
+def test_jobs_share_a_quota_of_cpu_time(
+    cores: int, usable: int, jobs: int, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(machine, "usable_core_numbers", lambda: set(range(cores)))
+    monkeypatch.setattr(machine, "cpu_quota", lambda: usable)
+    monkeypatch.setattr(local, "usable_core_numbers", machine.usable_core_numbers)
+    assert local.share_of_quota(jobs) == threads
 
 
 def test_other_settings_are_refused(fake: FakeSweep) -> None:
