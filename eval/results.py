@@ -280,6 +280,11 @@ class Results:
     environment: Environment = field(default_factory=Environment)
     seconds: float | None = None
 
+    @property
+    def hashes(self) -> dict[str, str | None]:
+        """What the files of scores and pictures beside it say that they are of."""
+        return {"snapshot_xxh3": self.model.snapshot, "dataset_hash": self.data.hash}
+
 
 def load_results(run: Path) -> Results:
     """Read RUN/results.json.

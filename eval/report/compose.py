@@ -109,7 +109,7 @@ def compose(
         judged += planned
         table, exploratory = verdicts.exploratory(arms)
         rows = [*estimates, *ranking.against_untrained(arms), *exploratory]
-        intervals = verdicts.intervals(arms, baselines(_runs(arms)))
+        intervals = verdicts.intervals(arms, baselines(arms.runs))
         parts: dict[str, list[Part]] = {
             "Pictures": _pictured(arms, f"data{i}"),
             "Scores on test": _scores(arms, intervals, f"data{i}"),
@@ -145,13 +145,13 @@ def _pictured(compared: ComparedArms, slug: str) -> list[Part]:
 
 
 def _scores(compared: ComparedArms, intervals: Headlines, slug: str) -> list[Part]:
-    gaps = ranking.gaps(compared, baselines(_runs(compared)))
-    parts = [*tables.absent_classes(_runs(compared)), charts.scores(compared, intervals, slug)]
+    gaps = ranking.gaps(compared, baselines(compared.runs))
+    parts = [*tables.absent_classes(compared.runs), charts.scores(compared, intervals, slug)]
     return [*parts, Bullets(gaps)] if gaps else parts
 
 
 def _differences(compared: ComparedArms, rows: Sequence[Estimate], slug: str) -> list[Part]:
-    absent = tables.absent_classes(_runs(compared))
+    absent = tables.absent_classes(compared.runs)
     parts: list[Part] = [*absent, charts.differences(rows, slug)] if rows else []
     if compared.dropped:
         parts += [Text("Left out of the differences:"), Bullets(compared.dropped)]
@@ -167,7 +167,7 @@ def _details(
     measured: Efficiency | None,
 ) -> dict[str, Sequence[Part]]:
     """What the first sections rest on, by title; without the `pictures` shown there."""
-    arms, runs = list(compared.arms.values()), _runs(compared)
+    arms, runs = list(compared.arms.values()), compared.runs
     absent = tables.absent_classes(runs)
     scores = [
         *absent,
@@ -229,10 +229,6 @@ def _missing_last(sections: Iterable[Section], runs: Sequence[EvaluatedRun]) -> 
         ]
         full.append(Section(2, "Not measured", lines))
     return full
-
-
-def _runs(compared: ComparedArms) -> list[EvaluatedRun]:
-    return [run for arm in compared.arms.values() for run in arm.runs.values()]
 
 
 def _notices(runs: Sequence[EvaluatedRun]) -> Part:

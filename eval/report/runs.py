@@ -71,12 +71,6 @@ class EvaluatedRun:
         return Path(str(self.results.data.root))
 
     @property
-    def hashes(self) -> dict[str, str | None]:
-        """What its files of scores and pictures say they are of."""
-        results = self.results
-        return {"snapshot_xxh3": results.model.snapshot, "dataset_hash": results.data.hash}
-
-    @property
     def reconstruction(self) -> Reconstruction:
         return self.results.reconstruction or Reconstruction()
 
@@ -251,8 +245,7 @@ class Arm:
     @property
     def auroc(self) -> float | None:
         """The mean AUROC of the primary probe over the runs that have it."""
-        aurocs = [run.probe().auroc for run in self.runs.values()]
-        measured = [auroc for auroc in aurocs if auroc is not None]
+        measured = [a for run in self.runs.values() if (a := run.probe().auroc) is not None]
         return sum(measured) / len(measured) if measured else None
 
     @property
@@ -263,10 +256,9 @@ class Arm:
     @property
     def kind(self) -> Kind:
         """What it is to a reader: trained here or elsewhere, or on the labels."""
-        run = self.first
-        if run.results.external is not None:
+        if self.first.results.external is not None:
             return "other"
-        return "ceiling" if run.is_ceiling else "ours"
+        return "ceiling" if self.first.is_ceiling else "ours"
 
     @property
     def label(self) -> str:
@@ -331,10 +323,7 @@ class ComparedArms:
 
     def arm_of(self, run: EvaluatedRun) -> Arm | None:
         """The arm that holds a run; None where it was left out."""
-        for arm in self.arms.values():
-            if run in arm.runs.values():
-                return arm
-        return None
+        return next((arm for arm in self.arms.values() if run in arm.runs.values()), None)
 
 
 def compare_runs(runs: Sequence[EvaluatedRun]) -> ComparedArms:
@@ -395,7 +384,7 @@ def _arms(runs: Iterable[EvaluatedRun]) -> dict[str, Arm]:
 def _book(run: EvaluatedRun) -> ScoreBook:
     """The scores that verdicts need, of the model and data set of results.json."""
     book, origin = read_scores(run.folder / SCORES)
-    expected: dict[str, object] = {**run.hashes}
+    expected: dict[str, object] = {**run.results.hashes}
     if "image_limits" in origin:  # older scores do not say
         expected["image_limits"] = run.results.protocol.image_limits
     wrong = [name for name, value in expected.items() if origin.get(name) != value]

@@ -38,7 +38,7 @@ def of_arms(arms: Iterable[Arm]) -> tuple[dict[str, Pictures], list[str]]:
 
 def _load(run: EvaluatedRun) -> Pictures:
     pictures, hashes = load(run.folder)
-    if hashes != run.hashes:
+    if hashes != run.results.hashes:
         raise DataError(
             f"{PICTURES} is of another snapshot or data set than results.json; evaluate the run "
             "again"
