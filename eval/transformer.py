@@ -72,6 +72,11 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
 def _patches(X: ArrayLike) -> NDArray[np.generic]:
     """View patches as (n, 32, 32, 3)."""
     images = np.asarray(X)
+    if images.dtype.kind in "OSU":
+        raise ValueError(
+            f"patches have dtype {images.dtype}, expected uint8 or float: read files with "
+            "np.stack([np.asarray(PIL.Image.open(path)) for path in paths])"
+        )
     if images.shape[1:] not in (HWC, (PATCH_BYTES,)):
         raise ValueError(
             f"patches have shape {images.shape}, expected (n, 32, 32, 3) or (n, {PATCH_BYTES})"

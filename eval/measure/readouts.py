@@ -5,6 +5,7 @@ Shapes: n images, d features, G = |group| elements, codes mu (n, 24, 4, 4). Feat
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -86,10 +87,15 @@ READOUTS: dict[str, Readout] = {
 
 def encoders_of(model: VAE) -> dict[Source, Encode]:
     """Return what each kind of readout is made of, from float images (b, 3, 32, 32)."""
-    return {
-        "mean": lambda x: model.encoder(x).mean,
-        "stages": lambda x: channel_stats(model.stages(x)),
-    }
+    return {"mean": partial(_mean_of, model), "stages": partial(_stages_of, model)}
+
+
+def _mean_of(model: VAE, x: Tensor) -> Tensor:  # no lambda: encoders can be pickled
+    return model.encoder(x).mean
+
+
+def _stages_of(model: VAE, x: Tensor) -> Tensor:
+    return channel_stats(model.stages(x))
 
 
 def equivariance_of(

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
 
 from common.errors import DataError
@@ -66,6 +67,33 @@ def test_a_pipeline_is_cross_validated(run: Path) -> None:
     scores = cross_val_score(pipeline, dark, labels, cv=3)
     expected = cross_val_score(LogisticRegression(), load(run, "cpu").encode(dark), labels, cv=3)
     np.testing.assert_allclose(scores, expected)
+
+
+@pytest.mark.filterwarnings("error")
+def test_fitted_steps_are_cached_by_a_pipeline(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = np.arange(len(PIXELS)) % 2
+    step = EmbeddingTransformer(run, device="cpu")
+    pipeline = make_pipeline(step, StandardScaler(), LogisticRegression(), memory=str(tmp_path))
+    expected = pipeline.fit(PIXELS, labels).predict_proba(PIXELS)
+    monkeypatch.setattr(transformer, "load", None)  # the second time it comes from the cache
+    cached = clone(pipeline).fit(PIXELS, labels).predict_proba(PIXELS)
+    np.testing.assert_array_equal(cached, expected)
+
+
+def test_a_grid_is_searched(run: Path) -> None:
+    labels = np.arange(len(PIXELS)) % 2
+    pipeline = make_pipeline(EmbeddingTransformer(run, device="cpu"), LogisticRegression())
+    grid = {"embeddingtransformer__readout": ["mean", "channel_stats"]}
+    search = GridSearchCV(pipeline, grid, cv=2, error_score="raise").fit(PIXELS, labels)
+    assert len(search.cv_results_["params"]) == 2
+
+
+@pytest.mark.parametrize("images", [["a.png", "b.png"], [Path("a.png")], PIXELS.astype(object)])
+def test_paths_are_refused_with_the_way_to_read_them(images: ArrayLike, run: Path) -> None:
+    with pytest.raises(ValueError, match=r"read files with np\.stack"):
+        EmbeddingTransformer(run).fit(images)
 
 
 @pytest.mark.parametrize("images", [PIXELS[0], PIXELS[:, :16], PIXELS[..., 0], np.zeros((2, 9))])
