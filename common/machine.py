@@ -184,7 +184,6 @@ def environment() -> Environment:
     """Describe the software and the hardware of this process."""
     import torch  # not at the top: packing uses this module, and does not need torch
 
-    status = git("status", "--porcelain")
     return Environment(
         python=sys.version.split()[0],
         platform=platform.platform(),
@@ -192,7 +191,7 @@ def environment() -> Environment:
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
         threads=torch.get_num_threads(),
         commit=git("rev-parse", "HEAD"),
-        dirty=None if status is None else bool(status),
+        dirty=code_changed(),
     )
 
 
@@ -228,6 +227,15 @@ def cpu_name() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def code_changed() -> bool | None:
+    """Return whether Python files differ from the commit; data and runs in the clone do not count.
+
+    None where git cannot be asked.
+    """
+    status = git("status", "--porcelain", "--", "*.py")
+    return None if status is None else bool(status)
 
 
 def git(*arguments: str) -> str | None:

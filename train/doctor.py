@@ -159,7 +159,7 @@ def _code() -> Fact:
     commit = machine.git("rev-parse", "HEAD")
     if commit is None:
         raise RuntimeError("git is missing, or the code is not in a clone")
-    return commit + (", changed since" if machine.git("status", "--porcelain") else "")
+    return commit + (", changed since" if machine.code_changed() else "")
 
 
 def _user() -> Fact:
@@ -224,7 +224,8 @@ def _compiler() -> Fact:
 
     if missing := launch.missing_compiler(_device()):
         return "none", missing
-    return "present; before training begins, a small function shows whether it works"
+    path = launch.compiler(_device())
+    return f"{path}; before training begins, a small function shows whether it works"
 
 
 def _disk(folder: Path) -> Fact:
@@ -384,6 +385,8 @@ def _threads() -> Fact:
 
 
 def _gigabytes(count: float) -> str:
+    if count < 0.1 * GIGABYTE:
+        return f"{count / 1e6:,.1f} MB"
     return f"{count / GIGABYTE:,.2f} GB"
 
 

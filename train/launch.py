@@ -128,16 +128,26 @@ def _trial(x: Tensor) -> Tensor:
     return x * 2 + 1
 
 
-def missing_compiler(device: torch.device) -> str | None:
-    """Name the compiler that torch would call: C++ for a CPU, C for the launchers of kernels."""
+def compiler(device: torch.device) -> str | None:
+    """Return the path of the compiler that torch would call; None where there is none."""
+    return next(filter(None, map(shutil.which, _compilers(device))), None)
+
+
+def _compilers(device: torch.device) -> list[str]:
+    """Name those that torch tries: of C++ for a CPU, of C for the launchers of kernels."""
     cuda = device.type == "cuda"
-    variable, language = ("CC", "C") if cuda else ("CXX", "C++")
-    named = os.environ.get(variable)
-    compilers = [named] if named else ["cc", "gcc", "clang"] if cuda else ["g++"]
-    if any(shutil.which(compiler) for compiler in compilers):
+    named = os.environ.get("CC" if cuda else "CXX")
+    return [named] if named else ["cc", "gcc", "clang"] if cuda else ["g++"]
+
+
+def missing_compiler(device: torch.device) -> str | None:
+    """Say what to install where there is no compiler; None where there is one."""
+    if compiler(device):
         return None
+    language = "C" if device.type == "cuda" else "C++"
+    names = " or ".join(_compilers(device))
     return (
-        f"there is no {language} compiler ({' or '.join(compilers)}), which compiling the step "
+        f"there is no {language} compiler ({names}), which compiling the step "
         "needs: install one, as with apt-get install g++ or conda install gxx"
     )
 

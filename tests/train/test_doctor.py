@@ -48,6 +48,7 @@ def test_it_says_what_training_chooses(small_dataset: Path) -> None:
     assert lines["device"].value == device.type
     assert "train 48" in str(lines["data"].value)
     assert "which fits in 25% of the free memory" in str(lines["size in memory"].value)
+    assert lines["compiler"].advice or str(lines["compiler"].value).startswith("/")
     assert "MB per second" in str(lines["reading"].value)
 
 
