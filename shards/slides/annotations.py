@@ -28,7 +28,7 @@ class _Classification(msgspec.Struct):
 
 
 class _Properties(msgspec.Struct):
-    classification: _Classification | None = None
+    classification: _Classification | str | None = None  # QuPath reads a name alone, too
 
 
 class _Geometry(msgspec.Struct):
@@ -40,6 +40,10 @@ class _Geometry(msgspec.Struct):
 class _Feature(msgspec.Struct):
     geometry: _Geometry | None = None
     properties: _Properties | None = None
+
+
+class _Kind(msgspec.Struct):
+    type: str | None = None
 
 
 class _Collection(msgspec.Struct):
@@ -109,6 +113,8 @@ def _features(data: bytes) -> list[_Feature]:
     try:
         return msgspec.json.decode(data, type=_Collection).features
     except msgspec.ValidationError:
+        if msgspec.json.decode(data, type=_Kind).type == "FeatureCollection":
+            raise
         return [msgspec.json.decode(data, type=_Feature)]
 
 
@@ -116,6 +122,8 @@ def _class_of(feature: _Feature) -> str | None:
     classification = feature.properties and feature.properties.classification
     if not classification:
         return None
+    if isinstance(classification, str):
+        return classification
     return classification.name or ": ".join(classification.names or []) or None
 
 

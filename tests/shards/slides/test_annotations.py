@@ -58,9 +58,10 @@ def test_a_position_has_the_class_of_the_smallest_annotation(content: Any, tmp_p
 
 def test_a_single_feature_and_a_derived_class_are_read(tmp_path: Path) -> None:
     derived = feature(None, square(0, 0, 9))
-    derived["properties"]["classification"] = {"names": ["Tumor", "Positive"]}
-    (tmp_path / "s.json").write_text(json.dumps(derived))
-    assert [a.name for a in read_annotations(tmp_path / "s.json")] == ["Tumor: Positive"]
+    for classification in ({"names": ["Tumor", "Positive"]}, "Tumor: Positive"):
+        derived["properties"]["classification"] = classification
+        (tmp_path / "s.json").write_text(json.dumps(derived))
+        assert [a.name for a in read_annotations(tmp_path / "s.json")] == ["Tumor: Positive"]
 
 
 def test_positions_agree_with_a_polygon_drawn_by_another_library(tmp_path: Path) -> None:
@@ -83,6 +84,7 @@ def test_positions_agree_with_a_polygon_drawn_by_another_library(tmp_path: Path)
         (b"PK\x03\x04", "unpacked"),
         (b"{", "not GeoJSON"),
         (b"[" * 100_000, "not GeoJSON"),
+        (b'{"type": "FeatureCollection", "features": [{"properties": 1}]}', r"features\[0\]"),
         (json.dumps([feature("A", [[0, 0], [1, 1]])]).encode(), "three points"),
         (json.dumps([feature("A", [[0, 0], [1e400, 1], [2, 2]])]).encode(), "not GeoJSON"),
         (json.dumps([feature(None, square(0, 0, 9))]).encode(), "none of 1 annotations"),
