@@ -133,10 +133,10 @@ def compose(
 
 def _pictured(compared: ComparedArms, slug: str) -> list[Part]:
     """Patches and codes; of runs that have none, the figures of the evaluation."""
-    best, partner = summary.pictured(compared)
-    parts, problems = strips.parts(list(compared.arms.values()), best, partner, slug)
+    first, second = summary.pictured(compared)
+    parts, problems = strips.parts(list(compared.arms.values()), first, second, slug)
     if not any(isinstance(part, Strips) for part in parts):
-        runs = [arm.first for arm in (best, partner) if arm is not None]
+        runs = [arm.first for arm in (first, second) if arm is not None]
         for run in runs:
             parts += _figures(run, ("reconstructions", "orbit"))
     if problems:

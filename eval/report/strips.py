@@ -47,15 +47,15 @@ def _load(run: EvaluatedRun) -> Pictures:
 
 
 def parts(
-    arms: Sequence[Arm], best: Arm, partner: Arm | None, slug: str
+    arms: Sequence[Arm], first: Arm, second: Arm | None, slug: str
 ) -> tuple[list[Part], list[str]]:
-    """Reconstructions of the arms, and the orbit of the best one and its partner, side by side.
+    """Reconstructions of the arms, and the orbit of two of them, one below the other.
 
     Also returns why pictures of some runs are left out.
     """
     pictures, problems = of_arms(arms)
     shown_parts: list[Part] = []
-    pair = [arm.name for arm in (best, partner) if arm is not None and arm.name in pictures]
+    pair = [arm.name for arm in (first, second) if arm is not None and arm.name in pictures]
     names = [*pair, *(name for name in pictures if name not in pair)]
     if decoding := [n for n in names if pictures[n].reconstructed is not None][:MOST]:
         shown_parts.append(_reconstructions({name: pictures[name] for name in decoding}, slug))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from eval.report.document import number, shown
 from eval.report.runs import Arm, ComparedArms
-from eval.report.verdicts import EXPLORATORY, REFERENCE, pairs
+from eval.report.verdicts import EXPLORATORY, REFERENCE, pairs, planned_contrasts
 from eval.results import SplitCounts
 
 MOST = 8  # models that the sentence names
@@ -58,7 +58,13 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def pictured(compared: ComparedArms) -> tuple[Arm, Arm | None]:
-    """The best arm, and its partner in a contrast: a predefined one, else the reference."""
+    """The arms of H1 where both are here; else the best one and its partner in a contrast.
+
+    The partner is a predefined one, else the reference.
+    """
+    h1 = planned_contrasts(compared.arms)[0]
+    if {h1.first, h1.second} <= compared.arms.keys():
+        return compared.arms[h1.second], compared.arms[h1.first]
     best, presets = compared.best, {arm.name: arm.preset for arm in compared.arms.values()}
     own = [pair for pair in pairs(presets) if best.name in pair]
     predefined = [pair for pair in own if pair in EXPLORATORY]
