@@ -198,9 +198,13 @@ def _finished(file: EmbeddingFile, facts: dict[str, str]) -> bool:
     """Tell whether a file exists; one of another run or source is an error, never overwritten."""
     if not file.path.is_file():
         return False
-    metadata = pq.read_schema(file.path).metadata or {}
+    try:
+        metadata = pq.read_schema(file.path).metadata or {}
+        rows = pq.read_metadata(file.path).num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise features.unreadable(file.path, error) from None
     same = all(metadata.get(name.encode()) == value.encode() for name, value in facts.items())
-    if not same or pq.read_metadata(file.path).num_rows != len(file.rows):
+    if not same or rows != len(file.rows):
         raise DataError(
             f"{file.path} holds embeddings of another run, source, readout or part size; "
             "choose another --out, or remove it"

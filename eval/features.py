@@ -82,9 +82,25 @@ def _row_groups(batches: Iterable[Features]) -> Iterator[Features]:
 
 
 def read_embeddings(path: Path) -> tuple[Features, pa.Table]:
-    """Read the embeddings (n, d) of a file of `write_embeddings`, and its other columns."""
-    table = pq.read_table(path)
+    """Read the embeddings (n, d) of a file of `write_embeddings`, and its other columns.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(path, error) from None
     return vectors_of(table["embedding"]), table.drop_columns(["embedding"])
+
+
+def unreadable(path: Path, error: Exception) -> DataError:
+    """Return the error for a damaged file of embeddings."""
+    reason = " ".join(str(error).split())
+    return DataError(
+        f"{path} cannot be read as Parquet ({reason}): remove it, and run the command that made "
+        "it again"
+    )
 
 
 def with_embeddings(rows: pa.Table, features: Features, name: str = "embedding") -> pa.Table:

@@ -220,6 +220,23 @@ def test_what_a_killed_command_was_writing_is_removed(run: Path, raw: Path, tmp_
     assert not any(path.exists() for path in left) and of_another.exists()
 
 
+def test_a_damaged_file_is_named(run: Path, raw: Path, tmp_path: Path) -> None:
+    """Cut, and altered in its data, which only a reader of the embeddings sees."""
+    out = embed(run, raw, EmbedOptions(tmp_path / "out"))
+    part = out / "part-00000.parquet"
+    whole = part.read_bytes()
+    named = r"part-00000\.parquet cannot be read as Parquet .*: remove it"
+    part.write_bytes(whole[:500])
+    with pytest.raises(DataError, match=named):
+        embed(run, raw, EmbedOptions(out))
+    part.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
+    with pytest.raises(DataError, match=named):
+        embed(run, raw, EmbedOptions(out, formats=("npy",)))
+    part.unlink()
+    embed(run, raw, EmbedOptions(out))
+    assert part.read_bytes() == whole
+
+
 def test_nothing_foreign_is_overwritten(run: Path, raw: Path, tmp_path: Path) -> None:
     out = embed(run, raw, EmbedOptions(tmp_path / "out"))
     before = (out / "part-00000.parquet").read_bytes()
