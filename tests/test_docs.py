@@ -301,17 +301,10 @@ def test_the_embeddings_are_taken_away_as_described(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_tour_leads_to_a_map(tmp_path: Path) -> None:
-    """On the slide of the page where it is here, else on a drawn one."""
     from tests.helpers import slides  # skips the test without the extra
 
     pytest.importorskip("anndata", reason="needs the extra anndata")
-    real = Path(os.environ.get("EQDVAE_REAL_DATA", "missing")) / "CMU-1-Small-Region.svs"
-    slide = tmp_path / "slides" / real.name
-    if real.is_file():
-        slide.parent.mkdir()
-        shutil.copy(real, slide)
-    else:
-        slides.write_slide(slide, slides.tissue_slide())
+    slides.write_slide(tmp_path / "slides/CMU-1-Small-Region.svs", slides.tissue_slide())
     page = "docs/tour.md"
     for command in command_lines(text_of(page)):
         output = run(command, tmp_path)
