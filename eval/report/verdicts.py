@@ -48,7 +48,7 @@ class PlannedContrast:
 
 FAMILIES = (  # VAE, DVAE and EQ-DVAE that the hypotheses compare, on one architecture each
     ("vae", "dvae", "eq-dvae"),
-    ("vae-refined", "dvae-refined", "eq-dvae-relaxed"),
+    ("vae-refined", "dvae-refined", "eq-dvae-relaxed"),  # arms of the recipe `relaxed`
 )
 
 
@@ -213,10 +213,17 @@ def planned(compared: ComparedArms) -> tuple[list[Verdict], list[Estimate], list
 
 def _missing(compared: ComparedArms, planned: PlannedContrast) -> Missing:
     run = compared.runs[0]
-    data = ["--data", near(run.root), "--seed", str(run.seed)]
-    absent = [name for name in (planned.first, planned.second) if name not in compared.arms]
-    train = [shlex.join(["accelerate", "launch", "train/main.py", name, *data]) for name in absent]
-    command = "; ".join(train) or shlex.join(["python", "-m", "eval.main", near(run.folder)])
+    data = ["--data", near(run.root)]
+    names = (planned.first, planned.second)
+    absent = [name for name in names if name not in compared.arms]
+    if not absent:
+        command = shlex.join(["python", "-m", "eval.main", near(run.folder)])
+    elif set(names) <= set(FAMILIES[0]):  # presets
+        start = ["accelerate", "launch", "train/main.py"]
+        seed = ["--seed", str(run.seed)]
+        command = "; ".join(shlex.join([*start, name, *data, *seed]) for name in absent)
+    else:
+        command = shlex.join(["python", "-m", "train.sweep", "relaxed", *data])
     return Missing(f"{planned.first} against {planned.second}", command)
 
 

@@ -346,6 +346,15 @@ def test_sections_that_are_missing_are_not_measured(tmp_path: Path, data: Datase
     assert "bench/throughput.py model --json FILE" in missing
 
 
+def test_missing_arms_that_are_no_presets_are_trained_by_their_recipe(
+    tmp_path: Path, data: Dataset
+) -> None:
+    folder = write_run(tmp_path / "run", data, "eq-dvae-relaxed", 0, 1.0)
+    text = write_report([folder], tmp_path / "out").read_text()
+    assert escape_markdown(f"python -m train.sweep relaxed --data {data.root}") in text
+    assert "train/main.py dvae-refined" not in text
+
+
 def test_intervals_name_classes_and_mixed_groups_are_one_stratum(
     tmp_path: Path, data: Dataset
 ) -> None:
