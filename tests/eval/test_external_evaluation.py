@@ -124,6 +124,7 @@ def test_every_form_gives_the_probes_of_the_run(
     assert facts == {
         "snapshot_xxh3": results["model"]["snapshot"],
         "dataset_hash": data.hash,
+        "image_limits": f"None embedded, {config.probe_images} probed",
     }
 
 
