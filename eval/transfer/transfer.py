@@ -78,25 +78,7 @@ def transfer(
             f"{data[0]} names {len(first.sites)} sites: transfer needs two data sets, or one with "
             "two sites in its column `site`"
         )
-    fitted: dict[tuple[str, Unit], StainTable] = {}
-
-    def fit_once(dataset: Dataset, unit: Unit, target: Statistics) -> StainTable:
-        # statistics are of the data set; only the target is of the run
-        if (dataset.hash, unit) not in fitted:
-            fitted[dataset.hash, unit] = fit_dataset(dataset, unit, target)
-        return replace(fitted[dataset.hash, unit], normalisation=Normalisation(unit, target))
-
-    moved = {
-        name: {
-            data.name: normalised(
-                data.session.data,
-                stain_table(data.session.data, folder, normalisation, fit_once),
-            )
-            for data in datasets.values()
-        }
-        for name, folder in folders.items()
-        if (normalisation := infos[name].normalisation) is not None
-    }
+    moved = _normalised_by_run(datasets, folders, infos)
     trial = Trial(datasets, encodings_of(models, config.baselines, moved))
     for name in moved:
         trial.notice(
@@ -128,6 +110,33 @@ def transfer(
     save(out / TRANSFER, results)
     log.info(f"{out / TRANSFER} written after {results.seconds} s")
     return results
+
+
+def _normalised_by_run(
+    datasets: Mapping[str, ProbedData],
+    folders: Mapping[str, Path],
+    infos: Mapping[str, runs.RunInfo],
+) -> dict[str, dict[str, Dataset]]:
+    """The data sets as the runs that normalise staining see them, by run and data set."""
+    fitted: dict[tuple[str, Unit], StainTable] = {}
+
+    def fit_once(dataset: Dataset, unit: Unit, target: Statistics) -> StainTable:
+        # statistics are of the data set; only the target is of the run
+        if (dataset.hash, unit) not in fitted:
+            fitted[dataset.hash, unit] = fit_dataset(dataset, unit, target)
+        return replace(fitted[dataset.hash, unit], normalisation=Normalisation(unit, target))
+
+    return {
+        name: {
+            data.name: normalised(
+                data.session.data,
+                stain_table(data.session.data, folder, normalisation, fit_once),
+            )
+            for data in datasets.values()
+        }
+        for name, folder in folders.items()
+        if (normalisation := infos[name].normalisation) is not None
+    }
 
 
 def encodings_of(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -123,18 +123,7 @@ class ManifestSource(FileSource, frozen=True, kw_only=True, tag=True):
             respelled += [(start + i, path) for i, path in result.respelled]
             missing += [(start + i, reason) for i, reason in result.missing]
         if missing:
-            hints = [spelling_hint(str(self.root), paths[i]) for i, _ in missing[:_SHOWN]]
-            lines = [
-                f"  {rows.place(i)}: {paths[i]!r}: {reason}{hint}"
-                for (i, reason), hint in zip(missing, hints, strict=False)  # those that are shown
-            ]
-            more = f"\n  ... and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-            raise DataError(
-                f"{len(missing)} of {len(rows)} files that {rows.file} lists cannot be found in "
-                f"{self.root} (paths are relative to it, with / between folders):\n"
-                + "\n".join(lines)
-                + more
-            )
+            self._refuse_missing(rows, missing)
         notes = _respelling_notes(rows, respelled)
         patches.sort(key=lambda patch: patch.path)
         from_names = [field for field in ("patient", "site") if field not in rows.used]
@@ -150,6 +139,21 @@ class ManifestSource(FileSource, frozen=True, kw_only=True, tag=True):
             splits_from=f"column in {self.manifest}" if "split" in rows.used else "",
             origin=Origin(manifest=origin, links="followed" if self.follow_links else UNSET),
             notes=[describe(rows), *notes, *emptied, *barcode_notes(patches, from_names)],
+        )
+
+    def _refuse_missing(self, rows: ManifestRows, missing: list[tuple[int, str]]) -> NoReturn:
+        """Name the first rows whose files are not there, with what may have been meant."""
+        paths = rows.values["path"]
+        lines = [
+            f"  {rows.place(i)}: {paths[i]!r}: {reason}{spelling_hint(str(self.root), paths[i])}"
+            for i, reason in missing[:_SHOWN]
+        ]
+        more = f"\n  ... and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise DataError(
+            f"{len(missing)} of {len(rows)} files that {rows.file} lists cannot be found in "
+            f"{self.root} (paths are relative to it, with / between folders):\n"
+            + "\n".join(lines)
+            + more
         )
 
     def _empty(self, columns: dict[str, list[Any]]) -> list[str]:
