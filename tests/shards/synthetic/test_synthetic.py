@@ -230,7 +230,7 @@ def test_colour_says_which_site() -> None:
 @pytest.mark.parametrize(
     ("steps", "least"),
     [
-        pytest.param(250, 0.85, marks=pytest.mark.slow),  # 0.88 to 0.90 by three seeds
+        pytest.param(250, 0.85, marks=pytest.mark.long),  # 0.88 to 0.90 by three seeds
         pytest.param(625, 0.95, marks=pytest.mark.long),
     ],
 )
