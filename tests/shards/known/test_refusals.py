@@ -32,6 +32,14 @@ def pack(name: SetName, folder: Path, **options: Any) -> None:
     Command(name=name, paths=(folder, folder.parent / "out"), **{**defaults, **options})()
 
 
+def refuse(name: SetName, folder: Path, case: tuple[Attack, str], **options: Any) -> None:
+    """Attack the files of a set; packing them is then an error with the message of the case."""
+    attack, message = case
+    attack(folder)
+    with pytest.raises(DataError, match=message):
+        pack(name, folder, **options)
+
+
 def rewrite(name: str, make: Callable[[Any], Any]) -> Attack:
     """Replace an HDF5 file by one that `make` writes."""
 
@@ -131,10 +139,7 @@ PCAM: dict[str, tuple[Attack, str]] = {
 @pytest.mark.parametrize("name", PCAM)
 def test_pcam_is_refused(name: str, tmp_path: Path) -> None:
     known.write_pcam(tmp_path / "in")
-    attack, message = PCAM[name]
-    attack(tmp_path / "in")
-    with pytest.raises(DataError, match=message):
-        pack("pcam", tmp_path / "in")
+    refuse("pcam", tmp_path / "in", PCAM[name])
     assert not (tmp_path / "out").exists()
 
 
@@ -193,10 +198,7 @@ PATHMNIST: dict[str, tuple[Attack, str]] = {
 @pytest.mark.parametrize("name", PATHMNIST)
 def test_pathmnist_is_refused(name: str, tmp_path: Path) -> None:
     known.write_pathmnist(tmp_path / "in/pathmnist.npz")
-    attack, message = PATHMNIST[name]
-    attack(tmp_path / "in")
-    with pytest.raises(DataError, match=message):
-        pack("pathmnist", tmp_path / "in")
+    refuse("pathmnist", tmp_path / "in", PATHMNIST[name])
 
 
 def test_damage_at_the_end_of_an_array_is_found_each_time(tmp_path: Path) -> None:
@@ -267,10 +269,7 @@ CRCHISTO: dict[str, tuple[Attack, str]] = {
 @pytest.mark.parametrize("name", CRCHISTO)
 def test_crchisto_is_refused(name: str, tmp_path: Path) -> None:
     known.write_crchisto(tmp_path / "in", (1,))
-    attack, message = CRCHISTO[name]
-    attack(tmp_path / "in")
-    with pytest.raises(DataError, match=message):
-        pack("crchisto", tmp_path / "in")
+    refuse("crchisto", tmp_path / "in", CRCHISTO[name])
 
 
 TABLE = "metadata.csv"
@@ -304,10 +303,7 @@ WILDS: dict[str, tuple[Attack, str]] = {
 @pytest.mark.parametrize("name", WILDS)
 def test_camelyon17_is_refused(name: str, tmp_path: Path) -> None:
     known.write_wilds(tmp_path / "in")
-    attack, message = WILDS[name]
-    attack(tmp_path / "in")
-    with pytest.raises(DataError, match=message):
-        pack("camelyon17-wilds", tmp_path / "in")
+    refuse("camelyon17-wilds", tmp_path / "in", WILDS[name])
 
 
 def test_missing_patches_are_an_error_or_counted(
@@ -353,10 +349,7 @@ NCT: dict[str, tuple[Attack, str]] = {
 @pytest.mark.parametrize("name", NCT)
 def test_nct_crc_is_refused(name: str, convert: str, tmp_path: Path) -> None:
     known.write_nct_crc(tmp_path / "in", train=2)
-    attack, message = NCT[name]
-    attack(tmp_path / "in")
-    with pytest.raises(DataError, match=message):
-        pack("nct-crc", tmp_path / "in", convert=convert)
+    refuse("nct-crc", tmp_path / "in", NCT[name], convert=convert)
 
 
 def test_a_file_that_changes_while_it_is_packed_is_found(
