@@ -1,6 +1,6 @@
 """A crash at any point of packing: what is left is refused or whole, and the command continues.
 
-See `tests.helpers.crash_replay`.
+See `tests.helpers.crashes.replay`.
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ from shards.pack.packing import pack, pack_task
 from shards.pack.plan import PackOptions
 from shards.pack.tasks import PackTask
 from shards.verify.check import verify
-from tests.helpers.crash_replay import Command, needs_strace, replay
+from tests.helpers.crashes.replay import Command, needs_strace, replay
 from tests.helpers.patches import write_patches
 
 PACK = PackOptions(shard_size=5, workers=1)

@@ -20,6 +20,7 @@ import torch
 
 from eval import embed
 from shards.pack import __main__ as pack
+from tests.helpers.crashes.calls import Call, before_each
 from tests.helpers.patches import write_patches
 from tests.helpers.trained_runs import make_run
 from train import launch, program
@@ -37,24 +38,14 @@ pytestmark = pytest.mark.slow
 
 def fail_at(number: int, reason: int, count: Path) -> None:
     """Let operation `number` of this process raise; write the number of operations to a file."""
-    calls = 0
 
-    def watch(owner: Any, name: str) -> None:
-        original = getattr(owner, name)
+    def act(call: int, name: str, _: Call, args: tuple[Any, ...]) -> None:
+        count.write_text(str(call))
+        if call == number:
+            path = () if name in NAMES_NO_FILE else (str(args[0]),)
+            raise OSError(reason, os.strerror(reason), *path)
 
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            count.write_text(str(calls))
-            if calls == number:
-                path = () if name in NAMES_NO_FILE else (str(args[0]),)
-                raise OSError(reason, os.strerror(reason), *path)
-            return original(*args, **kwargs)
-
-        setattr(owner, name, counted)
-
-    for owner, name in OPERATIONS:
-        watch(owner, name)
+    before_each(OPERATIONS, act)
 
 
 def run_forked(command: Callable[[], int], output: Path, prepare: Callable[[], None]) -> int:

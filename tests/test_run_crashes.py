@@ -1,7 +1,7 @@
 """A crash at any point of training, evaluating, embedding or a sweep: the command continues.
 
 What is left is refused or whole, and `--resume`, or the same command, ends as if there had been no
-crash, hidden files included. See `tests.helpers.crash_replay`.
+crash, hidden files included. See `tests.helpers.crashes.replay`.
 """
 
 import re
@@ -25,8 +25,8 @@ from eval.results import RESULTS, load_results
 from models import snapshot
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
-from tests.helpers.crash_replay import Command, needs_strace, replay
-from tests.helpers.crashes import Tree
+from tests.helpers.crashes.replay import Command, needs_strace, replay
+from tests.helpers.crashes.states import Tree
 from tests.helpers.patches import write_patches
 from tests.helpers.sweeping import FakeSweep
 from tests.helpers.trained_runs import make_run, packed_noise

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.errors import DataError
-from tests.helpers.crashes import was_killed
+from tests.helpers.crashes.calls import was_killed
 from tests.helpers.messages import collected_messages
 from tests.helpers.training import load_undamaged
 from train import checkpoint as state

@@ -16,7 +16,7 @@ import pytest
 
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
-from tests.helpers.crashes import kill_at_file_operation
+from tests.helpers.crashes.calls import kill_at_file_operation
 from tests.helpers.patches import write_patches
 from tests.helpers.training import (
     full_disk_from,

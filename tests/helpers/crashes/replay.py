@@ -1,4 +1,4 @@
-"""Replay of the crash states of a command, which is recorded once (`tests.helpers.crashes`).
+"""Replay of the crash states of a command, which is recorded once (`tests.helpers.crashes.states`).
 
 A few of the states are tried by default; EQDVAE_CRASH_STATES is their number per command, or `all`.
 """
@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.crashes import CrashState, Tree, crash_states, read_tree, record, write_tree
+from tests.helpers.crashes.states import (
+    CrashState,
+    Tree,
+    crash_states,
+    read_tree,
+    record,
+    write_tree,
+)
 
 STATES = os.environ.get("EQDVAE_CRASH_STATES", "")
 
