@@ -102,11 +102,12 @@ def train(settings: Settings, threads: int) -> None:
 
 
 def measured_rate(trainer: Trainer, batches: Iterator[Batch], settings: Settings) -> float:
-    """Measure the images/s of whole steps over a window."""
-    began, steps = time.perf_counter(), 0
-    while (seconds := time.perf_counter() - began) < settings.window:
+    """Measure the images/s of whole steps over a window, of `settings.steps` at the least."""
+    began, steps, seconds = time.perf_counter(), 0, 0.0
+    while not steps or seconds < settings.window:
         _steps(trainer, batches, settings.steps)
         steps += settings.steps
+        seconds = time.perf_counter() - began
     return steps * trainer.schedule.batch / seconds
 
 
