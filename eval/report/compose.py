@@ -108,8 +108,9 @@ def compose(
         planned, estimates, lacking = verdicts.planned(arms)
         judged += planned
         table, exploratory = verdicts.exploratory(arms)
-        rows = [*estimates, *ranking.against_untrained(arms), *exploratory]
         intervals = verdicts.intervals(arms, baselines(arms.runs))
+        ranked = [*ranking.against_untrained(arms), *ranking.against_baseline(arms, intervals)]
+        rows = [*estimates, *ranked, *exploratory]
         parts: dict[str, list[Part]] = {
             "Pictures": _pictured(arms, f"data{i}"),
             "Scores on test": _scores(arms, intervals, f"data{i}"),

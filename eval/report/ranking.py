@@ -1,42 +1,113 @@
 """Whether a data set can rank models at all: against the untrained encoder and the baselines."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
+from eval.measure.readouts import PRIMARY
 from eval.measure.scores import Scores
 from eval.report.document import Estimate, Kind
-from eval.report.runs import ALL_LABELS, MEASURES, Arm, Baseline, ComparedArms, Measure
-from eval.report.verdicts import shortcomings
+from eval.report.runs import (
+    ALL_LABELS,
+    MEASURES,
+    ROBUSTNESS,
+    Arm,
+    Baseline,
+    ComparedArms,
+    Measure,
+    baselines,
+)
+from eval.report.verdicts import Headlines, shortcomings
 from eval.stats.bootstrap import Interval
 from eval.stats.contrasts import compare, describe
 
 UNTRAINED = "random_init"
-GROUP = "Trained against untrained: does training show in this probe?"
+
+
+@dataclass(frozen=True)
+class Words:
+    """The heading of a group of differences, and a word and a sentence for each outcome."""
+
+    group: str
+    better: tuple[str, str]
+    worse: tuple[str, str]
+    level: tuple[str, str]
+
+
+UNTRAINED_ROWS = Words(
+    "Trained against untrained: does training show in this probe?",
+    ("training shows", "The probe is better than untrained."),
+    ("training hurts", "Training made this probe worse."),
+    ("within noise of untrained", "This data set cannot rank models by this probe."),
+)
+BASELINE_ROWS = Words(
+    "Codes against the best features without an encoder",
+    ("above the baseline", "The code is worth more than these features to this probe."),
+    ("below the baseline", "These features, which need no training, are better for this probe."),
+    ("within noise of the baseline", "Neither is shown to be better for this probe."),
+)
 
 
 def against_untrained(compared: ComparedArms) -> list[Estimate]:
     """A row per arm and measure: its AUROC minus that of its untrained encoder, of one seed."""
-    return [
-        _row(arm, measure, difference)
-        for measure in MEASURES
-        for arm in compared.arms.values()
-        if (difference := _gain(compared, arm, measure)) is not None
-    ]
+    rows = []
+    for measure in MEASURES:
+        for arm in compared.arms.values():
+            trained = arm.scores(measure, list(arm.books))
+            difference = _difference(compared, trained, _untrained_scores(compared, arm, measure))
+            if difference is not None:
+                rows.append(_row(UNTRAINED_ROWS, arm.name, "untrained", measure, difference))
+    return rows
 
 
-def _gain(compared: ComparedArms, arm: Arm, measure: Measure) -> Interval | None:
-    """The arm minus its untrained encoder; None where either was not measured."""
-    trained = arm.scores(measure, list(arm.books))
-    untrained = _untrained_scores(compared, arm, measure)
-    if trained is None or untrained is None or compared.test is None:
+def against_baseline(compared: ComparedArms, headlines: Headlines) -> list[Estimate]:
+    """A row per arm and readout: its AUROC minus that of the best features without an encoder.
+
+    The readouts are the raw mean and, with all labels, the one with the highest AUROC on val. The
+    baseline is the best on test, the hardest to be better than.
+    """
+    rows = []
+    for measure in (ALL_LABELS, ROBUSTNESS):
+        measured = [
+            (headlines[name][measure.name].estimate, baseline)
+            for baseline in baselines(compared.runs)
+            if not baseline.features.startswith(UNTRAINED)
+            and measure.name in headlines.get(name := f"baseline {baseline.label}", {})
+        ]
+        if not measured:
+            continue
+        _, best = max(measured, key=lambda pair: pair[0])
+        owner = compared.arm_of(best.run)
+        assert owner is not None
+        reference = measure.scores(owner.books[best.run.seed], best.features)
+        for arm in compared.arms.values():
+            readouts = {PRIMARY: arm.name}
+            if measure is ALL_LABELS and (readout := arm.best_readout) is not None:
+                readouts.setdefault(readout, f"{arm.name}, {readout}")
+            for readout, name in readouts.items() if arm.kind == "ours" else ():
+                scores = arm.scores(measure, list(arm.books), readout)
+                difference = _difference(compared, scores, reference)
+                if difference is not None:
+                    rows.append(_row(BASELINE_ROWS, name, best.label, measure, difference))
+    return rows
+
+
+def _difference(
+    compared: ComparedArms, trained: list[Scores] | None, reference: list[Scores] | None
+) -> Interval | None:
+    """Scores (S, D, n, K) per condition minus those of a reference (D, n, K) without seeds.
+
+    None where either was not measured, or not alike.
+    """
+    if trained is None or reference is None or compared.test is None:
         return None
-    repeated = [np.stack([scores] * len(arm.books)) for scores in untrained]
+    repeated = [np.stack([scores] * len(trained[0])) for scores in reference]
     if [a.shape for a in trained] != [a.shape for a in repeated]:
         return None
     test = compared.test
     return compare(
-        {arm.name: trained, "untrained": repeated},
+        {"trained": trained, "reference": repeated},
         test.labels,
         test.groups,
         strata=test.strata,
@@ -44,9 +115,9 @@ def _gain(compared: ComparedArms, arm: Arm, measure: Measure) -> Interval | None
     ).difference
 
 
-def gaps(compared: ComparedArms, baselines: Iterable[Baseline]) -> list[str]:
+def gaps(compared: ComparedArms, measured_baselines: Iterable[Baseline]) -> list[str]:
     """The best baseline, and the share of the gap from it to labels that each arm closes."""
-    aurocs = {baseline.label: baseline.scores.auroc for baseline in baselines}
+    aurocs = {baseline.label: baseline.scores.auroc for baseline in measured_baselines}
     measured = {label: auroc for label, auroc in aurocs.items() if auroc is not None}
     if not measured:
         return []
@@ -70,7 +141,9 @@ def _untrained_scores(compared: ComparedArms, arm: Arm, measure: Measure) -> lis
     return None
 
 
-def _row(arm: Arm, measure: Measure, difference: Interval) -> Estimate:
+def _row(
+    words: Words, name: str, reference: str, measure: Measure, difference: Interval
+) -> Estimate:
     kind: Kind = "open"
     if difference.low is None or difference.high is None:
         word = "no interval"
@@ -78,20 +151,19 @@ def _row(arm: Arm, measure: Measure, difference: Interval) -> Estimate:
     elif reasons := shortcomings(difference):
         word, sentence = "decides nothing", f"Reason: {'; '.join(reasons)}."
     elif difference.low > 0:
-        kind, word, sentence = "good", "training shows", "The probe is better than untrained."
+        kind, word, sentence = "good", *words.better
     elif difference.high < 0:
-        kind, word, sentence = "bad", "training hurts", "Training made this probe worse."
+        kind, word, sentence = "bad", *words.worse
     else:
-        word = "within noise of untrained"
-        sentence = "This data set cannot rank models by this probe."
-    name = f"{arm.name} - untrained"
+        word, sentence = words.level
+    title = f"{name} - {reference}"
     return Estimate(
-        name if measure is ALL_LABELS else f"{name}, {measure.name}",
+        title if measure is ALL_LABELS else f"{title}, {measure.name}",
         difference.estimate,
         difference.low,
         difference.high,
         kind,
-        GROUP,
+        words.group,
         word,
         sentence,
         f"{describe(difference)}.",

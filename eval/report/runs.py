@@ -249,6 +249,16 @@ class Arm:
         return sum(measured) / len(measured) if measured else None
 
     @property
+    def best_readout(self) -> str | None:
+        """The readout with the highest AUROC on val, averaged over runs; None without one."""
+        means: dict[str, float] = {}
+        for readout in self.first.results.probe:
+            on_val = [run.probe(readout).val_auroc for run in self.runs.values()]
+            if not self.first.is_baseline(readout) and None not in on_val:
+                means[readout] = sum(filter(None, on_val)) / len(on_val)
+        return max(means, key=lambda readout: means[readout], default=None)
+
+    @property
     def first(self) -> EvaluatedRun:
         """The run of its first seed."""
         return next(iter(self.runs.values()))

@@ -27,6 +27,7 @@ from eval.report.runs import (
     Baseline,
     ComparedArms,
     EvaluatedRun,
+    baselines,
     compare_runs,
     load_runs,
 )
@@ -137,6 +138,43 @@ def test_runs_that_cannot_be_paired_are_named(tmp_path: Path, data: Dataset) -> 
     assert "unprobed: no probe was fitted" in dropped
     assert "lost:" in dropped and "stale: scores.parquet is of another snapshot_xxh3" in dropped
     assert "limited: scores.parquet is of another image_limits" in dropped
+
+
+def test_codes_are_compared_with_the_best_features_without_an_encoder(
+    tmp_path: Path, data: Dataset
+) -> None:
+    folders = _runs_of(tmp_path, data, {"dvae": 3.0, "supervised": 3.0}, seeds=3)
+    probe = {
+        "mean": {"features": "readout", "auroc": 0.8, "val_auroc": 0.7},
+        "stage_stats": {"features": "readout", "auroc": 0.6, "val_auroc": 0.8},
+        "random_init": {"features": "baseline", "auroc": 0.9},
+        "mean_rgb": {"features": "baseline", "auroc": 0.4, "val_auroc": 0.9},
+        "rgb_histogram": {"features": "baseline", "auroc": 0.5},
+    }
+    runs = [change_results(folder, probe=probe) for folder in folders]
+    compared = compared_arms(runs)
+    books = compared.arms["dvae"].books
+    for book in books.values():
+        book.scores[Condition("stage_stats")] = book.scores[Condition("random_init")]
+    poor = books[0].scores[Condition("random_init")]
+    books[0].scores[Condition("rgb_histogram")] = poor  # a baseline is evaluated once
+    books[0].scores[Condition("mean_rgb")] = poor[::-1]
+    rows = ranking.against_baseline(
+        compared, verdicts.intervals(compared, baselines(load_runs(runs)))
+    )
+    assert [(row.name, row.word) for row in rows] == [
+        ("dvae - rgb_histogram", "above the baseline"),
+        ("dvae, stage_stats - rgb_histogram", "within noise of the baseline"),
+    ]
+    trained, test = compared.arms["dvae"].scores(MEASURES[0], [0, 1, 2]), compared.test
+    assert trained is not None and test is not None
+    scores = {"dvae": trained, "histogram": [np.stack([poor[None]] * 3)]}
+    expected = compare(scores, test.labels, test.groups, resampling=compared.resampling).difference
+    assert (rows[0].value, rows[0].low, rows[0].high) == (
+        expected.estimate,
+        expected.low,
+        expected.high,
+    )
 
 
 def test_two_reports_in_one_folder_do_not_mix(tmp_path: Path, data: Dataset) -> None:
