@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -145,6 +146,32 @@ def _hierarchies(
         if kind in paths and (kind == "cgroup2" or controller in options.split(",")):
             top, path = top.rstrip("/"), paths[kind]
             yield mount, path[len(top) :] if f"{path}/".startswith(f"{top}/") else "/"
+
+
+class Neighbours:
+    """Other processes on the cores that this one may use, watched from the creation on.
+
+    What runs at a lower priority does not count: it gives way.
+    """
+
+    def __init__(self) -> None:
+        self._began, self._others = time.monotonic(), _seconds_of_others()
+
+    def cores(self) -> float:
+        """Return how many of the usable cores they kept busy so far, on average."""
+        seconds = _seconds_of_others() - self._others
+        return max(0.0, seconds) / max(time.monotonic() - self._began, 1e-9)
+
+
+def _seconds_of_others() -> float:
+    """Seconds that others computed on the usable cores, but for a constant."""
+    import psutil
+
+    cores = psutil.cpu_times(percpu=True)
+    ours = sum(os.times()[:4])  # of ended children too
+    return (
+        sum(cores[i].user + cores[i].system for i in usable_core_numbers() if i < len(cores)) - ours
+    )
 
 
 def use_threads(count: int) -> None:

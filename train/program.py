@@ -14,7 +14,7 @@ from common.command import DONE, FAILED, STOPPED, UNUSABLE_ARGUMENTS
 from common.console import clock, log, show_messages
 from common.errors import DataError
 from common.files import write_atomically
-from common.machine import keep_freed_memory, threads_for, use_threads
+from common.machine import Neighbours, keep_freed_memory, threads_for, use_threads
 from common.records import flatten
 from eval.config import EvalConfig
 from eval.evaluation import evaluate
@@ -47,7 +47,7 @@ def main(by_preset: dict[str, Arguments], began: float) -> int:
         by_preset: arguments of every run by its preset's name, as `train.arguments.parse` returns.
         began: `time.monotonic()` at the start of the process.
     """
-    interrupts = Interrupts()
+    interrupts, neighbours = Interrupts(), Neighbours()
     with ExitStack() as held:  # the locks of the run folders
         try:
             first = next(iter(by_preset.values()))
@@ -58,6 +58,12 @@ def main(by_preset: dict[str, Arguments], began: float) -> int:
             runs = prepare(by_preset, accelerator, held)
             left = unfinished(runs)
             introduce(runs, accelerator)
+            if (
+                first.threads is None
+                and accelerator.num_processes == 1
+                and accelerator.device.type == "cpu"
+            ):
+                summary.warn_about_neighbours(neighbours.cores(), torch.get_num_threads())
         except (DataError, ValueError, OSError) as error:
             log_error(error)
             return UNUSABLE_ARGUMENTS

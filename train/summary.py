@@ -1,8 +1,11 @@
 """Lines that a run logs at its start and end: data, budget, and warnings about its results."""
 
+import math
+
 import torch
 
 from common.console import log
+from common.machine import usable_cores
 from eval.config import EvalConfig
 from eval.stats.grouping import MIN_GROUPS
 from pipeline.index import Dataset, groups
@@ -11,6 +14,7 @@ from train.config import Config
 from train.schedule import learning_rate, make_schedule
 
 MEGABYTE = 1e6
+BUSY = 0.5  # cores by which threads and other programs may exceed those usable
 # on two cores, of the bare command: metrics and figures 9.4 s; embeddings, baselines and probes
 # 9.6 s of 6,400 train rows
 EVALUATION_S, PROBE_ROW_S = 9.4, 1.5e-3
@@ -91,6 +95,18 @@ def warn_about(dataset: Dataset) -> None:
         log.warning(
             f"few groups per class in test ({counts}; fewer than {MIN_GROUPS}): error bars are "
             "wide, and small differences between models mean nothing"
+        )
+
+
+def warn_about_neighbours(busy: float, threads: int) -> None:
+    """Warn where other programs keep `busy` of the usable cores, and `threads` need them too."""
+    cores = usable_cores()
+    free = max(1, cores - math.ceil(busy))
+    if busy > cores - threads + BUSY and free < threads:
+        log.warning(
+            f"other programs keep {busy:.1f} of the {cores} usable cores busy: threads that share "
+            "a core wait for each other, and two trainings together may be slower than one; "
+            f"--threads {free} leaves the others theirs (docs/running.md)"
         )
 
 

@@ -11,8 +11,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -267,3 +269,34 @@ def test_memory_is_what_the_control_groups_leave(name: str, tmp_path: Path) -> N
     assert memory_limit(tmp_path) == limit
     available = available_memory(tmp_path)
     assert available == left if left is not None else available > 1_000_000
+
+
+def test_neighbours_are_others_on_the_cores_of_this_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = {"now": 100.0, "others": 7.0, "ours": 3.0, "idle_core": 50.0}
+
+    def times(percpu: bool) -> list[SimpleNamespace]:
+        busy = clock["others"] + clock["ours"]
+        elsewhere = SimpleNamespace(user=clock["idle_core"], system=0.0)
+        return [SimpleNamespace(user=busy / 4, system=busy / 4)] * 2 + [elsewhere]
+
+    monkeypatch.setattr("psutil.cpu_times", times)
+    monkeypatch.setattr(os, "times", lambda: (clock["ours"], 0.0, 0.0, 0.0, 0.0))
+    monkeypatch.setattr(machine, "usable_core_numbers", lambda: {0, 1})
+    monkeypatch.setattr(time, "monotonic", lambda: clock["now"])
+    neighbours = machine.Neighbours()
+    clock |= {"now": 110.0, "ours": 13.0, "idle_core": 60.0}
+    assert neighbours.cores() == 0
+    clock |= {"others": 19.0}
+    assert neighbours.cores() == pytest.approx(1.2)
+
+
+def test_a_process_beside_this_one_is_seen() -> None:
+    neighbours = machine.Neighbours()
+    spin = "import time\nend = time.monotonic() + 0.6\nwhile time.monotonic() < end: pass"
+    process = subprocess.Popen([sys.executable, "-c", spin])
+    time.sleep(0.6)
+    seen = neighbours.cores()
+    process.wait()
+    assert seen > 0.1
