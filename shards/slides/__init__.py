@@ -13,8 +13,6 @@ decoded once, and their patches wait in one file until their shards are built.
     cutting      pixels of patches: level, region, resampling
     sheet        the contact sheet of a slide
     survey       all of the above for one slide: its patches, or why it has none
-    table        a row per slide: counts and reasons
-    threads      work shared by threads, its results in order
     staging      all patches of all slides, cut by several threads and continued after a stop
-    source       `SlideSource`: slides as packing sees them
+    source       `SlideSource`: slides as packing sees them, and the table of slides
 """

@@ -56,7 +56,12 @@ class Annotation:
 
     name: str
     rings: list[Ring]  # outlines and holes: inside is what an odd number of them surrounds
-    area: float
+
+    @property
+    def area(self) -> float:
+        """Area inside of the first outline, in square pixels."""
+        x, y = (self.rings[0] - self.rings[0][0]).T
+        return abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
 
 
 def read_annotations(file: Path) -> list[Annotation]:
@@ -70,7 +75,7 @@ def read_annotations(file: Path) -> list[Annotation]:
             raise SlideError(f"{file.name} has more than {_MAX_BYTES} bytes")
         features = _features(file.read_bytes())
         annotations = [
-            Annotation(name, rings, abs(_area(rings[0])))
+            Annotation(name, rings)
             for feature in features
             if feature.geometry and (name := _class_of(feature))
             for rings in _polygons(feature.geometry)
@@ -144,11 +149,6 @@ def _ring(points: list[list[float]]) -> Ring:
     if ring.ndim != 2 or ring.shape[1] != 2 or len(ring) < 3 or not np.isfinite(ring).all():
         raise ValueError("a polygon has a ring without three points")
     return ring
-
-
-def _area(ring: Ring) -> float:
-    x, y = (ring - ring[0]).T
-    return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
 
 
 def _inside(rings: list[Ring], x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.bool_]:

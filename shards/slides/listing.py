@@ -49,7 +49,13 @@ class SlideFolder(FileSource, frozen=True, kw_only=True, tag=True):
             "slide": slide_names(paths),
         }
         if self.layout == "classes":
-            columns["label"] = [self._class_of(path, bool(splits)) for path in paths]
+            inner = [path.split("/")[bool(splits) : -1] for path in paths]
+            if [] in inner:
+                raise DataError(
+                    f"{self.root / paths[inner.index([])]} lies in no class folder, and --layout "
+                    f"classes expects SOURCE/[train|val|test/]CLASS/SLIDE"
+                )
+            columns["label"] = [folders[0] for folders in inner]
         patches, refused = self.looked_up(self.batches(paths, columns), look_up)
         return Collection(
             root=str(self.root / (self.only or "")),
@@ -63,15 +69,6 @@ class SlideFolder(FileSource, frozen=True, kw_only=True, tag=True):
             origin=Origin(layout="classes" if self.layout == "classes" else "slides"),
             notes=[self._layout_note(paths, bool(splits)), *barcode_notes(patches)],
         )
-
-    def _class_of(self, path: str, has_splits: bool) -> str:
-        folders = path.split("/")[has_splits:-1]
-        if not folders:
-            raise DataError(
-                f"{self.root / path} lies in no class folder, and --layout classes expects "
-                f"SOURCE/[train|val|test/]CLASS/SLIDE"
-            )
-        return folders[0]
 
     def _layout_note(self, paths: list[str], has_splits: bool) -> str:
         folders = {path.rpartition("/")[0] for path in paths} - {""}

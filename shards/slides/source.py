@@ -1,30 +1,51 @@
-"""Slides as packing sees them: `SlideSource`."""
+"""Slides as packing sees them: `SlideSource`, and the table of slides that it writes."""
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, Self
 
 from msgspec import Struct, structs
 
-from common.console import progress
+from common.console import printable, progress
 from common.errors import DataError
+from common.files import write_atomically
 from shards.slides.listing import SlideFolder, slide_names
 from shards.slides.options import SlideOptions
-from shards.slides.staging import stage_slides
+from shards.slides.staging import in_turn, stage_slides
 from shards.slides.survey import Survey, survey_slide
-from shards.slides.table import TABLE_NAME, write_table
-from shards.slides.threads import in_turn
 from shards.sources.manifest import ManifestSource
 from shards.sources.source import Collection, LookUp, Patch, ReadPatch, SlideOrigin
 from shards.sources.staged import open_staged
 
 FOLDER_NAME = "slides"  # in the output folder: contact sheets and the table
+TABLE_NAME = "slides.csv"
 
 _SHOWN = 5
+_FORMULA = ("=", "+", "-", "@")  # what a spreadsheet would compute
+_HEADING = (
+    "path",
+    "slide",
+    "patient",
+    "split",
+    "patches",
+    "classes",
+    "reason",
+    "mpp",
+    "level",
+    "resampled",
+    "mpp_of_slide",
+    "width",
+    "height",
+    "tissue_mm2",
+    "ink_mm2",
+    "boxes",
+    "reader",
+)
 
 
 class SlideSource(Struct, frozen=True, kw_only=True, tag=True):
@@ -48,19 +69,27 @@ class SlideSource(Struct, frozen=True, kw_only=True, tag=True):
                 beside those of annotations.
         """
         files = self.slides.collect(look_up)
-        listed = _named(files.patches)
+        names = slide_names([slide.path for slide in files.patches])
+        listed = [  # the name is the source of the patches unless another is known
+            slide._replace(
+                slide=slide.slide or name, source=slide.known_source or slide.slide or name
+            )
+            for slide, name in zip(files.patches, names, strict=True)
+        ]
         if self.options.annotations is not None and any(slide.label for slide in listed):
             raise DataError(
                 f"{files.root}: the classes come from --annotations, and the folders or the "
                 f"manifest name others: leave out one of them"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        paths = [slide.path for slide in listed]
         sheets = {
-            path: self.folder / f"{name.replace('/', '__')[:200]}.png"
-            for path, name in zip(paths, slide_names(paths), strict=True)
+            slide.path: self.folder / f"{name.replace('/', '__')[:200]}.png"
+            for slide, name in zip(listed, names, strict=True)
         }
-        survey = partial(_survey, self.slides.root, self.options, sheets)
+
+        def survey(slide: Patch) -> Survey:
+            return survey_slide(self.slides.root, slide, self.options, sheets[slide.path])
+
         surveys: list[Survey] = []
         with progress("finding tissue", len(listed), "slides") as advance:
             for _, result in in_turn(survey, listed, self.workers):
@@ -111,20 +140,6 @@ class SlideSource(Struct, frozen=True, kw_only=True, tag=True):
             yield read
 
 
-def _named(slides: list[Patch]) -> list[Patch]:
-    """Return the slides with a name each, which is the source of the patches unless another is
-    known."""
-    names = slide_names([slide.path for slide in slides])
-    return [
-        slide._replace(slide=slide.slide or name, source=slide.known_source or slide.slide or name)
-        for slide, name in zip(slides, names, strict=True)
-    ]
-
-
-def _survey(root: Path, options: SlideOptions, sheets: dict[str, Path], slide: Patch) -> Survey:
-    return survey_slide(root, slide, options, sheets[slide.path])
-
-
 def _notes(surveys: Sequence[Survey], folder: Path) -> list[str]:
     """Describe how the slides are read, a line per resolution, and where the sheets are."""
     ways: Counter[str] = Counter()
@@ -147,3 +162,50 @@ def _warnings(surveys: Sequence[Survey]) -> list[str]:
     if len(empty) > _SHOWN:
         lines.append(f"{len(empty) - _SHOWN:,} more slides have no patches: see {TABLE_NAME}")
     return lines
+
+
+def write_table(file: Path, surveys: Sequence[Survey]) -> None:
+    """Write the table of slides as CSV: what each holds, how it is read, why it has no patches.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_HEADING)
+    for survey in surveys:
+        slide, how = survey.slide, survey.how
+        classes = sorted(Counter(p.label for p in survey.patches if p.label is not None).items())
+        values = (
+            slide.path,
+            slide.slide,
+            slide.patient,
+            slide.split,
+            len(survey.patches),
+            ", ".join(f"{name}: {count}" for name, count in classes),
+            survey.reason,
+            how and how.mpp,
+            how and how.level,
+            how and how.factor != 1,
+            survey.mpp_of_slide,
+            survey.width,
+            survey.height,
+            survey.tissue_mm2,
+            survey.ink_mm2,
+            survey.boxes,
+            survey.reader,
+        )
+        writer.writerow(map(_cell, values))
+    write_atomically(file, text.getvalue().encode())
+
+
+def _cell(value: object) -> str:
+    """Show a value in a line; text that a spreadsheet would compute gets an apostrophe in front."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = printable(str(value))
+    return f"'{text}" if text.startswith(_FORMULA) else text

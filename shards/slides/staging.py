@@ -5,21 +5,26 @@ interpreter. A slide whose patches are all on disk is noted in a list beside the
 interrupted pack does not decode it again.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from threading import local
+from typing import TypeVar
 
 from common.console import log, progress
 from shards.slides.cutting import KeyedPatch, cut, regions
 from shards.slides.grid import resolution_of
 from shards.slides.reader import Slide, SlideError, open_slide
-from shards.slides.threads import in_turn
 from shards.sources.source import refuse_change
 from shards.sources.staged import open_scratch, read_done, write_done, write_reason, write_rows
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +70,33 @@ def _regions(root: Path, slides: dict[str, list[KeyedPatch]]) -> Iterator[_Regio
     for path, patches in slides.items():
         try:
             with open_slide(root / path) as slide:
-                groups = regions(patches, _level_downsample(slide, patches))
+                level = resolution_of(slide, patches[0][1]).level
+                groups = regions(patches, slide.downsamples[level])
         except SlideError:
             groups = [patches]
         for i, group in enumerate(groups, 1):
             yield _Region(slide=root / path, path=path, patches=group, is_last=i == len(groups))
 
 
-def _level_downsample(slide: Slide, patches: list[KeyedPatch]) -> float:
-    return slide.downsamples[resolution_of(slide, patches[0][1]).level]
+def in_turn(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[tuple[T, R]]:
+    """Yield each item and the result of the work on it, when those before it are done, too.
+
+    An exception in the work, or while the results are waited for, cancels what has not begun.
+    """
+    begun: deque[tuple[T, Future[R]]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                begun.append((item, pool.submit(work, item)))
+                if len(begun) > 2 * workers:
+                    first, future = begun.popleft()
+                    yield first, future.result()
+            while begun:
+                first, future = begun.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in begun:
+                future.cancel()
 
 
 class _Handles:

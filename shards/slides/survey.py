@@ -1,6 +1,5 @@
 """One slide: the patches to cut from it, or the reason why there are none."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +30,6 @@ class Survey:
     tissue_mm2: float | None = None
     ink_mm2: float | None = None
     patches: list[Patch] = field(default_factory=list)
-    classes: Counter[str] = field(default_factory=Counter)
     reason: str = ""  # why there are no patches
     usable: bool = True  # False: the reason is a fault of the file
 
@@ -89,7 +87,6 @@ def _survey(survey: Survey, opened: Slide, small: Thumbnail, options: SlideOptio
         survey.slide._replace(x=x, y=y, label=label, mpp=how.mpp, scale=how.scale)
         for x, y, label in zip(positions[0].tolist(), positions[1].tolist(), labels, strict=True)
     ]
-    survey.classes = Counter(label for label in labels if label is not None)
     survey.reason = "" if survey.patches else why
 
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from shards.slides.threads import in_turn
+from shards.slides.staging import in_turn
 
 
 def test_results_are_in_order() -> None:
