@@ -3,8 +3,7 @@
 config         settings of storage, staining and corruption, without torch
 index          open a packed data set and check it
 reader         patches of a split by their index, each checked once
-order          which sample training reads at which position
-loader         batches on the device, from disk, host memory or device memory
+loader         the order of training, and its batches, from disk, host memory or device memory
 pixels         bytes to floats in [0, 1] and back
 d4             exact flips and quarter turns of images and latents
 corruptions    noise, blur, JPEG and other changes of a clean batch

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from common.errors import DataError
 from pipeline.normalisation import Normalisation, Normaliser
 from shards.codec.png import MAX_PNG_BYTES
-from shards.codec.sidecar import decode_sidecar
 from shards.schema import (
     FOREIGN,
     METADATA_NAME,
@@ -23,10 +22,10 @@ from shards.schema import (
     Shard,
     SplitMetadata,
     dataset_hash,
+    decode_sidecar,
     load_metadata,
 )
-from shards.sources.groups import unknown_sources, unknown_warning
-from shards.sources.splits import GROUPS
+from shards.sources.splits import GROUPS, unknown_sources, unknown_warning
 
 _INDEX = ["label", "offset", "size", "crc32"]  # columns that reading needs
 

@@ -1,7 +1,7 @@
 """Data sets of patches: the format, packing, checking, and data sets from elsewhere.
 
-schema      the format: keys, sidecar columns, `dataset.json`
-codec/      PNG, JPEG, tar and sidecars: bytes to arrays and back
+schema      the format: keys, sidecars, `dataset.json`
+codec/      PNG, JPEG and tar: bytes to arrays and back
 sources/    where patches come from: folders, manifests, larger images
 known/      public sets of patches, from the files as they are downloaded
 slides/     patches from whole slides: tissue, resolution, cutting

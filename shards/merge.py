@@ -15,9 +15,8 @@ import tyro
 from common.command import run_command
 from common.console import log
 from common.errors import DataError
-from shards.pack.metadata import without_skipped, write_metadata
+from shards.pack.metadata import log_summary, without_skipped, write_metadata
 from shards.pack.resume import PLAN_NAME, ShardRecord, finish, packer_lock, read_record
-from shards.pack.summary import log_summary
 from shards.pack.tasks import PackTask, SharedPlan, command_line, read_plan
 from shards.schema import METADATA_NAME, DatasetMetadata, load_metadata
 

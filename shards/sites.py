@@ -20,8 +20,7 @@ from common.command import run_command
 from common.console import log, printable, table
 from common.errors import DataError
 from common.files import atomic_file
-from shards.codec.sidecar import read_columns
-from shards.schema import NO_LABEL, load_metadata
+from shards.schema import NO_LABEL, load_metadata, read_columns
 from shards.sources.manifest import FIELDS, Columns, read_manifest
 from shards.sources.names import read_name, source_image
 from shards.sources.splits import SPLITS, Group, draw_splits, split_warnings

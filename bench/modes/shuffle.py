@@ -14,7 +14,7 @@ from bench.records import CELL, Record, Spread
 from bench.settings import Settings
 from bench.timing import log
 from common.console import table
-from pipeline.order import BLOCKS_PER_WINDOW, STREAM_BLOCK, Order
+from pipeline.loader import BLOCKS_PER_WINDOW, STREAM_BLOCK, Order
 
 SIZES = (10_000, 100_000, 1_000_000)
 BATCH, CLASSES = 512, 7

@@ -34,8 +34,7 @@ from pipeline.index import Dataset, Split, groups
 from pipeline.reader import read_split
 from shards.codec.png import Pixels
 from shards.schema import NO_LABEL
-from shards.sources.groups import unknown_sources
-from shards.sources.splits import GROUPS, SPLITS, leak_warning, leaks
+from shards.sources.splits import GROUPS, SPLITS, leak_warning, leaks, unknown_sources
 
 HEADLINES = (PRIMARY, *BASELINES)  # also probed with few labels and on corrupted patches
 ORBIT_PROBE = "mean_full_orbit"  # the mean, its probe fitted on every moved train image

@@ -19,7 +19,6 @@ from common.console import log, printable, progress, table
 from common.errors import DataError
 from common.files import atomic_file
 from common.machine import usable_cores
-from shards.codec.sidecar import encode_sidecar
 from shards.foreign.collect import Collection, Tar, collect, find_tars
 from shards.foreign.scan import Scan, ScanOptions, scan_tar
 from shards.schema import (
@@ -34,14 +33,22 @@ from shards.schema import (
     SplitMetadata,
     channel_mean,
     dumps_metadata,
+    encode_sidecar,
     key,
     mean_splits,
     shard_name,
 )
-from shards.sources.groups import UNKNOWN, describe_groups, unknown_sources, unknown_warning
 from shards.sources.names import source_rule
 from shards.sources.source import Groups
-from shards.sources.splits import GROUPS, leak_warning, leaks
+from shards.sources.splits import (
+    GROUPS,
+    UNKNOWN,
+    describe_groups,
+    leak_warning,
+    leaks,
+    unknown_sources,
+    unknown_warning,
+)
 from shards.sources.values import label_warnings, missing_warnings, mpp_warnings
 
 _FEW = 200 << 20  # bytes: scanning them takes about as long as starting processes

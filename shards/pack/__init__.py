@@ -7,6 +7,5 @@ tasks     one of several tasks that share a pack, and the plan that they share
 workers   worker processes, which look up files and build shards
 shard     one shard: patches read, checked and written as a tar and a sidecar
 resume    the output folder: locks, records of finished shards, leftovers of killed packers
-metadata  `dataset.json` from the records of all shards, exact duplicates counted
-summary   what is logged about a source and a finished pack
+metadata  `dataset.json` from the records of all shards, exact duplicates counted; the summary
 """

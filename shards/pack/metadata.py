@@ -1,4 +1,4 @@
-"""Write `dataset.json` at the end of a pack, from the records of all shards."""
+"""The end of a pack: `dataset.json` from the records of all shards, and a summary in the log."""
 
 import os
 import re
@@ -12,17 +12,26 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from common.console import log, printable, table
 from common.errors import DataError
 from common.files import atomic_file
 from shards import schema
-from shards.codec.sidecar import read_columns
 from shards.pack.plan import PackOptions, Plan
 from shards.pack.resume import ShardRecord, finish, record_complete, shard_files
-from shards.schema import MAX_LISTED, METADATA_NAME, DatasetMetadata, Shard, SplitMetadata
-from shards.sources.groups import group_facts
-from shards.sources.source import ClassCount, Collection, Origin, Patch
+from shards.schema import (
+    MAX_LISTED,
+    METADATA_NAME,
+    DatasetMetadata,
+    Shard,
+    SplitMetadata,
+    read_columns,
+)
+from shards.sources.source import ClassCount, Collection, Membership, Origin, Patch
+from shards.sources.splits import GROUPS, group_facts
 
 _SHOWN_BAD = 20
+_SHOWN = 5
+_EXAMPLES = 3  # paths per reason
 _CONVERTIBLE = re.compile(r"--convert|expected 32x32|^8-bit |not a PNG but a JPEG")
 
 
@@ -187,3 +196,71 @@ def _digests(out: Path, name: str, rows: npt.NDArray[np.int64]) -> Iterator[tupl
         for row in table.to_pylist():
             data = os.pread(file.fileno(), row["size"], row["offset"])
             yield row["path"], xxhash.xxh3_128_digest(data)
+
+
+def log_summary(
+    metadata: DatasetMetadata, memberships: set[Membership], seconds: float | None = None
+) -> None:
+    """Log patches and groups by split and class; shards, bytes, and what was skipped.
+
+    Args:
+        memberships: those of the packed patches.
+        seconds: duration of the whole pack, to log its rate; None: no rate.
+    """
+    shards = metadata.shards
+    total = sum(split.count for split in metadata.splits.values())
+    size = sum(shard.size + shard.sidecar_size for shard in shards)
+    log.info(table(_rows(metadata, memberships)))
+    skipped, repeated = metadata.provenance["skipped"], metadata.provenance["repeated"]
+    log.info(
+        f"{total:,} patches in {len(shards)} shards, {size / 1e6:,.1f} MB"
+        + (f"; {seconds:.1f} s, {total / seconds:,.0f} patches/s" if seconds else "")
+    )
+    log.info(
+        f"{total + skipped['count']:,} read, {total:,} packed, {skipped['count']:,} skipped, "
+        f"{repeated['count']:,} repeated"
+    )
+    log_skipped(skipped["first"], skipped["count"])
+    if repeated["count"]:
+        pairs = [f"{printable(a)} = {printable(b)}" for a, b in repeated["first"][:_SHOWN]]
+        more = ", ..." if repeated["count"] > _SHOWN else ""
+        log.info(f"repeated, packed with the same bytes as another: {', '.join(pairs)}{more}")
+
+
+def _rows(metadata: DatasetMetadata, memberships: set[Membership]) -> list[Sequence[str]]:
+    """Return the table of patches, with a column per kind of group that occurs."""
+    counts: dict[str, Counter[tuple[str, str | None]]] = {}  # of groups, by split and class
+    for kind in GROUPS:
+        names = {(member.split, member.label, getattr(member, kind)) for member in memberships}
+        counts[kind] = Counter((split, label) for split, label, name in names if name is not None)
+    same = all(member.slide == member.source for member in memberships)
+    kinds = [kind for kind in GROUPS if counts[kind] and not (same and kind == "source")]
+    rows: list[Sequence[str]] = [
+        ("split", "class", "patches", "share", *(f"{kind}s" for kind in kinds))
+    ]
+    labels: list[str | None] = [*metadata.classes] or [None]
+    by_split = {name: s.class_counts or [s.count] for name, s in metadata.splits.items()}
+    totals = [sum(patches) for patches in zip(*by_split.values(), strict=True)]
+    for split, patches in by_split.items():
+        for label, count, total in zip(labels, patches, totals, strict=True):
+            name = "-" if label is None else printable(label)
+            of_groups = [f"{counts[kind][split, label]:,}" for kind in kinds]
+            rows.append((split, name, f"{count:,}", f"{count / max(1, total):.1%}", *of_groups))
+    return rows
+
+
+def log_skipped(listed: Sequence[Sequence[str]], total: int) -> None:
+    """Log each reason with its count and examples.
+
+    Args:
+        listed: path and reason of the first files, up to 100 per shard.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for path, reason in listed:
+        by_reason.setdefault(reason, []).append(printable(path))
+    shown = sorted(by_reason.items(), key=lambda item: -len(item[1]))[:_SHOWN]
+    for reason, paths in shown:
+        examples = ", ".join(paths[:_EXAMPLES]) + (", ..." if len(paths) > _EXAMPLES else "")
+        log.info(f"skipped: {len(paths):,} x {reason} ({examples})")
+    if (others := total - sum(len(paths) for _, paths in shown)) > 0:
+        log.info(f"skipped: {others:,} more; dataset.json lists the first {len(listed):,}")

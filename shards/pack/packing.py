@@ -10,11 +10,16 @@ from common.errors import DataError
 from common.machine import usable_cores
 from shards.codec.png import PngError
 from shards.pack import resume
-from shards.pack.metadata import too_many_bad, without_skipped, write_metadata
+from shards.pack.metadata import (
+    log_skipped,
+    log_summary,
+    too_many_bad,
+    without_skipped,
+    write_metadata,
+)
 from shards.pack.plan import PackOptions, Plan, ShardPlan, make_plan
 from shards.pack.resume import ShardRecord
 from shards.pack.shard import Job
-from shards.pack.summary import log_collection, log_summary, log_task
 from shards.pack.tasks import PackTask, SharedPlan, read_plan, record_plan, refuse_difference
 from shards.pack.workers import WorkerPool
 from shards.schema import DatasetMetadata, load_metadata
@@ -26,7 +31,16 @@ from shards.sources.files import PLAIN
 from shards.sources.folder import FolderSource
 from shards.sources.manifest import ManifestSource
 from shards.sources.names import require_utf8
-from shards.sources.source import Accepted, Collection, gc_paused
+from shards.sources.source import Collection, gc_paused
+from shards.sources.splits import (
+    GROUPS,
+    UNKNOWN,
+    describe_groups,
+    group_facts,
+    leak_warning,
+    leaks,
+    unknown_warning,
+)
 
 _COMPLETE = "{} is complete already, from the same files and options: nothing to do"
 
@@ -100,9 +114,16 @@ def pack_task(source: Path, out: Path, options: PackOptions, task: PackTask) -> 
                 records = _build(files, out, shared.plan, shards, options, pool, task.index)
         finally:
             resume.sweep(out, own)
-    log_task(task, shared.plan, records, out, time.monotonic() - start)
     bad = [pair for record in records for pair in record.bad_first]
-    if (total := sum(record.bad for record in records)) > options.skip_bad:
+    packed, total = sum(record.count for record in records), sum(record.bad for record in records)
+    log.info(
+        f"{task}: {len(records)} of {len(shared.plan.shards)} shards are finished; "
+        f"{packed + total:,} read, {packed:,} packed, {total:,} skipped; "
+        f"{time.monotonic() - start:.1f} s"
+    )
+    log_skipped(bad, total)
+    log.info(f"when all tasks have ended: python -m shards.merge {out}")
+    if total > options.skip_bad:
         raise too_many_bad(str(root), bad, total)  # the shards stay, for a merge that allows more
     return records
 
@@ -116,21 +137,36 @@ def _refuse_paths(root: Path, out: Path) -> None:
 
 def choose_source(root: Path, options: PackOptions, out: Path) -> AnySource:
     """Return the source that the options name."""
-    if options.slides.asked:
-        return _slides(root, options, out)
-    accepted = PLAIN if options.convert == "none" else CONVERTIBLE
-    regex, layout = options.group_regex, options.layout
-    files: FolderSource | ManifestSource
-    if options.manifest is None:
-        files = FolderSource(
+    slides, regex, links = options.slides.asked, options.group_regex, options.follow_links
+    accepted = SLIDES if slides else PLAIN if options.convert == "none" else CONVERTIBLE
+    listed: ManifestSource | None = None
+    if options.manifest is not None:
+        listed = ManifestSource(
             root=root,
             group_regex=regex,
             accepted=accepted,
-            layout=layout,
-            follow_links=options.follow_links,
+            manifest=options.manifest,
+            columns=options.columns,
+            missing=options.missing,
+            follow_links=links,
         )
-    else:
-        files = _listed(root, options, options.manifest, accepted)
+    if slides:
+        folder = SlideFolder(
+            root=root.parent if root.is_file() else root,
+            only=root.name if root.is_file() else None,
+            group_regex=regex,
+            follow_links=links,
+            layout=options.layout,
+        )
+        return SlideSource(
+            slides=listed or folder,
+            options=options.slides,
+            folder=out / FOLDER_NAME,
+            workers=options.workers or usable_cores(),
+        )
+    files = listed or FolderSource(
+        root=root, group_regex=regex, accepted=accepted, layout=options.layout, follow_links=links
+    )
     match options.convert:
         case "none":
             return files
@@ -138,40 +174,6 @@ def choose_source(root: Path, options: PackOptions, out: Path) -> AnySource:
             return TileSource(files=files)
         case rule:
             return ConvertedSource(files=files, rule=rule)
-
-
-def _listed(root: Path, options: PackOptions, manifest: Path, accepted: Accepted) -> ManifestSource:
-    return ManifestSource(
-        root=root,
-        group_regex=options.group_regex,
-        accepted=accepted,
-        manifest=manifest,
-        columns=options.columns,
-        missing=options.missing,
-        follow_links=options.follow_links,
-    )
-
-
-def _slides(root: Path, options: PackOptions, out: Path) -> SlideSource:
-    """Return the source that is a slide, a folder of slides or a manifest of slides."""
-    slides: SlideFolder | ManifestSource
-    regex, links = options.group_regex, options.follow_links
-    if options.manifest is not None:
-        slides = _listed(root, options, options.manifest, SLIDES)
-    else:
-        slides = SlideFolder(
-            root=root.parent if root.is_file() else root,
-            only=root.name if root.is_file() else None,
-            group_regex=regex,
-            follow_links=links,
-            layout=options.layout,
-        )
-    return SlideSource(
-        slides=slides,
-        options=options.slides,
-        folder=out / FOLDER_NAME,
-        workers=options.workers or usable_cores(),
-    )
 
 
 def _plan(source: AnySource, options: PackOptions, pool: WorkerPool) -> tuple[Collection, Plan]:
@@ -187,6 +189,34 @@ def _plan(source: AnySource, options: PackOptions, pool: WorkerPool) -> tuple[Co
         if not collection.patches:
             raise DataError(f"{collection.root}: no usable patch is left")
         return collection, make_plan(collection.patches, options)
+
+
+def log_collection(collection: Collection) -> None:
+    """Log counts and notes of a collection, and warn of flaws such as groups that cross splits."""
+    memberships, count = collection.memberships, len(collection.patches)
+    log.info(f"{collection.root}: {count:,} patches")
+    groups = group_facts(collection.patches, collection.rule)
+    for line in (*collection.notes[:1], *describe_groups(groups), *collection.notes[1:]):
+        log.info(line)
+    if collection.hidden or collection.ignored:
+        log.info(
+            f"not looked at: {collection.hidden} hidden, {collection.ignored} notes or system files"
+        )
+    warnings = list(collection.warnings)
+    for kind in GROUPS:
+        names = ((member.split, getattr(member, kind)) for member in memberships)
+        if crossing := leaks((split, name) for split, name in names if name):
+            warnings.append(leak_warning(kind, crossing))
+    unknown = groups.patches.get(UNKNOWN, 0)
+    if unknown:
+        warnings.append(unknown_warning(unknown, count))
+    elif len({member.source for member in memberships}) == count > 1:
+        warnings.append(
+            "every patch is its own source image: no leakage between splits can be seen and no "
+            "interval by source image computed; name the source with --group-regex"
+        )
+    for warning in warnings:
+        log.warning(warning)
 
 
 def _unreadable(source: AnySource, collection: Collection) -> list[tuple[str, str]]:

@@ -14,11 +14,10 @@ from xxhash import xxh3_64_intdigest
 
 from common.files import atomic_file, sync_folder
 from shards.codec.png import MAX_PNG_BYTES, PngError, store, unfilter
-from shards.codec.sidecar import encode_sidecar
 from shards.codec.tar_writer import BLOCK, ending, kept_members, padded, stored_members
 from shards.pack.plan import ShardPlan
 from shards.pack.resume import ShardRecord, shard_files, write_record
-from shards.schema import CHANNELS, MAX_LISTED, NO_LABEL, SIDECAR, key
+from shards.schema import CHANNELS, MAX_LISTED, NO_LABEL, SIDECAR, encode_sidecar, key
 from shards.sources.collect import AnySource
 from shards.sources.source import Patch, ReadPatch
 

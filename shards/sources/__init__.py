@@ -13,8 +13,7 @@ one by one. A new kind of source is a class that follows `source.Source` and one
     manifest  patches that a CSV or Parquet table lists
     staged    a scratch file for patches of images that hold several
     convert   images of other sizes and kinds: cropped, resized or cut into tiles
-    groups    what the patches are grouped by, and how many have no known source
     values    classes that look alike, names that mean nothing, mixed magnifications
-    splits    train, val and test: as the source has them, or drawn by group
+    splits    groups of patches, and train, val and test: as the source has them, or drawn by group
     collect   the kinds of source, and the patches of one with their splits
 """

@@ -1,29 +1,97 @@
-"""Train, val and test: named by folders or cells, or drawn by group (`--val F --test F`).
+"""Groups of patches, and the splits that keep them whole.
 
-A drawn group (patient, slide or source) goes to one split as a whole. Groups are taken from the
+A group is a patient, a slide or a source. Splits are named by folders or cells, or drawn by group
+(`--val F --test F`). A drawn group goes to one split as a whole. Groups are taken from the
 large to the small, in random order among those of similar size. Each goes to the split that, for
 the classes of the group, is filled least in proportion to its fraction. Then groups move to splits
 that lack a class. The result depends on (groups, classes, counts, seed) only.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import xxhash
 
 from common.console import printable
 from common.errors import DataError
+from shards.sources.source import Groups, Patch
 
 Group = tuple[str, str]  # kind and name
 Label = str | None
 
 GROUPS = ("patient", "slide", "source")  # what no split should cut, the largest first
+UNKNOWN = "patch"  # kind of the group of a patch whose source is unknown
 SPLITS = ("train", "val", "test")  # also the order in which samples are numbered
 _ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SHOWN = 10
 _SHOWN_GROUPS = 5
+_EXAMPLES = 2  # of each kind of group
+
+
+def group_facts(patches: Sequence[Patch], rule: str) -> Groups:
+    """Count the patches by the kind of their group, with examples of each kind.
+
+    Args:
+        rule: what the source of a patch is.
+    """
+    kinds = (*GROUPS, UNKNOWN)
+    counts = dict.fromkeys(kinds, 0)
+    examples: dict[str, list[list[str]]] = {kind: [] for kind in kinds}
+    names: set[tuple[str, str]] = set()
+    for patch in patches:
+        kind, name = group = patch.group
+        counts[kind] += 1
+        if len(examples[kind]) < _EXAMPLES and group not in names:
+            names.add(group)
+            examples[kind].append([patch.path, kind, name])
+    return Groups(
+        rule=rule,
+        patches={kind: counts[kind] for kind in kinds if counts[kind]},
+        examples=[example for kind in kinds for example in examples[kind]],
+    )
+
+
+def describe_groups(groups: Groups) -> list[str]:
+    """Describe in lines what the groups are, with counts and examples."""
+    lines = [f"sources: {groups.rule}"]
+    for kind, count in groups.patches.items():
+        examples = [
+            printable(path) if kind == UNKNOWN else f"{printable(name)} from {printable(path)}"
+            for path, of_kind, name in groups.examples
+            if of_kind == kind
+        ]
+        text = "source unknown" if kind == UNKNOWN else f"grouped by {kind}"
+        lines.append(f"  {count:,} patches {text}: {', '.join(examples)}")
+    return lines
+
+
+def unknown_sources(provenance: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the number of patches whose source is unknown, and of all, from `dataset.json`.
+
+    (0, 0) where the data set does not say: it was packed before this was recorded.
+    """
+    try:
+        groups = msgspec.convert(provenance.get("sources"), Groups)
+    except msgspec.ValidationError:
+        return 0, 0
+    return groups.patches.get(UNKNOWN, 0), sum(groups.patches.values())
+
+
+def unknown_warning(unknown: int, total: int) -> str:
+    """Warn that the source of patches is unknown; empty if none is."""
+    if not unknown:
+        return ""
+    every = "every patch" if unknown == total else f"{unknown:,} of {total:,} patches"
+    return (
+        f"the source is unknown of {every}: for these, splits, budgets and intervals are by patch, "
+        f"so patches of one slide or patient may be in train and in test (leakage), and scores may "
+        f"be too good. Name the source when packing: --group-regex RE, or --manifest with a column "
+        f"slide or patient"
+    )
 
 
 def split_name(name: str) -> str | None:

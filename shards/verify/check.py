@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.console import printable, progress
-from shards.codec.sidecar import read_columns
 from shards.schema import (
     FOREIGN,
     MAX_PATCHES,
@@ -19,9 +18,16 @@ from shards.schema import (
     key,
     load_metadata,
     mean_splits,
+    read_columns,
 )
-from shards.sources.groups import unknown_sources, unknown_warning
-from shards.sources.splits import GROUPS, SPLITS, leak_warning, leaks
+from shards.sources.splits import (
+    GROUPS,
+    SPLITS,
+    leak_warning,
+    leaks,
+    unknown_sources,
+    unknown_warning,
+)
 from shards.verify.duplicates import Crossing, Duplicates, find_duplicates, join
 from shards.verify.shard import Findings, Problem, check_shard
 

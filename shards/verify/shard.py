@@ -14,9 +14,8 @@ from deflate import crc32
 from common.files import hash_file
 from shards.codec.images import decode_all
 from shards.codec.png import MAX_PNG_BYTES, Pixels, PngError, inflate, store, unfilter
-from shards.codec.sidecar import decode_sidecar
 from shards.codec.tar_reader import Member, TarError, read_members
-from shards.schema import CHANNELS, FOREIGN, NO_LABEL, DatasetMetadata, Shard, key
+from shards.schema import CHANNELS, FOREIGN, NO_LABEL, DatasetMetadata, Shard, decode_sidecar, key
 from shards.sources.splits import GROUPS
 from shards.verify.duplicates import Fingerprints, fingerprints
 

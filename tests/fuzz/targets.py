@@ -21,11 +21,16 @@ from models import snapshot
 from models.hub import SNAPSHOT
 from shards.codec import images, png
 from shards.codec.png import PngError
-from shards.codec.sidecar import decode_sidecar, encode_sidecar
 from shards.codec.tar_reader import TarError, read_members
 from shards.foreign.scan import ScanOptions, scan_tar
 from shards.pack.tasks import read_plan
-from shards.schema import METADATA_NAME, dumps_metadata, loads_metadata
+from shards.schema import (
+    METADATA_NAME,
+    decode_sidecar,
+    dumps_metadata,
+    encode_sidecar,
+    loads_metadata,
+)
 from shards.sources.manifest import read_manifest
 from tests.fuzz import inputs
 from train.checkpoint import META, TENSORS, load_newest

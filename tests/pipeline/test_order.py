@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.order import BLOCKS_PER_WINDOW, Order
+from pipeline.loader import BLOCKS_PER_WINDOW, Order
 
 
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 1000, 64 * BLOCKS_PER_WINDOW * 2 + 17])

@@ -22,8 +22,7 @@ from models.objective import Objective
 from models.vae import build
 from pipeline.config import CorruptionConfig
 from pipeline.index import open_dataset
-from pipeline.loader import Batch, Loader
-from pipeline.order import STREAM_BLOCK, Order
+from pipeline.loader import STREAM_BLOCK, Batch, Loader, Order
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from tests.helpers.patches import write_patches

@@ -15,10 +15,9 @@ import xxhash
 
 from common.errors import DataError
 from shards.codec import png
-from shards.codec.sidecar import encode_sidecar
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
-from shards.schema import dumps_metadata, load_metadata
+from shards.schema import dumps_metadata, encode_sidecar, load_metadata
 from shards.verify.__main__ import main
 from shards.verify.check import Report, verify
 from tests.helpers.patches import write_patches
