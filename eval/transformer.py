@@ -46,8 +46,8 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
                 f"{self.run} normalises the staining of patches by the others of their unit: embed "
                 "them with eval.encoder.load, which takes the units"
             )
+        self.encoder_, self.readout_, self.n_features_in_ = encoder, self.readout, PATCH_BYTES
         self._n_features_out = encoder.embed(np.zeros((1, *HWC), np.uint8), self.readout).shape[1]
-        self.encoder_, self.n_features_in_ = encoder, PATCH_BYTES
         return self
 
     def transform(self, X: ArrayLike) -> Features:
@@ -61,7 +61,7 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
             ValueError: another shape, dtype or range.
         """
         check_is_fitted(self)
-        return self.encoder_.encode(_patches(X), self.readout)
+        return self.encoder_.encode(_patches(X), self.readout_)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

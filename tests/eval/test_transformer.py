@@ -60,6 +60,15 @@ def test_output_can_be_a_table(run: Path) -> None:
     assert table.columns[-1] == "embeddingtransformer383"
 
 
+def test_a_readout_set_after_fit_counts_from_the_next_fit(run: Path) -> None:
+    step = EmbeddingTransformer(run, device="cpu").fit(PIXELS)
+    step.set_params(readout="channel_stats")
+    assert step.transform(PIXELS).shape == (len(PIXELS), len(step.get_feature_names_out()))
+    step.fit(PIXELS)
+    names = step.get_feature_names_out()
+    assert step.transform(PIXELS).shape == (len(PIXELS), 48) and len(names) == 48
+
+
 def test_a_pipeline_is_cross_validated(run: Path) -> None:
     labels = np.arange(len(PIXELS)) % 2
     dark = (PIXELS // (1 + 3 * labels[:, None, None, None])).astype(np.uint8)
