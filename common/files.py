@@ -98,7 +98,7 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write `data` so that `path` always holds the old or the new content, whole.
 
     Raises:

@@ -1,9 +1,11 @@
 """Our files of embeddings: Parquet, and .npy and HDF5 for other programs."""
 
 import glob
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -185,7 +187,6 @@ def _write_h5(folder: Path, files: list[Path]) -> None:
     Patches are in the order of their paths; unknown coordinates are -1.
     FOLDER/slides.tsv lists the slides whose names differ from those of their files, if any.
     """
-    h5py = import_h5py()
     slides: dict[str, tuple[list[Features], list[tuple[int, int]]]] = {}
     for path in files:
         features, table = read_embeddings(path)
@@ -196,7 +197,7 @@ def _write_h5(folder: Path, files: list[Path]) -> None:
             places.append((-1 if x is None else x, -1 if y is None else y))
     names = slide_files(slides)
     for slide, (vectors, places) in slides.items():
-        with atomic_path(folder / names[slide]) as temp, h5py.File(temp, "w") as file:
+        with hdf5_file(folder / names[slide]) as file:
             file["features"] = np.stack(vectors)
             file["coords"] = np.array(places, np.int64)
             file.attrs["slide"] = slide
@@ -205,6 +206,22 @@ def _write_h5(folder: Path, files: list[Path]) -> None:
         lines = [("slide", "file"), *((json.dumps(slide), name) for slide, name in renamed)]
         text = "".join("\t".join(line) + "\n" for line in lines)
         write_atomically(folder / SLIDE_TABLE, text.encode())
+
+
+@contextmanager
+def hdf5_file(path: Path) -> Iterator[Any]:
+    """Yield an open `h5py.File` that becomes `path`, whole or not at all, when the block ends.
+
+    It is built in memory: where a disk fails, libhdf5 fails once more while it closes the file,
+    which prints tracebacks and may end the process.
+
+    Raises:
+        DataError: the disk is full, or h5py is not installed.
+    """
+    buffer = io.BytesIO()
+    with import_h5py().File(buffer, "w") as file:
+        yield file
+    write_atomically(path, buffer.getbuffer())
 
 
 def import_h5py() -> Any:

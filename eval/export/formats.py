@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from common.errors import DataError
 from common.files import atomic_path
 from eval.export.table import EmbeddedTable, tile_side
-from eval.features import import_h5py, with_embeddings
+from eval.features import ROW_GROUP, hdf5_file, import_h5py, with_embeddings
 from shards.schema import PATCH
 
 MAGNIFICATION = 10.0  # times microns per pixel: 20x is 0.5
@@ -26,7 +26,7 @@ def import_anndata() -> Any:
         DataError: it is not installed.
     """
     try:
-        import anndata
+        import anndata.io
     except ImportError:
         raise DataError("the format h5ad needs anndata: pip install 'eqdvae[anndata]'") from None
     return anndata
@@ -55,8 +55,8 @@ def write_h5ad(table: EmbeddedTable, out: Path) -> Path:
         places = [rows[name].to_numpy().astype(np.float64) for name in ("x", "y")]
         data.obsm["spatial"] = np.stack(places, axis=1)
     path = out / "embeddings.h5ad"
-    with atomic_path(path) as temp:
-        data.write_h5ad(temp)
+    with hdf5_file(path) as file:
+        anndata.io.write_elem(file, "/", data)
     return path
 
 
@@ -73,36 +73,39 @@ def _patch_names(rows: pa.Table) -> list[str]:
 def write_trident(table: EmbeddedTable, out: Path) -> Path:
     """Write OUT/trident/SLIDE.h5: `features` (n, d), `coords` (n, 2) and attributes as TRIDENT.
 
-    Magnifications are 10 / mpp, and absent where mpp is not known.
+    Magnifications are 10 / mpp, and absent where mpp is not known; so are level0_width and
+    level0_height, as a table of patches does not hold the size of the slide. Source of the names:
+    trident/IO.py `coords_to_h5`, trident/wsi_objects/WSI.py `extract_patch_features`.
     """
-    h5py = import_h5py()
+    folder = out / "trident"
     for slide in table.slides:
         places = table.places(slide)
         side, mpp = tile_side(places), table.mpp(slide)
+        shared = {"name": slide.name, "savetodir": str(folder)}
         coords: dict[str, int | float | str] = {
-            "name": slide.name,
+            **shared,
             "patch_size": PATCH,
             "patch_size_level0": side,
             "overlap": 0,
         }
         if mpp:
-            coords["target_magnification"] = round(MAGNIFICATION / mpp, 2)
-            coords["level0_magnification"] = round(MAGNIFICATION / mpp * side / PATCH, 2)
+            # TRIDENT reads patches by the ratio of the two: it is that of the sizes
+            coords["target_magnification"] = magnification = round(MAGNIFICATION / mpp, 2)
+            coords["level0_magnification"] = magnification * side / PATCH
         features = table.features[slide.rows]
         encoder = f"eqdvae-{table.facts['snapshot_xxh3']}"
         arrays: dict[str, tuple[NDArray[Any], dict[str, int | float | str]]] = {
-            "features": (features, {"name": slide.name, "encoder": encoder}),
+            "features": (features, {**shared, "encoder": encoder}),
             "coords": (places, coords),
         }
-        path = out / "trident" / f"{slide.stem}.h5"
-        with atomic_path(path) as temp, h5py.File(temp, "w") as file:
+        with hdf5_file(folder / f"{slide.stem}.h5") as file:
             for name, (array, attributes) in arrays.items():
-                width = array.shape[1]
+                width, chunk = array.shape[1], min(len(array), ROW_GROUP)
                 stored = file.create_dataset(
-                    name, data=array, maxshape=(None, width), chunks=(len(array), width)
+                    name, data=array, maxshape=(None, width), chunks=(chunk, width)
                 )
                 stored.attrs.update(attributes)
-    return out / "trident"
+    return folder
 
 
 def write_slides(table: EmbeddedTable, out: Path) -> Path:

@@ -1,7 +1,9 @@
 """Embeddings for other programs hold the same numbers at the same places."""
 
 import json
+import resource
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -61,8 +63,22 @@ def test_slides_are_pooled_and_hdf5_is_as_trident_writes_it(tmp_path: Path) -> N
     with h5py.File(tmp_path / "out/trident/b.svs.h5") as file:
         np.testing.assert_array_equal(file["features"][:], features[12:])
         attributes = dict(file["coords"].attrs)
+        assert file["features"].attrs["savetodir"] == str(tmp_path / "out/trident")
         assert file["coords"][:5].tolist() == [[0, 0], [0, 64], [0, 128], [0, 192], [64, 0]]
     assert attributes["patch_size_level0"] == SIDE and attributes["level0_magnification"] == 40
+
+
+@pytest.mark.parametrize("name", ["trident", "h5ad"])
+def test_a_full_disk_is_named(name: Literal["trident", "h5ad"], tmp_path: Path) -> None:
+    pytest.importorskip({"trident": "h5py", "h5ad": "anndata"}[name], reason="needs an extra")
+    write_table(tmp_path / "embedded")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(DataError, match="cannot be written: File too large"):
+            export(tmp_path / "embedded", ExportOptions(tmp_path / "out", (name,)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_anndata_opens_with_places(tmp_path: Path) -> None:
