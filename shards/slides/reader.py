@@ -1,5 +1,6 @@
 """Open a slide and read its pixels, by OpenSlide or, for TIFFs that it does not know, tiffslide."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -37,6 +38,9 @@ class Slide:
         if not 0 < max(self.width, self.height) <= _MAX_SIDE or min(self.downsamples) < 1:
             raise SlideError(f"{self.width}x{self.height} pixels: no size of a slide")
 
+    def close(self) -> None:
+        self._handle.close()
+
     def mpp(self) -> float | None:
         """Microns per pixel of level 0; None if the file does not say.
 
@@ -61,6 +65,15 @@ class Slide:
         if max(x, y) > _ANISOTROPY * min(x, y):
             raise SlideError(f"{x:g} and {y:g} microns per pixel along x and y: not square pixels")
         return (x + y) / 2
+
+    def bounds_corner(self) -> tuple[int, int]:
+        """Return x and y of the corner of the area that was scanned, (0, 0) where none is named.
+
+        Source: the OpenSlide properties `openslide.bounds-x` and `-y`, of MIRAX and Leica slides.
+        """
+        properties = self._handle.properties
+        x, y = (int(properties.get(f"openslide.bounds-{axis}") or 0) for axis in "xy")
+        return x, y
 
     def objective_power(self) -> str:
         """Magnification as the file has it; empty if it does not say."""
@@ -108,15 +121,14 @@ def open_slide(path: Path) -> Iterator[Slide]:
         SlideError: neither library can read the file.
         DataError: OpenSlide is not installed.
     """
-    handle, reader = _open(path)
+    slide = _open(path)
     try:
-        yield Slide(handle, reader)
+        yield slide
     finally:
-        handle.close()
+        slide.close()
 
 
-def _open(path: Path) -> tuple[Any, str]:
-    """Return an open handle, and which library it is of."""
+def _open(path: Path) -> Slide:
     try:
         import openslide
     except ImportError as error:  # of openslide-bin's library too
@@ -125,17 +137,33 @@ def _open(path: Path) -> tuple[Any, str]:
             f"pip install 'eqdvae[slides]'"
         ) from None
     try:
-        return openslide.OpenSlide(path), f"OpenSlide {openslide.__library_version__}"
+        return Slide(openslide.OpenSlide(path), f"OpenSlide {openslide.__library_version__}")
     except (openslide.OpenSlideError, OSError) as error:
         reason = f"OpenSlide: {_first_line(error)}"
     try:
         import tiffslide
     except ImportError:
         raise SlideError(f"{reason}; tiffslide, which reads more TIFFs, is not installed") from None
+    # its TIFF parser logs what it raises or passes over, and names no file
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
     try:
-        return tiffslide.TiffSlide(path), f"tiffslide {version('tiffslide')}"
+        handle = tiffslide.TiffSlide(path)
+        _require_rgb(handle)
+        return Slide(handle, f"tiffslide {version('tiffslide')}")
     except Exception as error:  # its parsers raise nothing narrower
         raise SlideError(f"{reason}; tiffslide: {_first_line(error)}") from None
+
+
+def _require_rgb(handle: Any) -> None:
+    """Refuse what tiffslide reads as if it were RGB, or only fails at when its pixels are asked for
+    (OpenSlide converts all that it reads)."""
+    file = handle.ts_tifffile
+    if not len(file.pages):
+        raise ValueError("no image in the TIFF, which may have been cut")
+    page = file.series[handle.properties["tiffslide.series-index"]].keyframe
+    colours, samples = page.photometric.name, page.samplesperpixel
+    if page.dtype != np.uint8 or colours not in ("RGB", "YCBCR") or samples not in (3, 4):
+        raise ValueError(f"pixels are {samples} x {page.dtype} {colours}, expected 8-bit RGB")
 
 
 def _first_line(error: BaseException) -> str:
