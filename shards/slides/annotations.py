@@ -1,9 +1,10 @@
 """Classes of positions on a slide, from a GeoJSON file as QuPath exports it.
 
-Coordinates are pixels of level 0 (an export made with "crop to bounds" is not). Annotations with a
-class count; a position gets the class of the smallest one that it lies in, so that a class drawn
-inside of another is seen. A class whose name ends in * (`Ignore*`), which QuPath itself leaves out
-of its results, takes its positions out.
+Coordinates are pixels of level 0, counted from the corner of the scanned area where the file of the
+slide names one (`Slide.bounds_corner`), as QuPath crops to it. Annotations with a class count; a
+position gets the class of the smallest one that it lies in, so that a class drawn inside of another
+is seen. A class whose name ends in * (`Ignore*`), which QuPath itself leaves out of its results,
+takes its positions out.
 """
 
 from dataclasses import dataclass

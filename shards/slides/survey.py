@@ -77,8 +77,9 @@ def _survey(survey: Survey, opened: Slide, small: Thumbnail, options: SlideOptio
     labels: list[str | None] = [survey.slide.label] * len(positions[0])
     if options.annotations is not None:
         file = _file_about(survey.slide, options.annotations, ANNOTATION_FILES, "annotations")
-        half = how.side / 2
-        labels = classes_at(read_annotations(file), positions[0] + half, positions[1] + half)
+        x, y = (axis + how.side / 2 for axis in positions)
+        left, top = opened.bounds_corner()  # QuPath shows, and counts from, the scanned area
+        labels = classes_at(read_annotations(file), x - left, y - top)
         within = np.array([label is not None for label in labels], bool)
         why = "no patch has its centre in an annotation" if len(labels) else why
         positions = positions[0][within], positions[1][within]

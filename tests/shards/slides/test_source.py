@@ -21,6 +21,7 @@ from shards.pack.plan import PackOptions
 from shards.pack.tasks import PackTask
 from shards.slides import sheet, staging
 from shards.slides.options import SlideOptions
+from shards.slides.reader import Slide
 from tests.helpers import slides
 from tests.helpers.packing import file_hashes, sidecar_rows
 
@@ -189,6 +190,33 @@ def test_a_broken_slide_and_a_broken_tile_cost_no_others(
     assert sum(row["slide"] == "b" for row in sidecar_rows(tmp_path / "out")) == 120
 
 
+def test_what_is_no_slide_has_its_reason_and_costs_no_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (root := tmp_path / "root").mkdir()
+    slides.write_slide(root / "good.svs", slides.tissue_slide())
+    (root / "cut.svs").write_bytes(b"II*\0" + (4096).to_bytes(4, "little") + bytes(100))
+    Image.fromarray(slides.glass(64, 64)).save(root / "photo.svs", "JPEG")
+    grey, strips = slides.glass(64, 64)[..., 0], {"resolution": (2e4, 2e4), "resolutionunit": 3}
+    for name, pixels in (("grey", grey), ("deep", slides.glass(64, 64).astype(np.uint16))):
+        slides.tifffile.imwrite(root / f"{name}.tif", pixels, **strips)
+    cmyk = np.dstack([slides.glass(64, 64), grey])
+    slides.tifffile.imwrite(root / "cmyk.tif", cmyk, photometric="separated", **strips)
+    metadata = pack(root, tmp_path / "out", options(skip_bad=9))
+    assert metadata.splits["train"].count == 120
+    reasons = {name: row["reason"] for name, row in table_of(tmp_path / "out").items()}
+    for name, reason in {
+        "cut": "no image in the TIFF",
+        "photo": "not a TIFF file",
+        "grey": "pixels are 1 x uint8 MINISBLACK",
+        "deep": "pixels are 3 x uint16 RGB",
+        "cmyk": "pixels are 4 x uint8 SEPARATED",
+        "good": "",
+    }.items():
+        assert reason in reasons.pop(name)
+    assert not reasons and not [r for r in caplog.records if r.name == "tifffile"]
+
+
 def test_missing_microns_per_pixel_name_the_option(tmp_path: Path) -> None:
     slides.write_slide(tmp_path / "root/a.svs", slides.tissue_slide(), mpp=None)
     with pytest.raises(DataError, match=r"objective of 20x.*--mpp-of-slide"):
@@ -308,7 +336,11 @@ def test_coordinates_in_another_file_are_not_followed(tmp_path: Path) -> None:
         pack(tmp_path / "root", tmp_path / "out", options(coords=tmp_path / "a.h5"))
 
 
-def test_annotated_classes_become_labels_of_the_tissue_inside(tmp_path: Path) -> None:
+@pytest.mark.parametrize("corner", [(0, 0), (40, 70)])  # of the scanned area, as QuPath crops it
+def test_annotated_classes_become_labels_of_the_tissue_inside(
+    corner: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Slide, "bounds_corner", lambda _: corner)
     slides.write_slide(tmp_path / "root/a.svs", slides.tissue_slide())
     (tmp_path / "qupath").mkdir()
     features = [
@@ -320,7 +352,7 @@ def test_annotated_classes_become_labels_of_the_tissue_inside(tmp_path: Path) ->
             },
             "properties": {"objectType": "annotation", "classification": {"name": name}},
         }
-        for name, x in (("Tumor", 192), ("Stroma", 384))
+        for name, x in (("Tumor", 192 - corner[0]), ("Stroma", 384 - corner[0]))
     ]
     (tmp_path / "qupath/a.geojson").write_text(json.dumps({"features": features}))
     metadata = pack(tmp_path / "root", tmp_path / "out", options(annotations=tmp_path / "qupath"))
