@@ -30,8 +30,8 @@ class _Command:
     task_index: int | None = None
     """Index of this task, from 0 to --num-tasks less 1. Default: its place in a Slurm array."""
     num_tasks: int | None = None
-    """Number of tasks that share the work. Each builds its own shards, then python -m shards.merge
-    OUT writes dataset.json."""
+    """Number of tasks that share the work. Each builds its own shards, or cuts its own slides, then
+    python -m shards.merge OUT completes the data set."""
 
     def __post_init__(self) -> None:
         choose_task(self.task_index, self.num_tasks)

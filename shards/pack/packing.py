@@ -1,7 +1,8 @@
 """Pack a folder of patches into shards: collect, plan, build, write the metadata."""
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from shards.sources.files import PLAIN
 from shards.sources.folder import FolderSource
 from shards.sources.manifest import ManifestSource
 from shards.sources.names import require_utf8
-from shards.sources.source import Collection, gc_paused
+from shards.sources.source import Collection, Patch, gc_paused
 from shards.sources.splits import (
     GROUPS,
     UNKNOWN,
@@ -84,7 +85,8 @@ def pack_task(source: Path, out: Path, options: PackOptions, task: PackTask) -> 
     """Build one task's share of the shards of `out`; `shards.merge` completes the data set.
 
     The tasks may run at the same time, on any machines that share `out`, and again after a failure.
-    The first one lists the source and records the plan; the others read it.
+    The first one lists the source and records the plan; the others read it. Of slides, of which
+    every shard has patches, a task cuts its share, and the merge builds all shards.
 
     Raises:
         DataError: as `pack`, and a task that runs already, or whose options differ from those
@@ -111,6 +113,9 @@ def pack_task(source: Path, out: Path, options: PackOptions, task: PackTask) -> 
                 shards = task.shards(shared.plan)
                 own |= {shard.name for shard in shards}
                 resume.sweep(out, own)
+                if isinstance(files, SlideSource):
+                    _cut_share(files, out, shared.plan, task, options.skip_bad)
+                    return []
                 records = _build(files, out, shared.plan, shards, options, pool, task.index)
         finally:
             resume.sweep(out, own)
@@ -126,6 +131,50 @@ def pack_task(source: Path, out: Path, options: PackOptions, task: PackTask) -> 
     if total > options.skip_bad:
         raise too_many_bad(str(root), bad, total)  # the shards stay, for a merge that allows more
     return records
+
+
+def _cut_share(source: SlideSource, out: Path, plan: Plan, task: PackTask, skip_bad: int) -> None:
+    """Cut one task's share of the slides into a file beside the shards.
+
+    Raises:
+        DataError: as `SlideSource.stage`, or more bad patches than `skip_bad`: what is cut stays.
+    """
+    start = time.monotonic()
+    counts = slide_counts(plan.shards)
+    slides = {*task.slides(counts)}
+    patches = [keyed for keyed in _keyed(plan.shards) if keyed[1].path in slides]
+    bad = _unreadable(
+        source.stage(patches, resume.staged_file(out, task.index), source.workers), patches
+    )
+    log.info(
+        f"{task}: {len(slides):,} of {len(counts):,} slides are cut, {len(patches):,} patches, "
+        f"{len(bad):,} of them not usable; {time.monotonic() - start:.1f} s"
+    )
+    log_skipped(bad, len(bad))
+    log.info(f"when all tasks have ended: python -m shards.merge {out}")
+    if len(bad) > skip_bad:
+        raise too_many_bad(str(source.slides.root), bad, len(bad))
+
+
+def build_cut(out: Path, shared: SharedPlan, workers: int) -> list[ShardRecord]:
+    """Build the shards of slides that tasks have cut; return the records of all.
+
+    Args:
+        workers: processes; 0: one per usable core.
+    """
+    options = shared.options
+    source = choose_source(Path(shared.collection.root), options, out)
+    with WorkerPool(workers, options.shard_size) as pool:
+        return _build(source, out, shared.plan, shared.plan.shards, options, pool)
+
+
+def slide_counts(shards: Iterable[ShardPlan]) -> Counter[str]:
+    """Count the patches of shards by the path of their slide."""
+    return Counter(patch.path for shard in shards for patch in shard.patches)
+
+
+def _keyed(shards: Iterable[ShardPlan]) -> Iterator[tuple[int, Patch]]:
+    return chain.from_iterable(enumerate(shard.patches, shard.first_key) for shard in shards)
 
 
 def _refuse_paths(root: Path, out: Path) -> None:
@@ -183,7 +232,8 @@ def _plan(source: AnySource, options: PackOptions, pool: WorkerPool) -> tuple[Co
         log_collection(collection)
         refused = collection.refused
         if len(refused) > options.skip_bad:  # one list: the contents of the others count, too
-            others = [] if source.is_slow else _unreadable(source, collection)
+            keyed = enumerate(collection.patches)
+            others = [] if source.is_slow else _unreadable(source, [*keyed])
             bad = [*refused, *others]
             raise too_many_bad(collection.root, bad, len(bad))
         if not collection.patches:
@@ -219,12 +269,11 @@ def log_collection(collection: Collection) -> None:
         log.warning(warning)
 
 
-def _unreadable(source: AnySource, collection: Collection) -> list[tuple[str, str]]:
-    """Read every patch, and return path and reason of those that are not usable."""
+def _unreadable(source: AnySource, patches: list[tuple[int, Patch]]) -> list[tuple[str, str]]:
+    """Read patches by their keys, and return path and reason of those that are not usable."""
     bad: list[tuple[str, str]] = []
-    patches = collection.patches
     with progress("checking", len(patches), "patches") as advance, source.open() as read_patch:
-        for key, patch in enumerate(patches):
+        for key, patch in patches:
             try:
                 read_patch(key, patch)
             except PngError as error:
@@ -275,10 +324,9 @@ def _build(
         log.info(f"continuing: {len(records)} of {len(shards)} shards are finished")
     total = sum(len(shard.patches) for shard in missing)
     workers = pool.start(total, len(missing))
-    patches = chain.from_iterable(enumerate(shard.patches, shard.first_key) for shard in missing)
     scratch = resume.staged_file(out, task) if source.is_slow else resume.scratch_file(out, task)
     job = Job(
-        source=source.stage(patches, scratch, workers),
+        source=source.stage(_keyed(missing), scratch, workers),
         out=out,
         png=options.png,
         classes=plan.classes,

@@ -60,6 +60,18 @@ class PackTask:
         none."""
         return plan.shards[self.index :: self.count]
 
+    def slides(self, counts: Mapping[str, int]) -> list[str]:
+        """Return the paths of the slides that this task cuts. They are dealt out by their numbers
+        of patches: each, from the largest on, to the task with the fewest so far."""
+        own: list[str] = []
+        loads = [0] * self.count
+        for path in sorted(counts, key=lambda path: (-counts[path], path)):
+            index = loads.index(min(loads))
+            loads[index] += counts[path]
+            if index == self.index:
+                own.append(path)
+        return own
+
 
 def choose_task(
     task_index: int | None, num_tasks: int | None, environment: Mapping[str, str] = os.environ

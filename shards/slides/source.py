@@ -20,7 +20,7 @@ from shards.slides.staging import in_turn, stage_slides
 from shards.slides.survey import Survey, survey_slide
 from shards.sources.manifest import ManifestSource
 from shards.sources.source import Collection, LookUp, Patch, ReadPatch, SlideOrigin
-from shards.sources.staged import open_staged
+from shards.sources.staged import open_staged, read_done, with_shares
 
 FOLDER_NAME = "slides"  # in the output folder: contact sheets and the table
 TABLE_NAME = "slides.csv"
@@ -57,7 +57,7 @@ class SlideSource(Struct, frozen=True, kw_only=True, tag=True):
     options: SlideOptions
     folder: Path  # of the contact sheets and the table
     workers: int
-    staged: Path | None = None  # file that holds the patches
+    staged: tuple[Path, ...] = ()  # files that hold the patches
 
     def collect(self, look_up: LookUp) -> Collection:
         """List the patches of all slides; write the contact sheets and the table.
@@ -125,18 +125,20 @@ class SlideSource(Struct, frozen=True, kw_only=True, tag=True):
         )
 
     def stage(self, patches: Iterable[tuple[int, Patch]], scratch: Path, workers: int) -> Self:
-        """Cut the patches into `scratch`, or continue where an interrupted call stopped.
+        """Cut the patches into `scratch`, or continue where an interrupted call stopped; those that
+        tasks have cut into files beside it are not cut again.
 
         Raises:
             DataError: a slide changed since it was listed, or the disk is full.
         """
-        stage_slides(self.slides.root, patches, scratch, workers)
-        return structs.replace(self, staged=scratch)
+        files = with_shares(scratch)
+        cut_elsewhere = {path for file in files[1:] for path in read_done(file)}
+        stage_slides(self.slides.root, patches, scratch, workers, cut_elsewhere)
+        return structs.replace(self, staged=tuple(files))
 
     @contextmanager
     def open(self) -> Iterator[ReadPatch]:
-        assert self.staged is not None
-        with open_staged(self.staged) as read:
+        with open_staged(*self.staged) as read:
             yield read
 
 

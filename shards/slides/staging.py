@@ -1,4 +1,4 @@
-"""Cut the patches of all slides into one scratch file, region after region.
+"""Cut the patches of slides into one scratch file, region after region.
 
 The regions of all slides are shared by threads, which decode and resample without holding the
 interpreter. A slide whose patches are all on disk is noted in a list beside the file, so that an
@@ -37,8 +37,13 @@ class _Region:
     is_last: bool  # of its slide
 
 
-def stage_slides(root: Path, patches: Iterable[KeyedPatch], scratch: Path, workers: int) -> None:
+def stage_slides(
+    root: Path, patches: Iterable[KeyedPatch], scratch: Path, workers: int, cut_elsewhere: set[str]
+) -> None:
     """Cut patches, keyed by their place in the file `scratch`.
+
+    Args:
+        cut_elsewhere: paths of slides whose patches another file has.
 
     Raises:
         DataError: a slide changed since it was listed, or the disk is full.
@@ -46,7 +51,7 @@ def stage_slides(root: Path, patches: Iterable[KeyedPatch], scratch: Path, worke
     keyed = sorted(patches, key=lambda item: (item[1].path, item[1].y, item[1].x))
     slides = {path: list(group) for path, group in groupby(keyed, key=lambda item: item[1].path)}
     done = read_done(scratch)
-    if already := slides.keys() & set(done):
+    if already := slides.keys() & {*done, *cut_elsewhere}:
         log.info(f"continuing: {len(already):,} of {len(slides):,} slides are cut")
     missing = {path: group for path, group in slides.items() if path not in already}
     total = sum(map(len, missing.values()))

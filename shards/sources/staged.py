@@ -2,7 +2,8 @@
 
 The rows of a patch, or the reason why it has none, lie at the offset that its key gives. Their
 first byte says which: a hole in the file is neither. A list beside the file may name what is in it,
-so that an interrupted pack does not decode it again.
+so that an interrupted pack does not decode it again. Tasks that share the work write a file each,
+`NAME-INDEX`.
 """
 
 import errno
@@ -74,12 +75,23 @@ def open_scratch(scratch: Path) -> Iterator[int]:
         ) from None
 
 
+def with_shares(scratch: Path) -> list[Path]:
+    """Return the file and, after it, those beside it that are of tasks that share the work."""
+    name = scratch.name.partition("-")[0]
+    shares = [path for path in scratch.parent.glob(f"{name}*") if path.suffix != ".done"]
+    return [scratch, *sorted({*shares} - {scratch})]
+
+
 @contextmanager
-def open_staged(path: Path) -> Iterator[ReadPatch]:
-    """Open the file for reading; see `Source.open`."""
-    handle = os.open(path, os.O_RDONLY)
+def open_staged(*files: Path) -> Iterator[ReadPatch]:
+    """Open files for reading, of which the lists say what is in the second and later ones; see
+    `Source.open`."""
+    handles = [os.open(file, os.O_RDONLY) for file in files]
+    shares = zip(files[1:], handles[1:], strict=True)
+    by_path = {name: handle for file, handle in shares for name in read_done(file)}
 
     def read(key: int, patch: Patch) -> tuple[Patch, bytes, bytes]:
+        handle = by_path.get(patch.path, handles[0])
         raw = os.pread(handle, RAW_BYTES, key * RAW_BYTES)
         if raw.startswith(_GOOD) and len(raw) == RAW_BYTES:
             return patch, b"", _FILTER + raw[1:]
@@ -89,4 +101,5 @@ def open_staged(path: Path) -> Iterator[ReadPatch]:
     try:
         yield read
     finally:
-        os.close(handle)
+        for handle in handles:
+            os.close(handle)

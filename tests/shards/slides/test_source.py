@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from common.errors import DataError
 from pipeline.index import open_dataset
 from pipeline.reader import read_split
 from shards.merge import merge
+from shards.pack import packing
 from shards.pack.packing import pack, pack_task
 from shards.pack.plan import PackOptions
 from shards.pack.tasks import PackTask
 from shards.slides import sheet, staging
 from shards.slides.options import SlideOptions
-from shards.slides.reader import Slide
+from shards.slides.reader import Slide, open_slide
 from tests.helpers import slides
 from tests.helpers.packing import file_hashes, sidecar_rows
 
@@ -121,6 +123,48 @@ def test_bytes_depend_on_neither_workers_nor_tasks(
             assert files == {
                 p.name: p.read_bytes() for p in (out / folder).iterdir() if p.is_file()
             }
+
+
+def test_each_task_cuts_its_own_slides(
+    root: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def open_and_note(path: Path) -> AbstractContextManager[Slide]:
+        opened.append(path.name)
+        return open_slide(path)
+
+    monkeypatch.setattr(staging, "open_slide", open_and_note)
+    out, shares = tmp_path / "out", []
+    for index in range(3):
+        pack_task(root, out, options(), PackTask(index, 3))
+        shares.append({*opened})
+        opened.clear()
+        if index == 0:
+            with pytest.raises(DataError, match=r"task 1 of 3: 1 of 1 slides are missing.*svs"):
+                merge(out)
+    assert shares == [{"fine.svs"}, {f"{BARCODE}.svs"}, set()]
+    pack_task(root, out, options(), PackTask(0, 3))
+    with monkeypatch.context() as patched:
+        patched.setattr(packing, "WorkerPool", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            merge(out)
+    shutil.copytree(out, tmp_path / "copy")
+    merge(out, workers=2)
+    pack(root, tmp_path / "copy", options())
+    assert not opened
+    assert hashes(out) == hashes(tmp_path / "copy") == hashes(packed)
+
+
+def test_bad_patches_of_a_task_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sheet, "SHEET_SIDE", 100)  # from the level that is not broken
+    slides.write_slide(tmp_path / "root/a.svs", slides.tissue_slide(), reductions=(1, 4))
+    slides.break_tile(tmp_path / "root/a.svs", 4, 5)
+    with pytest.raises(DataError, match=r"(?s)4 files.*a\.svs.*cannot be decoded"):
+        pack_task(tmp_path / "root", tmp_path / "out", options(), PackTask(0, 1))
+    with pytest.raises(DataError, match="4 files"):
+        merge(tmp_path / "out")
+    assert merge(tmp_path / "out", skip_bad=4).splits["train"].count == 116
 
 
 def test_an_interrupted_pack_does_not_cut_a_finished_slide_again(
