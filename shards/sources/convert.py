@@ -25,7 +25,7 @@ from typing import BinaryIO, ClassVar, Literal, Self
 
 import numpy as np
 from msgspec import Struct, structs
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from common.console import progress
 from common.errors import DataError
@@ -302,6 +302,8 @@ def _open(file: BinaryIO) -> Image.Image:
         frames = getattr(image, "n_frames", 1)
     except Image.DecompressionBombError as error:
         raise PngError(f"refused: {error}") from None
+    except UnidentifiedImageError:  # whose message has an address in memory
+        raise PngError("not a PNG, JPEG or TIFF that can be read") from None
     except Exception as error:  # parsers raise nothing narrower
         raise PngError(f"not a PNG, JPEG or TIFF that can be read: {error}") from None
     limit = Image.MAX_IMAGE_PIXELS
