@@ -48,7 +48,8 @@ def collect(
     if (val or test) and collection.patches:
         collection = _with_drawn_splits(collection, val, test, seed)
     members = ((patch.split, patch.label) for patch in collection.patches)
-    collection.warnings.extend(split_warnings(Path(collection.root), members))
+    can_draw = not collection.splits_from
+    collection.warnings.extend(split_warnings(Path(collection.root), members, can_draw))
     return collection
 
 

@@ -28,6 +28,7 @@ UNKNOWN = "patch"  # kind of the group of a patch whose source is unknown
 SPLITS = ("train", "val", "test")  # also the order in which samples are numbered
 _ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SHOWN = 10
+_NO_VAL = "there is no val split: training is not validated, and a probe has no data to select on"
 _SHOWN_GROUPS = 5
 _EXAMPLES = 2  # of each kind of group
 
@@ -89,8 +90,8 @@ def unknown_warning(unknown: int, total: int) -> str:
     return (
         f"the source is unknown of {every}: for these, splits, budgets and intervals are by patch, "
         f"so patches of one slide or patient may be in train and in test (leakage), and scores may "
-        f"be too good. Name the source when packing: --group-regex RE, or --manifest with a column "
-        f"slide or patient"
+        f"be too good. Where it is known, name it to shards.pack: --group-regex RE, or --manifest "
+        f"with a column slide or patient"
     )
 
 
@@ -117,8 +118,13 @@ def split_folders(root: Path, names: list[str]) -> dict[str, str]:
     return splits
 
 
-def split_warnings(root: Path, members: Iterable[tuple[str, str | None]]) -> list[str]:
+def split_warnings(
+    root: Path, members: Iterable[tuple[str, str | None]], can_draw: bool = False
+) -> list[str]:
     """Warn of splits and classes that an evaluation will lack, from those of every patch.
+
+    Args:
+        can_draw: say how a val split is drawn.
 
     Raises:
         DataError: as `class_warnings`.
@@ -126,7 +132,9 @@ def split_warnings(root: Path, members: Iterable[tuple[str, str | None]]) -> lis
     labels: dict[str, set[str | None]] = defaultdict(set)
     for split, label in dict.fromkeys(members):
         labels[split].add(label)
-    return class_warnings(root, labels)
+    warnings = class_warnings(root, labels)
+    hint = " (--val draws one)" if can_draw else ""
+    return [text + hint if text == _NO_VAL else text for text in warnings]
 
 
 def class_warnings(root: Path, labels: Mapping[str, set[str | None]]) -> list[str]:
@@ -142,10 +150,7 @@ def class_warnings(root: Path, labels: Mapping[str, set[str | None]]) -> list[st
     if "train" not in labels:
         warnings.append("there is no train split: nothing can be trained on this set")
     if "val" not in labels:
-        warnings.append(
-            "there is no val split: training is not validated, and a probe has no data to select "
-            "on (--val draws one)"
-        )
+        warnings.append(_NO_VAL)
     if None in every or "train" not in labels:
         return warnings
     classes = {split: set(map(str, names)) for split, names in labels.items()}
