@@ -5,6 +5,7 @@ classes, groups and splits; the numbers of patches must be those that were publi
 
     sets          what each set is: its title, site, licence and numbers of patches
     inputs        the files of a set among those that the command names; tables; counts
+    gz            files compressed by gzip
     hdf5          arrays of an HDF5 file
     mat           a matrix of a MATLAB file
     npz           arrays of an .npz file, a block at a time

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from common.console import log, progress
 from shards.codec.png import STORED_ROW
 from shards.known import crchisto, pathmnist, pcam
+from shards.known.gz import unpacked
 from shards.known.inputs import Inputs
 from shards.known.sets import ArraySet
 from shards.schema import PATCH
@@ -80,7 +81,7 @@ class ArraySource(Struct, frozen=True, kw_only=True, tag=True):
             )
         total = sum(len(block.patches) for block in missing)
         with open_scratch(scratch) as handle, progress("reading", total, "patches") as advance:
-            for block in self._write(handle, missing):
+            for block in self._write(handle, scratch, missing):
                 done.append(block.name)
                 write_done(handle, scratch, done)
                 advance(len(block.patches))
@@ -90,15 +91,15 @@ class ArraySource(Struct, frozen=True, kw_only=True, tag=True):
     def _inputs(self) -> Inputs:
         return Inputs(self.name, self.paths, self.partial)
 
-    def _write(self, handle: int, blocks: list[_Block]) -> Iterator[_Block]:
-        """Write blocks, and yield each that is whole. The last one of a file is so when the file
-        has been read to its end, where a checksum may show that it is damaged."""
+    def _write(self, handle: int, scratch: Path, blocks: list[_Block]) -> Iterator[_Block]:
+        """Write blocks to `scratch`, and yield each that is whole. The last one of a file is so
+        when the file has been read to its end, where a checksum may show that it is damaged."""
         root = self._inputs.root
         for file, group in groupby(blocks, key=lambda block: block.file):
             of_file = list(group)
             patches = [[patch for _, patch in block.patches] for block in of_file]
             written: list[_Block] = []
-            arrays = _SETS[self.name].read(root, file, patches)
+            arrays = self._pixels(file, scratch, patches)
             for block, pixels in zip(of_file, arrays, strict=True):
                 yield from written
                 rows = np.zeros((len(pixels), PATCH, STORED_ROW), np.uint8)
@@ -109,6 +110,19 @@ class ArraySource(Struct, frozen=True, kw_only=True, tag=True):
                 refuse_change(path if path.is_file() else path.parent, patches[0][0])
                 written = [block]
             yield from written
+
+    def _pixels(
+        self, file: str, scratch: Path, blocks: Sequence[Sequence[Patch]]
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Yield the pixels of blocks of a file, which is unpacked beside `scratch` meanwhile where
+        it is compressed."""
+        root, read = self._inputs.root, _SETS[self.name].read
+        if not file.endswith(".gz"):
+            yield from read(root, file, blocks)
+            return
+        target = scratch.with_name(f".unpacked-{Path(file).stem}")
+        with unpacked(root / file, target, pcam.MAX_BYTES):
+            yield from read(target.parent, target.name, blocks)
 
     @contextmanager
     def open(self) -> Iterator[ReadPatch]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ _MAX_CHUNK_BYTES = 256 << 20
 
 
 @contextmanager
-def open_array(path: Path, name: str) -> Iterator[Any]:
+def open_array(path: Path, name: str, content: bytes | None = None) -> Iterator[Any]:
     """Open the dataset `name` of a file, an `h5py.Dataset`.
+
+    Args:
+        content: of the file; None: it is read from `path`.
 
     Raises:
         DataError: h5py is not installed; not such a file, or damaged; the dataset is missing, in
@@ -25,10 +29,11 @@ def open_array(path: Path, name: str) -> Iterator[Any]:
     except ImportError:
         raise DataError(f"{path} is read by h5py: pip install 'eqdvae[h5]'") from None
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") if content is None else BytesIO(content) as file:
             if file.read(len(_SIGNATURE)) != _SIGNATURE:
-                raise DataError(f"{path} is not an HDF5 file, or was cut or compressed")
-        with h5py.File(path, "r") as opened:
+                raise DataError(f"{path} is not an HDF5 file, or was cut or compressed twice")
+        source = path if content is None else BytesIO(content)
+        with h5py.File(source, "r") as opened:
             if not isinstance(opened.get(name, getlink=True), h5py.HardLink):
                 raise DataError(f"{path} has no dataset {name}")  # or one in another file
             array = opened[name]

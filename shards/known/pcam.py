@@ -4,17 +4,23 @@
     camelyonpatch_level_2_split_{train,valid,test}_y.h5         y (n, 1, 1, 1): 1 is tumour
     camelyonpatch_level_2_split_{train,valid,test}_meta.csv     the slide of each, column wsi
 
+The arrays may be compressed, as they are downloaded: `_x.h5.gz` is unpacked when it is read, into a
+file beside the shards, and `_y.h5.gz` in memory.
+
 The centre 32x32 is packed: the label says whether it holds a pixel of tumour. The table also has
 coordinates; what they are relative to is not documented, so they are left out.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError
+from shards.known.gz import read_gz
 from shards.known.hdf5 import open_array
 from shards.known.inputs import Inputs, read_table
 from shards.schema import PATCH
@@ -28,6 +34,8 @@ _CLASSES = ("normal", "tumor")
 _SHAPE = (96, 96, 3)
 _FIRST = (_SHAPE[0] - PATCH) // 2
 _MAX_PATCHES = 1 << 24
+_MAX_LABEL_BYTES = 64 << 20
+MAX_BYTES = 8_000_000_000  # of a file of images: those of train are 7.2 GB
 
 
 def collect(inputs: Inputs) -> Collection:
@@ -39,18 +47,13 @@ def collect(inputs: Inputs) -> Collection:
     patches: list[Patch] = []
     for name, split in _SPLITS.items():
         stem = f"camelyonpatch_level_2_split_{name}"
-        if inputs.partial and inputs.find(f"{stem}_x.h5") is None:
+        if inputs.partial and _find(inputs, f"{stem}_x.h5") is None:
             continue
-        images = inputs.require(f"{stem}_x.h5")
-        labels = _labels(inputs.require(f"{stem}_y.h5"))
+        images = _find(inputs, f"{stem}_x.h5") or inputs.require(f"{stem}_x.h5")
+        labels = _labels(_find(inputs, f"{stem}_y.h5") or inputs.require(f"{stem}_y.h5"))
         table = inputs.require(f"{stem}_meta.csv")
         slides = read_table(table, ["wsi"])["wsi"]
-        with open_array(images, "x") as x:
-            if x.dtype != np.uint8 or x.shape[1:] != _SHAPE:
-                raise DataError(
-                    f"{images}: x is {x.dtype} {x.shape}, expected uint8 (n, 96, 96, 3)"
-                )
-            count = x.shape[0]
+        count = len(labels) if images.suffix == ".gz" else _count(images)
         inputs.check_count(images, "patches", count, inputs.facts.counts[name])
         if not count == len(labels) == len(slides):
             raise DataError(
@@ -80,7 +83,9 @@ def collect(inputs: Inputs) -> Collection:
 
 def read(root: Path, file: str, blocks: Sequence[Sequence[Patch]]) -> Iterator[NDArray[np.uint8]]:
     """Yield the pixels of each block of patches of a file, (n, 32, 32, 3)."""
-    with open_array(root / file, "x") as x:
+    with _opened(root / file) as x:
+        if int(blocks[-1][-1].path.rpartition("/")[2]) >= x.shape[0]:
+            raise DataError(f"{root / file} has {x.shape[0]:,} patches, and there are more labels")
         for block in blocks:
             rows = np.array([int(patch.path.rpartition("/")[2]) for patch in block])
             first = int(rows.min())
@@ -89,8 +94,28 @@ def read(root: Path, file: str, blocks: Sequence[Sequence[Patch]]) -> Iterator[N
             yield np.ascontiguousarray(centre)
 
 
+def _find(inputs: Inputs, name: str) -> Path | None:
+    """Return the file of this name, or else the one that unpacks to it."""
+    return inputs.find(name) or inputs.find(f"{name}.gz")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open the images of a split."""
+    with open_array(path, "x") as x:
+        if x.dtype != np.uint8 or x.shape[1:] != _SHAPE:
+            raise DataError(f"{path}: x is {x.dtype} {x.shape}, expected uint8 (n, 96, 96, 3)")
+        yield x
+
+
+def _count(path: Path) -> int:
+    with _opened(path) as x:
+        return int(x.shape[0])
+
+
 def _labels(path: Path) -> NDArray[np.int64]:
-    with open_array(path, "y") as y:
+    content = read_gz(path, _MAX_LABEL_BYTES) if path.suffix == ".gz" else None
+    with open_array(path, "y", content) as y:
         shape, kind = y.shape, y.dtype.kind
         if kind not in "iub" or not 0 < len(shape) <= 4 or set(shape[1:]) - {1}:
             raise DataError(f"{path}: y is {y.dtype} {shape}, expected integers (n, 1, 1, 1)")

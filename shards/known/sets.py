@@ -27,8 +27,11 @@ SETS: Mapping[SetName, KnownSet] = {
         url="https://github.com/basveeling/pcam",
         licence="CC0 1.0",
         counts={"train": 262_144, "valid": 32_768, "test": 32_768},
-        files=("camelyonpatch_level_2_split_*.h5", "camelyonpatch_level_2_split_*_meta.csv"),
-        archives={"camelyonpatch_level_2_split_*.gz": "gunzip --keep"},
+        files=(
+            "camelyonpatch_level_2_split_*.h5",
+            "camelyonpatch_level_2_split_*.h5.gz",
+            "camelyonpatch_level_2_split_*_meta.csv",
+        ),
     ),
     "camelyon17-wilds": KnownSet(
         title="Camelyon17-WILDS 1.0",

@@ -39,7 +39,7 @@ PACKED_NAME = ".packed.json"
 
 _SCRATCH = "tiles"  # only tiles need scratch files
 _SHARD = r"[a-z][a-z0-9_]{0,31}-\d{6}"
-_STAGED = re.compile(r"\.staged(-\d+)?(\.done)?")
+_STAGED = re.compile(r"\.staged(-\d+)?(\.done)?|\.unpacked-.+")
 _NAME = re.compile(_SHARD)
 _RECORD = re.compile(rf"\.{_SHARD}\.json")
 _LOCK = re.compile(r"\.(plan|task-\d+)\.lock")

@@ -1,7 +1,9 @@
 """`shards.known`: each public set from files of its layout to a data set."""
 
+import gzip
 import io
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -293,6 +295,23 @@ def test_files_may_be_named_one_by_one(
     assert {k: v for k, v in file_hashes(tmp_path / "out").items() if k.endswith(".tar")} == {
         k: v for k, v in hashes.items() if k.endswith(".tar")
     }
+
+
+def test_pcam_is_packed_as_it_is_downloaded(
+    folders: dict[SetName, Path], packed: dict[SetName, Packed], tmp_path: Path
+) -> None:
+    shutil.copytree(folders["pcam"], tmp_path / "pcam")
+    for path in (tmp_path / "pcam").glob("*.h5"):
+        path.with_suffix(".h5.gz").write_bytes(gzip.compress(path.read_bytes(), 1))
+        if "valid" not in path.name:  # these are there both ways
+            path.unlink()
+    command("pcam", tmp_path / "pcam", out=tmp_path / "out")()
+    for file in packed["pcam"].out.glob("*.tar"):
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+    assert {
+        row["path"].partition("/")[0].partition("split_")[2] for row in rows_of(tmp_path / "out")
+    } == {"test_x.h5.gz", "train_x.h5.gz", "valid_x.h5"}
+    assert not [*(tmp_path / "out").glob(".unpacked*")]
 
 
 def test_the_folder_may_be_in_another(folders: dict[SetName, Path], tmp_path: Path) -> None:

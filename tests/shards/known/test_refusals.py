@@ -1,10 +1,12 @@
 """`shards.known` on files that are damaged, made to do harm, or not of the set."""
 
+import gzip
 import os
 import shutil
 import sys
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import scipy.io
 from PIL import Image
 
 from common.errors import DataError
-from shards.known import arrays
+from shards.known import arrays, pcam
 from shards.known.__main__ import Command
 from shards.known.sets import SetName
 from shards.schema import load_metadata
@@ -125,15 +127,51 @@ PCAM: dict[str, tuple[Attack, str]] = {
         "_meta.csv row 2, column 'wsi': it is empty",
     ),
     "no table": (lambda folder: (folder / f"{STEM}_meta.csv").unlink(), "_meta.csv is missing in"),
-    "archive": (
+    "not gzip": (
         lambda folder: (folder / f"{STEM}_y.h5").rename(folder / f"{STEM}_y.h5.gz"),
-        "_y.h5.gz is an archive: unpack it .gunzip --keep /",
+        "_y.h5.gz cannot be unpacked: Not a gzipped file",
     ),
     "two": (
         lambda folder: shutil.copytree(folder, folder / "copy"),
         "are both there: name the file or folder to pack",
     ),
 }
+
+
+def compress(folder: Path, size: int | None = None, more: int = 0) -> None:
+    """Replace the images by a .gz file of them, cut to `size` bytes, with zeros after them."""
+    path = folder / f"{STEM}_x.h5"
+    data = gzip.compress(path.read_bytes() + bytes(more), 1)
+    path.with_suffix(".h5.gz").write_bytes(data[:size])
+    path.unlink()
+
+
+PCAM_GZ: dict[str, tuple[Attack, str]] = {
+    "cut": (partial(compress, size=50_000), "train_x.h5.gz cannot be unpacked: .*ended before"),
+    "bomb": (partial(compress, more=1 << 20), "train_x.h5.gz is more than 1,000,000 bytes"),
+    "checksum": (
+        lambda folder: [compress(folder), flip(f"{STEM}_x.h5.gz", -8)(folder)],
+        "train_x.h5.gz cannot be unpacked: CRC check failed",
+    ),
+    "fewer": (
+        lambda folder: [images(11, 96, 96, 3)(folder), compress(folder)],
+        "unpacked-.*train_x.h5 has 11 patches, and there are more labels",
+    ),
+    "size": (
+        lambda folder: [images(12, 64, 64, 3)(folder), compress(folder)],
+        r"unpacked-.*train_x.h5: x is uint8 \(12, 64, 64, 3\), expected",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PCAM_GZ)
+def test_compressed_pcam_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pcam, "MAX_BYTES", 1_000_000)
+    known.write_pcam(tmp_path / "in")
+    refuse("pcam", tmp_path / "in", PCAM_GZ[name])
+    assert not [*(tmp_path / "out").glob(".unpacked*")]
 
 
 @pytest.mark.parametrize("name", PCAM)
@@ -371,7 +409,6 @@ def test_a_file_that_changes_while_it_is_packed_is_found(
     ("name", "file", "message"),
     [
         ("pcam", "other.h5", "other.h5 is no file of PatchCamelyon: expected camelyonpatch_"),
-        ("pcam", f"{STEM}_x.h5.gz", "is an archive: unpack it"),
         ("nct-crc", "NCT-CRC-HE-100K.zip", "is an archive: unpack it .unzip"),
         ("camelyon17-wilds", "camelyon17_v1.0.tar.gz", "is an archive: unpack it .tar -xzf"),
         ("pathmnist", "breastmnist.npz", "is no file of PathMNIST: expected pathmnist"),
