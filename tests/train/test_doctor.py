@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from pipeline.index import open_dataset
-from train import doctor, launch
+from train import launch
 from train.config import Config
-from train.doctor import Line, as_text, diagnose
+from train.doctor import checks, lines
+from train.doctor.lines import Line, as_text, diagnose
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_NAME = """
@@ -37,19 +38,19 @@ def by_name(data: str | None) -> dict[str, Line]:
 
 
 def test_it_says_what_training_chooses(small_dataset: Path) -> None:
-    lines = by_name(str(small_dataset))
-    assert {name for name, line in lines.items() if line.value is None} <= {"code"}
+    by_line = by_name(str(small_dataset))
+    assert {name for name, line in by_line.items() if line.value is None} <= {"code"}
     split = open_dataset(small_dataset).split("train")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = launch.resolve(Config(), split, device, 1)
-    assert lines["storage"].value == config.storage
-    assert lines["precision"].value == config.precision
-    assert lines["batch"].value == f"{config.batch_size:,}"
-    assert lines["device"].value == device.type
-    assert "train 48" in str(lines["data"].value)
-    assert "which fits in 25% of the free memory" in str(lines["size in memory"].value)
-    assert lines["compiler"].advice or str(lines["compiler"].value).startswith("/")
-    assert "MB per second" in str(lines["reading"].value)
+    assert by_line["storage"].value == config.storage
+    assert by_line["precision"].value == config.precision
+    assert by_line["batch"].value == f"{config.batch_size:,}"
+    assert by_line["device"].value == device.type
+    assert "train 48" in str(by_line["data"].value)
+    assert "which fits in 25% of the free memory" in str(by_line["size in memory"].value)
+    assert by_line["compiler"].advice or str(by_line["compiler"].value).startswith("/")
+    assert "MB per second" in str(by_line["reading"].value)
 
 
 @pytest.mark.parametrize("data", ["none", "remote", "not JSON", "a file", "cut off"])
@@ -67,12 +68,12 @@ def test_without_usable_data_the_other_lines_stay(
         folder.mkdir()
         (folder / "dataset.json").write_bytes((small_dataset / "dataset.json").read_bytes())
     named = {"none": None, "remote": "s3://bucket/shards"}.get(data, str(folder))
-    lines = by_name(named)
-    assert lines["reading"].unknown
-    assert lines["batch"].value and lines["precision"].value and lines["cores"].value
+    by_line = by_name(named)
+    assert by_line["reading"].unknown
+    assert by_line["batch"].value and by_line["precision"].value and by_line["cores"].value
     if data != "cut off":
-        assert lines["data"].advice and lines["storage"].unknown
-    assert "\x1b" not in as_text(list(lines.values()))
+        assert by_line["data"].advice and by_line["storage"].unknown
+    assert "\x1b" not in as_text(list(by_line.values()))
 
 
 def test_a_check_that_raises_exits_or_hangs_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,32 +89,32 @@ def test_a_check_that_raises_exits_or_hangs_is_one_line(monkeypatch: pytest.Monk
     def fail() -> str:
         raise RuntimeError("driver\nis broken")
 
-    monkeypatch.setattr(doctor, "LIMIT_S", 1.0)
-    for name, check in {"_gpus": fail, "_memory": hang, "_packages": leave}.items():
-        monkeypatch.setattr(doctor, name, check)
+    monkeypatch.setattr(lines, "LIMIT_S", 1.0)
+    for name, check in {"gpus": fail, "memory": hang, "packages": leave}.items():
+        monkeypatch.setattr(checks, name, check)
     began = time.monotonic()
-    lines = by_name(None)
+    by_line = by_name(None)
     end.set()
     assert time.monotonic() - began < 30
-    assert lines["GPU"].unknown == "driver is broken"
-    assert lines["memory"].unknown == "no answer within 1 seconds"
-    assert lines["packages"].unknown == "no licence"
-    assert lines["cores"].value
-    assert "unknown: driver is broken" in as_text([*lines.values()])
+    assert by_line["GPU"].unknown == "driver is broken"
+    assert by_line["memory"].unknown == "no answer within 1 seconds"
+    assert by_line["packages"].unknown == "no licence"
+    assert by_line["cores"].value
+    assert "unknown: driver is broken" in as_text([*by_line.values()])
 
 
 def test_what_can_be_changed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    monkeypatch.setattr(doctor.machine, "usable_cores", lambda: 8)
-    monkeypatch.setattr(doctor.machine, "version", lambda name: None)
+    monkeypatch.setattr(checks.machine, "usable_cores", lambda: 8)
+    monkeypatch.setattr(checks.machine, "version", lambda name: None)
     monkeypatch.setattr(launch, "missing_compiler", lambda device: "there is no compiler")
-    monkeypatch.setattr(doctor, "LOW_DISK", 1 << 62)
-    lines = by_name(None)
-    assert "6 of 8 cores" in str(lines["threads"].advice)
-    assert "install torch" in str(lines["packages"].advice)
-    assert lines["compiler"].advice == "there is no compiler"
-    assert "make room" in str(lines["disk, runs"].advice)
-    assert "- compiler: there is no compiler" in as_text([*lines.values()])
+    monkeypatch.setattr(checks, "LOW_DISK", 1 << 62)
+    by_line = by_name(None)
+    assert "6 of 8 cores" in str(by_line["threads"].advice)
+    assert "install torch" in str(by_line["packages"].advice)
+    assert by_line["compiler"].advice == "there is no compiler"
+    assert "make room" in str(by_line["disk, runs"].advice)
+    assert "- compiler: there is no compiler" in as_text([*by_line.values()])
 
 
 @pytest.mark.slow
@@ -128,6 +129,6 @@ def test_the_command_needs_neither_a_name_of_the_user_nor_data(tmp_path: Path) -
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    lines = {line["name"]: line for line in json.loads(done.stdout)}
-    assert f"called uid{os.getuid()}" in lines["user"]["value"]
-    assert all(line["value"] or line["unknown"] for line in lines.values())
+    by_line = {line["name"]: line for line in json.loads(done.stdout)}
+    assert f"called uid{os.getuid()}" in by_line["user"]["value"]
+    assert all(line["value"] or line["unknown"] for line in by_line.values())

@@ -1,27 +1,18 @@
-"""`python -m train.doctor`: this machine, the data, what training chooses here, what to change.
+"""The checks of the doctor: each returns its value, or a value and advice, or raises.
 
-The first thing that a bug report should hold. torch and what imports it are imported by the checks:
-of a broken installation, too, each line has its value or says why that cannot be told.
+torch and what imports it are imported by the checks: of a broken installation, too, each line has
+its value or says why that cannot be told.
 """
 
 import getpass
-import json
 import os
 import shutil
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
+from typing import TYPE_CHECKING
 
 from common import machine
-from common.command import run_command
 
 if TYPE_CHECKING:
     import torch
@@ -29,125 +20,32 @@ if TYPE_CHECKING:
     from shards.schema import DatasetMetadata
     from train.config import Config
 
-LIMIT_S = 5.0  # per line, importing torch aside: file systems and drivers may not answer
-IMPORT_LIMIT_S = 60.0
 READ_BYTES, READ_S, READ_CHUNK = 256 << 20, 1.0, 4 << 20  # most that is read of the data
 LOW_DISK = 2 << 30  # bytes
 SLOW_READ = 10_000  # patches per second
 GIGABYTE = 1e9
-DATA, PROCESSED = "data/shards", "data/processed"
-
-
-@dataclass(frozen=True)
-class Line:
-    """One fact: its value or, where it has none, why; and what the user can change."""
-
-    name: str
-    value: str | None = None
-    unknown: str | None = None
-    advice: str | None = None
-
 
 Fact = str | tuple[str, str]  # the value, and advice
-Check = Callable[[], Fact]
 
 
-def diagnose(data: str | None = None) -> list[Line]:
-    """Describe the machine, a packed data set, and the settings that training chooses for them.
-
-    Nothing is raised, changed, downloaded or compiled, and no check is waited for longer than
-    LIMIT_S; one that does not answer is left behind in a thread.
-
-    Args:
-        data: folder of a packed data set; None: data/shards.
-    """
-    named = DATA if data is None else data
-    slow: dict[str, Check] = {"torch": _torch, "training": _training}  # no line imports more
-    checks: dict[str, Check] = {
-        "python": lambda: f"{sys.version.split()[0]} in {sys.prefix}",
-        "system": _system,
-        "packages": _packages,
-        "code": _code,
-        "user": _user,
-        "cores": _cores,
-        "memory": _memory,
-        "GPU": _gpus,
-        "compiler": _compiler,
-        "disk, runs": partial(_disk, Path(PROCESSED)),
-        "disk, temporary": lambda: _disk(Path(tempfile.gettempdir())),
-        "data": partial(_data, named, data is None),
-        "disk, data": lambda: _disk(_local(named)),
-        "reading": partial(_reading, named),
-        "size in memory": partial(_size, named),
-        "device": lambda: str(_device()),
-        "precision": lambda: str(_config(named).precision),
-        "compile": partial(_compile, named),
-        "storage": partial(_storage, named),
-        "threads": _threads,
-        "batch": lambda: f"{_config(named).batch_size:,}",
-        "images": lambda: f"{_config(named).images:,}",
-    }
-    return [
-        *(_line(name, check, IMPORT_LIMIT_S) for name, check in slow.items()),
-        *(_line(name, check, LIMIT_S) for name, check in checks.items()),
-    ]
-
-
-def as_text(lines: list[Line]) -> str:
-    """Align the lines, and repeat their advice at the end."""
-    from common.console import printable
-
-    width = max(len(line.name) for line in lines)
-    rows = [
-        f"{line.name:<{width}}  "
-        + printable(f"unknown: {line.unknown}" if line.value is None else line.value)
-        for line in lines
-    ]
-    advice = [f"- {line.name}: {printable(line.advice)}" for line in lines if line.advice]
-    return "\n".join([*rows, "", "to change:", *(advice or ["- nothing"])])
-
-
-def _line(name: str, check: Check, limit_s: float) -> Line:
-    """Run a check in a thread, and leave it there where it does not end in time."""
-    answers: list[Line] = []
-
-    def answer() -> None:
-        try:
-            fact = check()
-        except BaseException as error:  # a broken package may even exit
-            reason = " ".join(str(error).split())[:500] or type(error).__name__
-            answers.append(Line(name, unknown=reason))
-        else:
-            value, advice = (fact, None) if isinstance(fact, str) else fact
-            answers.append(Line(name, value, advice=advice))
-
-    thread = threading.Thread(target=answer, daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    return answers[0] if answers else Line(name, unknown=f"no answer within {limit_s:g} seconds")
-
-
-def _torch() -> Fact:
+def torch_build() -> Fact:
+    """Version of torch, and the CUDA that it was built for."""
     import torch
 
     cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     return f"{torch.__version__}, {cuda}"
 
 
-def _training() -> Fact:
+def imports() -> Fact:
+    """Whether what training runs can be imported."""
     import pipeline.index
     import train.launch
 
     return f"{train.launch.__name__} and {pipeline.index.__name__} can be imported"
 
 
-def _system() -> Fact:
-    import platform
-
-    return f"{platform.platform()}, {machine.cpu_name()}"
-
-
-def _packages() -> Fact:
+def packages() -> Fact:
+    """Versions of the packages; advises to install what is missing."""
     versions = {name: machine.version(name) for name in machine.PACKAGES}
     value = ", ".join(f"{name} {number or 'missing'}" for name, number in versions.items())
     if missing := [name for name, number in versions.items() if number is None]:
@@ -155,14 +53,16 @@ def _packages() -> Fact:
     return value
 
 
-def _code() -> Fact:
+def code() -> Fact:
+    """The commit of the code."""
     commit = machine.git("rev-parse", "HEAD")
     if commit is None:
         raise RuntimeError("git is missing, or the code is not in a clone")
     return commit + (", changed since" if machine.code_changed() else "")
 
 
-def _user() -> Fact:
+def user() -> Fact:
+    """The user, and whether the home folder is writable."""
     import pwd
 
     home = Path.home()
@@ -178,24 +78,27 @@ def _user() -> Fact:
     return value, "set HOME to a folder that you can write to, for caches of torch and matplotlib"
 
 
-def _cores() -> Fact:
+def cores() -> Fact:
+    """The cores that may be used, and what limits them."""
     present, allowed = os.cpu_count(), len(machine.usable_core_numbers())
     quota = machine.cpu_quota()
     limit = "no quota" if quota is None else f"quota of the control group {quota:g}"
     return f"{machine.usable_cores()} usable: {present} present, {allowed} allowed, {limit}"
 
 
-def _memory() -> Fact:
+def memory() -> Fact:
+    """Available memory, and what limits it."""
     import psutil
 
-    memory, limit = psutil.virtual_memory(), machine.memory_limit()
-    value = f"{_gigabytes(machine.available_memory())} available of {_gigabytes(memory.total)}"
+    total, limit = psutil.virtual_memory().total, machine.memory_limit()
+    value = f"{_gigabytes(machine.available_memory())} available of {_gigabytes(total)}"
     if limit is None:
         return f"{value}, no limit of a control group"
     return f"{value}, limit of the control group {_gigabytes(limit)}"
 
 
-def _gpus() -> Fact:
+def gpus() -> Fact:
+    """The GPUs that torch can use, and the driver."""
     import torch
 
     from train import launch
@@ -219,36 +122,33 @@ def _gpus() -> Fact:
     )
 
 
-def _compiler() -> Fact:
+def compiler() -> Fact:
+    """The compiler that compiling the step would call."""
     from train import launch
 
-    if missing := launch.missing_compiler(_device()):
+    if missing := launch.missing_compiler(device()):
         return "none", missing
-    path = launch.compiler(_device())
+    path = launch.compiler(device())
     return f"{path}; before training begins, a small function shows whether it works"
 
 
-def _disk(folder: Path) -> Fact:
+def disk(folder: Path) -> Fact:
+    """Free space and kind of the file system where a folder is or would be."""
+    import psutil
+
     present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     usage = shutil.disk_usage(present)
-    value = f"{_gigabytes(usage.free)} free of {_gigabytes(usage.total)}, {_file_system(present)}"
+    real = Path(os.path.realpath(present))
+    mounts = [m for m in psutil.disk_partitions(all=True) if real.is_relative_to(m.mountpoint)]
+    kind = max(mounts, key=lambda m: len(m.mountpoint)).fstype if mounts else "of unknown type"
+    value = f"{_gigabytes(usage.free)} free of {_gigabytes(usage.total)}, {kind}"
     if usage.free >= LOW_DISK:
         return value
     return value, f"make room where {folder} lies: less than {_gigabytes(LOW_DISK)} is free"
 
 
-def _file_system(path: Path) -> str:
-    import psutil
-
-    mounts = [m for m in psutil.disk_partitions(all=True) if _is_under(path, m.mountpoint)]
-    return max(mounts, key=lambda m: len(m.mountpoint)).fstype if mounts else "of unknown type"
-
-
-def _is_under(path: Path, mount: str) -> bool:
-    return Path(os.path.realpath(path)).is_relative_to(mount)
-
-
-def _local(data: str) -> Path:
+def local(data: str) -> Path:
+    """The folder of a data set that is on this machine."""
     if "://" in data:
         raise ValueError(f"{data} is remote, and nothing is downloaded here")
     return Path(data)
@@ -257,7 +157,7 @@ def _local(data: str) -> Path:
 def _metadata(data: str) -> "DatasetMetadata":
     from shards.schema import load_metadata
 
-    return load_metadata(_local(data))
+    return load_metadata(local(data))
 
 
 def _usable(data: str) -> "DatasetMetadata":
@@ -267,7 +167,8 @@ def _usable(data: str) -> "DatasetMetadata":
         raise LookupError("no data set can be read (see the line on data)") from None
 
 
-def _data(data: str, is_default: bool) -> Fact:
+def data_set(data: str, is_default: bool) -> Fact:
+    """Splits and classes of the data set."""
     from common.errors import DataError
 
     try:
@@ -288,8 +189,9 @@ def _data(data: str, is_default: bool) -> Fact:
     return value
 
 
-def _reading(data: str) -> Fact:
-    folder, shards = _local(data), _usable(data).shards
+def reading(data: str) -> Fact:
+    """The speed of reading the shards, for about a second."""
+    folder, shards = local(data), _usable(data).shards
     began, count = time.monotonic(), 0
     for size in _read(shard.tar(folder) for shard in shards):
         count += size
@@ -317,7 +219,8 @@ def _read(paths: Iterable[Path]) -> Iterator[int]:
                 yield len(chunk)
 
 
-def _size(data: str) -> Fact:
+def size_in_memory(data: str) -> Fact:
+    """The size of the train split, and where it fits."""
     import torch
 
     from pipeline.loader import MEMORY_SHARE
@@ -335,18 +238,20 @@ def _size(data: str) -> Fact:
     return f"{_gigabytes(need)} for the train split, which {', '.join(fits)}"
 
 
-def _storage(data: str) -> Fact:
+def storage(data: str) -> Fact:
+    """Where training would keep the patches."""
     _usable(data)  # without data there is no choice
-    return _config(data).storage
+    return config_for(data).storage
 
 
-def _device() -> "torch.device":
+def device() -> "torch.device":
+    """The device that training would use."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _config(data: str) -> "Config":
+def config_for(data: str) -> "Config":
     """Resolve the settings of a launch of one process as training does."""
     from common.errors import DataError
     from pipeline.index import Split
@@ -362,25 +267,27 @@ def _config(data: str) -> "Config":
         pass
     # the index of many patches takes long to read, and only the size of the split counts
     train = Split(Path(data), "train", split, png, SIDECAR.empty_table())
-    return launch.resolve(Config(), train, _device(), 1)
+    return launch.resolve(Config(), train, device(), 1)
 
 
-def _compile(data: str) -> Fact:
+def compiled(data: str) -> Fact:
+    """Whether training would compile the step."""
     from train import launch
 
-    if not _config(data).compile:
+    if not config_for(data).compile:
         return "no, as on every CPU; --compile True asks for it"
-    return "no, for want of a compiler" if launch.missing_compiler(_device()) else "yes"
+    return "no, for want of a compiler" if launch.missing_compiler(device()) else "yes"
 
 
-def _threads() -> Fact:
-    threads, cores = machine.threads_for(None), machine.usable_cores()
-    if threads == cores:
-        return f"{threads} on a CPU"
+def threads() -> Fact:
+    """The threads that training would use."""
+    count, usable = machine.threads_for(None), machine.usable_cores()
+    if count == usable:
+        return f"{count} on a CPU"
     return (
-        f"{threads} on a CPU",
-        f"OMP_NUM_THREADS leaves {cores - threads} of {cores} cores idle: unset it, or --threads "
-        f"{cores}",
+        f"{count} on a CPU",
+        f"OMP_NUM_THREADS leaves {usable - count} of {usable} cores idle: unset it, or --threads "
+        f"{usable}",
     )
 
 
@@ -388,30 +295,3 @@ def _gigabytes(count: float) -> str:
     if count < 0.1 * GIGABYTE:
         return f"{count / 1e6:,.1f} MB"
     return f"{count / GIGABYTE:,.2f} GB"
-
-
-_Data = Annotated[
-    str | None, tyro.conf.arg(metavar="DIR", help="packed data set; default: data/shards")
-]
-_Json = Annotated[
-    bool, tyro.conf.arg(name="json", help="print a JSON array of the lines instead of text")
-]
-
-
-def _command(data: _Data = None, as_json: _Json = False) -> Callable[[], None]:
-    """Describe this machine, the data, what training chooses here, and what to change."""
-
-    def action() -> None:
-        lines = diagnose(data)
-        text = json.dumps([asdict(line) for line in lines], indent=1)
-        print(text if as_json else as_text(lines), flush=True)
-
-    return action
-
-
-def main() -> int:
-    return run_command("train.doctor", _command)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
