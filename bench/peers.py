@@ -32,11 +32,6 @@ def _stacked(samples: Iterable[tuple[Any, Any]]) -> Batch:
     return pixels, np.asarray(labels, np.int64)
 
 
-def _identity(batch: Any) -> Any:
-    """Return a batch as it is: the workers have collated it."""
-    return batch
-
-
 def _data_loader(
     dataset: Any, batch: int | None, workers: int, **options: Any
 ) -> "DataLoader[Any]":
@@ -78,7 +73,7 @@ def read_webdataset(decoder: str, workers: int, root: Path, batch: int) -> Epoch
         dataset = wds.WebDataset(urls, shardshuffle=len(urls), seed=number, empty_check=False)
         dataset = dataset.shuffle(SHUFFLE, seed=number).decode(decoder).to_tuple("png", "cls")
         dataset = dataset.batched(batch, collation_fn=_stacked)
-        yield from _data_loader(dataset, None, workers, collate_fn=_identity)
+        yield from _data_loader(dataset, None, workers, collate_fn=lambda batch: batch)
 
     return epoch
 

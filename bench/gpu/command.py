@@ -69,8 +69,8 @@ class Session:
     out: Path
     data: Path
     dry: bool
+    driver: str | None
     began: float = field(default_factory=time.monotonic)
-    driver: str | None = field(default_factory=lambda: _driver())  # asked once: it takes a process
     outcomes: list[Outcome] = field(default_factory=list)
     tests: dict[str, str] = field(default_factory=dict)
 
@@ -167,32 +167,29 @@ def main(argv: list[str]) -> int:
     for name in ("gpu.json", "records.jsonl", "log.txt"):
         (options.out / name).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
-        session = Session(options.out, Path(folder) / "data", options.dry)
-        _run(session)
+        session = Session(options.out, Path(folder) / "data", options.dry, _driver())
+        session.run([DATA])
+        effort = DRY if session.dry else FULL
+        jobs = [(preset, effort.sizes[i]) for preset, i in COMPILED if i < len(effort.sizes)]
+        if session.dry:
+            jobs = jobs[:1]
+        # the compiler works on the host, so that all graphs are compiled at once, beside the tests
+        options_of = {job: ["--preset", job[0], "--batch", str(job[1])] for job in jobs}
+        compiling = [
+            Step(f"compile {preset} {size}", 130, ["compile", *options_of[preset, size]])
+            for preset, size in jobs
+        ]
+        session.run([TEST, *compiling])
+        # the fastest variant of each kernel was chosen on a busy device: choose it again
+        for choice in session.data.rglob("*.best_config"):
+            choice.unlink()
+        if session.dry:  # nobody reads these numbers, so the steps may disturb each other
+            session.run(MEASURED)
+        else:
+            for step in MEASURED:
+                session.run([step])
     print(_show(session), flush=True)
     return DONE if all(outcome.status == "done" for outcome in session.outcomes) else FAILED
-
-
-def _run(session: Session) -> None:
-    session.run([DATA])
-    effort = DRY if session.dry else FULL
-    jobs = [(preset, effort.sizes[i]) for preset, i in COMPILED if i < len(effort.sizes)]
-    if session.dry:
-        jobs = jobs[:1]
-    # the compiler works on the host, so that all graphs are compiled at once, beside the tests
-    compiling = [
-        Step(f"compile {preset} {size}", 130, ["compile", "--preset", preset, "--batch", str(size)])
-        for preset, size in jobs
-    ]
-    session.run([TEST, *compiling])
-    # the fastest variant of each kernel was chosen on a busy device: choose it again
-    for choice in session.data.rglob("*.best_config"):
-        choice.unlink()
-    if session.dry:  # nobody reads these numbers, so the steps may disturb each other
-        session.run(MEASURED)
-    else:
-        for step in MEASURED:
-            session.run([step])
 
 
 def _show(session: Session) -> str:

@@ -1,13 +1,17 @@
-"""Whole training steps on a batch that is on the device: images/s, memory and compile time."""
+"""Training steps on a batch that is on the device: images/s, memory, compile time, and kernels."""
 
 import gc
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from msgspec import Struct
+from torch._C._autograd import DeviceType
 from torch._dynamo.utils import counters
+from torch.profiler import ProfilerActivity, profile
 
 from bench.modes.training import fixed_batch
 from bench.records import Record, Spread
@@ -21,6 +25,7 @@ from train.loop import Trainer
 COMPILED, GRAPHS = "compiled bf16", "compiled bf16, CUDA graphs"
 GPU_VARIANTS = {**VARIANTS, GRAPHS: Variant("bf16", True, cuda_graphs=True)}
 WARMUP = 5  # steps; CUDA graphs are recorded in the second and replayed from the third on
+TOP = 30  # kernels in the JSON file, the slowest
 
 
 class Effort(NamedTuple):
@@ -51,6 +56,27 @@ class Point(Record, tag="point", frozen=True):
     peak_bytes: int | None = None  # of tensors in a step, the weights and one batch included
     graph_cache_hits: int | None = None  # graphs taken from the compiler's cache
     cudagraph_skips: int | None = None  # graphs that torch could not record
+
+
+class Kernel(Struct, frozen=True):
+    """The launches of one kernel in a step, and their total seconds."""
+
+    name: str
+    launches: int
+    seconds: float
+
+
+class Kernels(Record, tag="kernels", frozen=True):
+    """The kernels of a step, the slowest first; on a CPU its operations."""
+
+    preset: str
+    variant: str
+    batch_size: int
+    step_s: float  # without the profiler
+    busy_s: float  # of all kernels and copies
+    launches: int
+    host_launches: int  # calls of the host that start a kernel, a graph or a copy
+    top: list[Kernel]
 
 
 def streaming_trainer(
@@ -138,6 +164,42 @@ def _timed_point(
         peak_bytes=torch.cuda.max_memory_allocated(device) if cuda else None,
         graph_cache_hits=counters["inductor"]["fxgraph_cache_hit"],
         cudagraph_skips=counters["inductor"]["cudagraph_skips"],
+    )
+
+
+def measure_kernels(trainer: Trainer, batch: Batch, preset: str, variant: str) -> Kernels:
+    """Profile one training step, after warm-up."""
+    device = trainer.device
+    cuda = device.type == "cuda"
+    for _ in range(WARMUP):
+        trainer.update(batch)
+    seconds = timed(lambda: trainer.update(batch), WARMUP, device)
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    for _ in range(2):  # the first one starts the profiler
+        with profile(activities=activities) as profiler:
+            trainer.update(batch)
+            if cuda:
+                torch.cuda.synchronize(device)
+    kind = DeviceType.CUDA if cuda else DeviceType.CPU
+    times: dict[str, list[float]] = defaultdict(list)
+    host = 0
+    for event in profiler.events() or []:
+        if event.name.startswith(("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpy")):
+            host += 1
+        elif event.device_type == kind and not event.is_user_annotation:
+            spent = event.device_time if cuda else event.self_cpu_time_total
+            times[event.name].append(spent / 1e6)
+    kernels = [Kernel(name[:160], len(spent), sum(spent)) for name, spent in times.items()]
+    kernels.sort(key=lambda kernel: -kernel.seconds)
+    return Kernels(
+        preset,
+        variant,
+        len(batch.images),
+        step_s=seconds,
+        busy_s=sum(kernel.seconds for kernel in kernels),
+        launches=sum(kernel.launches for kernel in kernels),
+        host_launches=host,
+        top=kernels[:TOP],
     )
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import msgspec
 
 from bench import roofline
-from bench.gpu.kernels import Kernels
-from bench.gpu.points import COMPILED, Point
+from bench.gpu.points import COMPILED, Kernels, Point
+from bench.modes import augment
 from bench.modes.augment import Augmentation, WholeStep
 from bench.records import CELL, Record, Spread, grouped
 from bench.roofline import Peaks, Roofline
@@ -83,12 +83,7 @@ def tables(records: list[GpuRecord]) -> Iterator[str]:
     if parts := [r for r in records if isinstance(r, StepPart)]:
         yield f"dvae, eager: {report_parts(parts)}"
     if augmentations := [r for r in records if isinstance(r, Augmentation)]:
-        steps = list(augmentations[0].share_of)
-        rows = [["", "us per image", *(f"share of {name}" for name in steps)]]
-        rows += [
-            [r.name, f"{r.us_per_image:,.3f}", *(f"{r.share_of[s]:.1%}" for s in steps)]
-            for r in augmentations
-        ]
+        rows = augment.rows(augmentations, digits=3)
         yield f"corruption and D4, compiled alone: {CELL}\n{table(rows)}"
     if embeddings := [r for r in records if isinstance(r, Embedded)]:
         rows = [["embedding", "images/s"], *([r.name, f"{r.images_per_s}"] for r in embeddings)]

@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator
 
 from bench import roofline
-from bench.gpu.kernels import measure_kernels
 from bench.gpu.points import (
     COMPILED,
     DRY,
@@ -24,6 +23,7 @@ from bench.gpu.points import (
     GRAPHS,
     Effort,
     Point,
+    measure_kernels,
     measure_point,
     plan_points,
     release,

@@ -6,7 +6,7 @@ of the step it cannot be timed, and costs at most as much. kornia's random modul
 images with the same shares, in eager float32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -144,14 +144,17 @@ def _steps(
     return steps, batch.images
 
 
+def rows(records: Sequence[Augmentation], digits: int) -> list[list[str]]:
+    """A header, and a row per augmentation and step."""
+    steps = list(records[0].share_of)
+    header = ["", "us per image", *(f"share of {name}" for name in steps)]
+    shares = [[f"{r.share_of[step]:.1%}" for step in steps] for r in records]
+    names = [[r.name, f"{r.us_per_image:,.{digits}f}"] for r in records]
+    return [header, *(name + share for name, share in zip(names, shares, strict=True))]
+
+
 def report(records: list[Augmentation], settings: Settings) -> str:
     """Show a row per augmentation and step."""
-    steps = [record.name for record in records if isinstance(record, WholeStep)]
     mode = "compiled" if settings.compiled else "eager"
-    rows = [["", "us per image", *(f"share of {name}" for name in steps)]]
-    rows += [
-        [r.name, f"{r.us_per_image:,.2f}", *(f"{r.share_of[name]:.1%}" for name in steps)]
-        for r in records
-    ]
     title = f"microseconds per image at batch {settings.batch_size:,}, ours {mode}: {CELL}"
-    return f"{title}\n{table(rows)}"
+    return f"{title}\n{table(rows(records, digits=2))}"

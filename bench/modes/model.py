@@ -30,6 +30,8 @@ ARCHITECTURES: dict[str, ModelConfig] = {
     "tied C4": ModelConfig(architecture="tied", group="C4"),
 }
 WARMUP = 2
+SIZE_HEADER = ["architecture", "parameters", "encoder", "decoder", "MACs"]
+SIZE_HEADER += ["FLOPs forward", "FLOPs forward+backward"]
 
 
 class ModelRecord(Record, frozen=True):
@@ -159,21 +161,16 @@ def report(records: list[Size | Speed], settings: Settings) -> str:
         (r.architecture, r.work, r.variant): r.images_per_s for r in records if isinstance(r, Speed)
     }
     notes = f"MACs: {counts.MACS_UNIT}\nFLOPs: {counts.FLOPS_UNIT}"
-    tables = [f"size\n{table([SIZE_HEADER, *map(_size_row, sizes)])}\n{notes}"]
+    rows = [SIZE_HEADER]
+    for size in sizes:
+        macs = size.macs if isinstance(size.macs, NotMeasured) else size.macs["total"]
+        parameters = [size.parameters[part] for part in ("total", "encoder", "decoder")]
+        numbers = [*parameters, macs, size.flops["forward"], size.flops["forward+backward"]]
+        rows.append([size.architecture, *(f"{number:,}" for number in numbers)])
+    tables = [f"size\n{table(rows)}\n{notes}"]
     for name in (size.architecture for size in sizes):
         rows = [["pass", *VARIANTS]]
         rows += [[work, *(f"{speeds[name, work, v]:,.0f}" for v in VARIANTS)] for work in PASSES]
         title = f"{name}: images/s at batch {settings.batch_size:,}, channels-last: {CELL}"
         tables.append(f"{title}\n{table(rows)}")
     return "\n\n".join(tables)
-
-
-SIZE_HEADER = ["architecture", "parameters", "encoder", "decoder", "MACs"]
-SIZE_HEADER += ["FLOPs forward", "FLOPs forward+backward"]
-
-
-def _size_row(size: Size) -> list[str]:
-    macs = size.macs if isinstance(size.macs, NotMeasured) else size.macs["total"]
-    parameters = [size.parameters[part] for part in ("total", "encoder", "decoder")]
-    numbers = [*parameters, macs, size.flops["forward"], size.flops["forward+backward"]]
-    return [size.architecture, *(f"{number:,}" for number in numbers)]

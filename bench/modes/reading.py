@@ -143,7 +143,15 @@ def report(records: list[ReadSpeed | ReadFailure], settings: Settings) -> str:
     for count, group in grouped(records, lambda r: r.patches).items():
         speeds = {r.reader: r for r in group if isinstance(r, ReadSpeed)}
         limit, reference = speeds[LIMIT], speeds.get(REFERENCE)
-        rows = [HEADER, *(_row(speed, limit, reference) for speed in speeds.values())]
+        most, rows = limit.patches_per_core_s.median, [HEADER]
+        for speed in speeds.values():
+            rate, ratio = speed.patches_per_core_s.median, "-"
+            if reference is not None:
+                ratio = f"{rate / reference.patches_per_core_s.median:.1f}"
+            numbers = [f"{rate / most:.1%}", f"{speed.bytes_per_patch:,.0f}"]
+            memory = [f"{n / 1e6:,.1f}" for n in (speed.opened_bytes, speed.grown_bytes)]
+            rates = [f"{speed.patches_per_s}", f"{speed.patches_per_core_s}"]
+            rows.append([speed.reader, *rates, ratio, *numbers, *memory])
         failed = [
             f"not measured: {r.reader}: {r.patches_per_s.not_measured.splitlines()[0]}"
             for r in group
@@ -152,17 +160,3 @@ def report(records: list[ReadSpeed | ReadFailure], settings: Settings) -> str:
         title = f"{count:,} patches, shuffled batches of {min(BATCH, count)}: {CELL}"
         tables.append("\n".join([title, table(rows), *failed]))
     return "\n\n".join(tables)
-
-
-def _row(speed: ReadSpeed, limit: ReadSpeed, reference: ReadSpeed | None) -> list[str]:
-    rate, most = speed.patches_per_core_s.median, limit.patches_per_core_s.median
-    return [
-        speed.reader,
-        f"{speed.patches_per_s}",
-        f"{speed.patches_per_core_s}",
-        "-" if reference is None else f"{rate / reference.patches_per_core_s.median:.1f}",
-        f"{rate / most:.1%}",
-        f"{speed.bytes_per_patch:,.0f}",
-        f"{speed.opened_bytes / 1e6:,.1f}",
-        f"{speed.grown_bytes / 1e6:,.1f}",
-    ]

@@ -4,9 +4,10 @@ Steps on batches from every storage are compared with steps on one batch that is
 already; then come the parts of a step, its share of the machine's peaks, and plain trainers.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -94,16 +95,11 @@ def fixed_batch(trainer: Trainer) -> Batch:
     return batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
 
 
-def _repeat_forever(batch: Batch) -> Generator[Batch, None, None]:
-    while True:
-        yield batch
-
-
 def speeds_by_source(
     trainer: Trainer, preset: str, fixed: Batch, loaders: dict[str, Loader], settings: Settings
 ) -> list[StepSpeed]:
     """Time whole steps on a fixed batch, and on those of each loader."""
-    sources: dict[str, BatchSource] = {FIXED: partial(_repeat_forever, fixed)}
+    sources: dict[str, BatchSource] = {FIXED: lambda: (fixed for _ in count())}
     sources |= {name: partial(endless, loader) for name, loader in loaders.items()}
     log.info(f"train: {'compiling the step' if trainer.config.compile else 'the first step'}")
     trainer.update(next(sources[FIXED]()))
