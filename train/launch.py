@@ -3,13 +3,13 @@
 import os
 import shutil
 from dataclasses import replace
+from functools import cache
 from itertools import count
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from torch import Tensor
 
 from common.errors import DataError
 from common.machine import threads_for, use_threads
@@ -109,23 +109,25 @@ def _kinds_without_place(config: Config, batch: int) -> list[str]:
 def compile_obstacle(device: torch.device) -> str | None:
     """Say in one line why torch cannot compile for this device; None where it can.
 
-    A compiler that is missing is named; all else shows when a small function is compiled: missing
-    headers, a folder for compiled code that is read-only, full, or not executable.
+    A compiler that is missing is named; all else shows when a small function is compiled.
     """
-    if (missing := missing_compiler(device)) is not None:
-        return missing
+    return missing_compiler(device) or compile_failure(device)
+
+
+@cache  # it takes seconds, and a comparison asks for each of its runs
+def compile_failure(device: torch.device) -> str | None:
+    """Compile a small function; say in one line why that fails, None where it works.
+
+    Headers may be missing, or a folder for compiled code read-only, full, or not executable.
+    """
     try:
-        torch.compile(_trial)(torch.ones(8, device=device))
+        torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=device))
     except Exception as error:  # whatever the compilers raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"torch cannot compile on this machine ({': '.join(lines[:2])[:300]})"
     finally:
         torch.compiler.reset()
     return None
-
-
-def _trial(x: Tensor) -> Tensor:
-    return x * 2 + 1
 
 
 def compiler(device: torch.device) -> str | None:

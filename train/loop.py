@@ -113,16 +113,13 @@ class Trainer:
     def seconds_left(self) -> float:
         """Estimate the time to the end of the budget, with validations; changes no weight."""
         left = self.schedule.steps - self.done
-        validations = left // self.schedule.validate_every
-        return self._seconds_per_step() * left + self._seconds_per_validation() * validations
-
-    def _seconds_per_validation(self) -> float:
-        """Time a validation, on the main rank."""
-        if self.held_out is None:
-            return 0.0
-        began = time.perf_counter()
-        self.task.validate(self.model, self.ema, self.held_out)
-        return time.perf_counter() - began
+        seconds = self._seconds_per_step() * left
+        if self.held_out is not None:
+            began = time.perf_counter()
+            self.task.validate(self.model, self.ema, self.held_out)
+            validation = time.perf_counter() - began
+            seconds += validation * (left // self.schedule.validate_every)
+        return seconds
 
     def _seconds_per_step(self) -> float:
         """Time forward and backward passes; the first one compiles."""

@@ -97,7 +97,12 @@ def _prepare_run(
     _require_same(run)
     continued_from = ranks.together(lambda: _claim(run, held) if ranks.rank() == 0 else 0)
     run = replace(run, continued_from=max(ranks.gather_object(continued_from)))
-    return _normalise(run, fitted)
+    if config.normalise == "none":
+        return run
+    # measured once, by the main rank
+    table = ranks.together(lambda: _stain_table(run, fitted) if ranks.rank() == 0 else None)
+    measured = ranks.gather_object(table)[0]
+    return replace(run, dataset=ranks.together(lambda: normalised(dataset, measured)))
 
 
 def _open(root: Path, expected_hash: str | None) -> Dataset:
@@ -189,6 +194,11 @@ def _claim(run: Run, held: ExitStack) -> int:
         raise DataError(
             f"{run.folder} exists: continue it with --resume, or choose another --out or --seed"
         )
+    if not path.is_file() and newest_images(run.folder):
+        raise DataError(
+            f"{run.folder} has checkpoints of a run, but {path.name}, which holds its settings and "
+            "data set, is missing: put it back, or choose another --out"
+        )
     if not path.is_file():
         raise DataError(f"{run.folder} has no config.json: it is not a run; choose another --out")
     before = load_record(path)
@@ -209,15 +219,6 @@ def _claim(run: Run, held: ExitStack) -> int:
     record = RunRecord(run.preset, config, data, environment(), phases)
     write_record(path, record)
     return images if seen else 0
-
-
-def _normalise(run: Run, fitted: dict[Unit, StainTable]) -> Run:
-    """Normalise the staining of the run's data set, measured once by the main rank."""
-    if run.config.normalise == "none":
-        return run
-    table = ranks.together(lambda: _stain_table(run, fitted) if ranks.rank() == 0 else None)
-    measured = ranks.gather_object(table)[0]
-    return replace(run, dataset=ranks.together(lambda: normalised(run.dataset, measured)))
 
 
 def _stain_table(run: Run, fitted: dict[Unit, StainTable]) -> StainTable:

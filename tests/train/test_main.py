@@ -110,6 +110,27 @@ def test_no_compiler_is_one_line_before_training(
     assert "(nonexistent-g" in (launch.compile_obstacle(torch.device(device)) or "")
 
 
+def test_a_compiler_is_tried_once_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[object] = []
+    monkeypatch.setattr(launch, "missing_compiler", lambda device: None)
+    monkeypatch.setattr(torch, "compile", lambda call: tried.append(call) or call)
+    launch.compile_failure.cache_clear()
+    for _ in range(2):
+        assert launch.compile_obstacle(torch.device("cpu")) is None
+    assert len(tried) == 1
+    launch.compile_failure.cache_clear()
+
+
+def test_checkpoints_without_their_config_are_not_taken_for_another_folder(
+    small_dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run" / "checkpoints" / "000000000064").mkdir(parents=True)
+    words = ["dvae", "--data", str(small_dataset), "--out", str(tmp_path / "run"), "--resume"]
+    assert command.main(words) == 2
+    message = " ".join(capfd.readouterr().err.split())
+    assert "has checkpoints of a run, but config.json" in message and "put it back" in message
+
+
 @pytest.mark.slow
 def test_a_compiler_that_does_not_work_is_one_line(tmp_path: Path) -> None:
     compiler = tmp_path / "g++"

@@ -18,7 +18,7 @@ from common.console import log
 from common.errors import DataError
 from common.files import read_json, write_atomically
 from train.sweep.options import SlurmConfig
-from train.sweep.runs import Command, Programs, SweepRun, evaluation, failure, start, training
+from train.sweep.runs import Programs, SweepRun, evaluation, failure, start, training
 
 POLL_S = 0.1
 SAVE_S = 120  # between the signal and the end of a job, for the step to end and the run to save
@@ -47,22 +47,18 @@ class RunJob:
     def __call__(self) -> None:
         for stage in (training, evaluation):
             if command := stage(self.run, self.programs):
-                process = self._start(command)
+                # it ignores Slurm's warning, which every process of a job gets
+                signal.pthread_sigmask(signal.SIG_BLOCK, {PREEMPTION})
+                try:
+                    process = start(command)
+                    self.child = process.pid
+                finally:
+                    signal.pthread_sigmask(signal.SIG_UNBLOCK, {PREEMPTION})
                 # not wait(): it holds a lock that `checkpoint`, a signal's handler, would need
                 while process.poll() is None:
                     time.sleep(POLL_S)
                 if stage(self.run, self.programs) is not None:
                     raise RuntimeError(f"{self.run.name}: {failure(self.run, process.pid)}")
-
-    def _start(self, command: Command) -> subprocess.Popen[bytes]:
-        """Start a process that ignores Slurm's warning, which every process of a job gets."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, {PREEMPTION})
-        try:
-            process = start(command)
-            self.child = process.pid
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {PREEMPTION})
-        return process
 
     def checkpoint(self) -> Any:
         """Let the child save and end, and requeue the job; called on the warning signal."""
