@@ -10,9 +10,7 @@ external_features      files of embeddings made elsewhere
 measure/               metrics, readouts, baselines and probes of a model
 stats/                 intervals and contrasts over groups and seeds
 drawing/               figures and pictures of a run
-json_records           records in JSON files
-results                the records of results.json
-writing                writes what every evaluation writes
+results                the records of results.json, and how records are read and written
 export/                what others take away: model card, formats
 evaluation             evaluates a run (command `eval.main`)
 embedding              embeds any patches (command `eval.embed`)

@@ -35,7 +35,6 @@ class PatchEncoder:
         self, model: VAE, symmetry: Symmetry, normalisation: Normalisation | None = None
     ) -> None:
         self.model, self.symmetry, self.normalisation = model, symmetry, normalisation
-        self.encoders = readouts.encoders_of(model)
 
     @property
     def device(self) -> torch.device:
@@ -75,21 +74,18 @@ class PatchEncoder:
     def _embed(self, x_BCHW: Tensor, readout: str) -> Features:
         if readout not in READOUTS:
             raise ValueError(f"unknown readout {readout!r}; there are {list(READOUTS)}")
-        batches = []
+        encoders, batches = readouts.encoders_of(self.model), []
         for images_BCHW in x_BCHW.split(batch_for(self.device)):
             with evaluating(self.model):
                 on_device = images_BCHW.to(self.device)
                 x = to_float(on_device) if on_device.dtype == torch.uint8 else on_device.float()
-                features = readouts.readouts_of(self.encoders, x, [readout], self.symmetry)
+                features = readouts.readouts_of(encoders, x, [readout], self.symmetry)
             batches.append(features[readout].cpu().numpy())
         return np.concatenate(batches)
 
     def dimensions(self, readout: str = "mean") -> int:
         """Count the numbers d that a readout gives per image."""
-        pixels = torch.zeros(1, CHANNELS, PATCH, PATCH, device=self.device)
-        with evaluating(self.model):
-            features = readouts.readouts_of(self.encoders, pixels, [readout], self.symmetry)
-        return features[readout].shape[1]
+        return self._embed(torch.zeros(1, CHANNELS, PATCH, PATCH), readout).shape[1]
 
 
 def load(run: Path | str, device: str | torch.device | None = None) -> PatchEncoder:

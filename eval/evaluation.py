@@ -1,31 +1,37 @@
 """The evaluation of a run: RUN/results.json, scores.parquet, embeddings and figures."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from common.console import log
+from common.machine import environment
 from eval import run as runs
 from eval.config import EVAL_DEFAULTS, EvalConfig
 from eval.drawing import pictures, run_figures
 from eval.export.model_card import write_card
 from eval.features import Features, write_embeddings
 from eval.measure import metrics, readouts
-from eval.measure.probing import probe_protocol, probe_run
+from eval.measure.probing import Probed, probe_protocol, probe_run
 from eval.measure.readouts import PRIMARY
+from eval.measure.scores import SCORES
 from eval.results import (
+    RESULTS,
+    VERSION,
+    DataFacts,
     Equivariance,
     Latent,
     ModelFacts,
     Parameters,
-    Protocol,
     Reconstruction,
     Results,
     RunFacts,
+    save,
 )
-from eval.session import RunSession, open_run, subset, timed
-from eval.writing import data_facts, write
+from eval.session import RunSession, Session, open_run, subset, timed
 from pipeline.corruptions import TEST_SEED
 from pipeline.pixels import to_tensor
 from pipeline.reader import read_batches, read_split
@@ -53,7 +59,16 @@ def evaluate(
     runs.remove_unfinished(session.run)
     rows = subset(len(session.metrics_split), config.test_images)
     images = to_tensor(read_split(session.metrics_split, rows), session.device)
-    protocol = _protocol(session, len(images))
+    protocol = replace(
+        probe_protocol(session),
+        metrics_split=session.metrics_split.name,
+        metrics_images=len(images),
+        equivariance_images=min(len(images), metrics.EQUIVARIANCE_IMAGES),
+        corruption=asdict(session.corruption),
+        corruption_seed=TEST_SEED,
+        active_units_above_nats=metrics.ACTIVE_NATS,
+        embed_images=config.embed_images,
+    )
     reconstruction = _reconstruction(session, images)
     latent = _latent(session, images)
     equivariance = _equivariance(session, images)
@@ -97,6 +112,43 @@ def embed_splits(session: RunSession) -> dict[str, Features]:
     return probed
 
 
+def data_facts(session: Session) -> DataFacts:
+    """Describe the data set of a session."""
+    return DataFacts(hash=session.data.hash, root=str(session.data.root))
+
+
+def write(
+    out: Path, session: Session, results: Results, probed: Probed | None, hashes: Mapping[str, str]
+) -> Results:
+    """Add to results what every evaluation has, write them and the scores, and return them.
+
+    Args:
+        results: the sections that this kind of evaluation has.
+        probed: sections and scores of the probes; None where the data cannot be probed.
+        hashes: of the model and the data set, written as metadata of the scores.
+    """
+    if probed is not None:
+        facts = {**hashes, "image_limits": results.protocol.image_limits}
+        probed.book.write(out / SCORES, facts)
+        results = replace(
+            results,
+            probe=probed.probe,
+            other_probes=probed.other_probes,
+            budgets=probed.budgets,
+            robustness=probed.robustness,
+        )
+    results = replace(
+        results,
+        version=VERSION,
+        notices=session.notices,
+        environment=environment(),
+        seconds=session.seconds,
+    )
+    save(out / RESULTS, results)
+    log.info(f"{out / RESULTS} written after {results.seconds} s")
+    return results
+
+
 def _model_facts(session: RunSession) -> ModelFacts:
     def count(module: torch.nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
@@ -108,19 +160,6 @@ def _model_facts(session: RunSession) -> ModelFacts:
             encoder=count(model.encoder), decoder=count(model.decoder), total=count(model)
         ),
         snapshot=runs.snapshot_hash(session.run),
-    )
-
-
-def _protocol(session: RunSession, images: int) -> Protocol:
-    return replace(
-        probe_protocol(session),
-        metrics_split=session.metrics_split.name,
-        metrics_images=images,
-        equivariance_images=min(images, metrics.EQUIVARIANCE_IMAGES),
-        corruption=asdict(session.corruption),
-        corruption_seed=TEST_SEED,
-        active_units_above_nats=metrics.ACTIVE_NATS,
-        embed_images=session.config.embed_images,
     )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from common.console import log
 from common.errors import DataError
 from eval.config import EXTERNAL_DEFAULTS, ExternalConfig
+from eval.evaluation import data_facts, write
 from eval.external_features import match_samples, read_external
 from eval.features import Features
 from eval.measure import metrics, robustness
@@ -41,7 +42,6 @@ from eval.results import (
     Robustness,
 )
 from eval.session import Session, timed
-from eval.writing import data_facts, write
 from models.config import ModelConfig
 from models.vae import build
 from pipeline.index import open_dataset

@@ -1,19 +1,31 @@
 """The records of results.json: what evaluations write and reports read.
 
+A record is a frozen dataclass. A field of value None is written as null, except those marked
+ABSENT, which are left out. Reading tolerates missing and unknown fields, so that a report can show
+older results, and refuses values of the wrong type.
+
 In field names and values of results.json, `group` is a symmetry group in the sections run, model
 and equivariance, and a group of patches (patient, slide or source image) in protocol and budgets.
 """
 
-from dataclasses import dataclass, field
+import json
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
-from common.files import read_json
+import msgspec
+
+from common.errors import DataError
+from common.files import atomic_path, read_json
 from common.machine import Environment
-from eval.json_records import ABSENT, parse
 from pipeline.normalisation import Normalisation
 
 VERSION = 2
 RESULTS = "results.json"
+ABSENT = {"absent": True}  # metadata of a field that is not written where it is None
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,3 +307,34 @@ def load_results(run: Path) -> Results:
     command = f"python -m eval.main {run}"
     raw = read_json(run / RESULTS, f"evaluate with: {command}")
     return parse(raw, Results, run / RESULTS, f"evaluate again with: {command}")
+
+
+def parse(raw: object, kind: type[T], path: Path, remedy: str) -> T:
+    """Convert JSON to a record.
+
+    Raises:
+        DataError: a required field is missing or a value is not of its type; names both.
+    """
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        raise DataError(f"{path} was not written by this version ({error}): {remedy}") from None
+
+
+def save(path: Path, record: object) -> None:
+    """Write a record to a JSON file, whole or not at all."""
+    text = json.dumps(as_json(record), indent=1, allow_nan=False, ensure_ascii=False)
+    with atomic_path(path) as temp:
+        temp.write_text(text + "\n", encoding="utf-8")
+
+
+def as_json(value: Any) -> Any:
+    """Convert records to plain JSON, with null for every number that is not finite."""
+    if is_dataclass(value) and not isinstance(value, type):
+        pairs = ((f, getattr(value, f.name)) for f in fields(value))
+        return {f.name: as_json(v) for f, v in pairs if v is not None or f.metadata != ABSENT}
+    if isinstance(value, dict):
+        return {name: as_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -222,6 +222,7 @@ def nearest_patches(session: RunSession, features: Features, path: Path) -> Path
         cosines=cosines,
         labels=[names[label] for label in split.labels[shown]],
         sources=split.table["source"].take(shown).to_pylist(),
+        split=split.name,
         path=path,
     )
 
@@ -245,7 +246,12 @@ def nearest(features: Features, rows: NDArray[np.int64]) -> tuple[NDArray[np.int
 
 
 def neighbours(
-    pixels: Pixels, cosines: Features, labels: Sequence[str], sources: Sequence[str], path: Path
+    pixels: Pixels,
+    cosines: Features,
+    labels: Sequence[str],
+    sources: Sequence[str],
+    split: str,
+    path: Path,
 ) -> Path:
     """Draw a row per query: the patch and its neighbours; frames show whether the class is shared.
 
@@ -271,7 +277,7 @@ def neighbours(
             same_source = "\nsame source" if sources[cell] == sources[i * width] else ""
             ax.set_xlabel(f"{cosines[i, j - 1]:.2f}{same_source}", fontsize=7)
     figure.suptitle(
-        "A patch and its nearest in test by cosine; blue: same class, dashed orange: another",
+        f"A patch and its nearest in {split} by cosine; blue: same class, dashed orange: another",
         fontsize=10,
     )
     return save(figure, path)

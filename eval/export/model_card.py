@@ -2,16 +2,14 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from common.console import log
 from common.files import write_atomically
 from eval.measure.readouts import PRIMARY
 from eval.measure.scores import Condition, ScoreBook
+from eval.report.arms import TestSet
 from eval.report.document import Bullets, Code, Document, Section, Table, Text, number
 from eval.report.writers import to_markdown
 from eval.results import Equivariance, Latent, Reconstruction, Results, Robustness
-from eval.stats.bootstrap import interval
 from models.hub import SNAPSHOT
 
 CARD = "README.md"
@@ -95,15 +93,14 @@ def _probes(results: Results, book: ScoreBook | None) -> Table | Text:
     """The table of AUROC on test, with intervals where the groups allow them."""
     if book is None:
         return Text("No probe was fitted: there were no labels.")
-    labels = book.rows["label"].to_numpy()
-    groups = np.array(book.rows["group"].to_pylist())
+    test = TestSet.of(book, results.protocol.classes or ())
     rows, resampled = [], ""
     for name, scores in results.probe.items():
-        one = interval(book.scores[Condition(name)][None], labels, groups)
-        ends = "–" if one.low is None else f"{number(one.low)} to {number(one.high)}"
+        auroc = test.interval(book.scores[Condition(name)][None])
+        ends = "–" if auroc.low is None else f"{number(auroc.low)} to {number(auroc.high)}"
         if name == PRIMARY:
-            resampled = one.resampled
-        rows.append([name, str(scores.features), number(one.estimate), ends])
+            resampled = auroc.resampled
+        rows.append([name, str(scores.features), number(auroc.estimate), ends])
     header = ["features", "kind", "AUROC", "95 % interval"]
     return Table("Linear probe on test, macro AUROC", header, rows, f"Intervals: {resampled}.")
 
@@ -120,4 +117,5 @@ def _other_scores(results: Results) -> Table:
         ["relative equivariance error", number(equivariance.error, 4)],
         ["AUROC over corruptions and severities", number(robustness.area, 3)],
     ]
-    return Table("Other scores, on test", ["score", "value"], rows, "A dash: not measured.")
+    title = f"Other scores, on {results.protocol.metrics_split or 'test'}"
+    return Table(title, ["score", "value"], rows, "A dash: not measured.")

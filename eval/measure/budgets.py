@@ -6,15 +6,17 @@ from the same labels.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from eval.measure.probe import Labelled, Probe, fit
+from eval.measure.probe import Labelled, fit
+from eval.measure.scores import Condition, ScoreBook
 from eval.results import BudgetScores, Range
+from eval.session import timed
 from shards.schema import NO_LABEL
 
 DRAWS = 20
@@ -58,24 +60,39 @@ def draw(
     return np.flatnonzero([pair in drawn for pair in pairs])
 
 
-def fits(
-    train: Labelled, val: Labelled, groups: Sequence[str], budget: Budget
-) -> Iterator[tuple[Probe, int]]:
-    """Fit the probe of every draw; yield it and the number of patches that it learned from."""
-    for number in range(DRAWS):
-        rows = draw(train.labels, groups, budget, number)
-        yield fit(Labelled(train.features[rows], train.labels[rows]), val), len(rows)
+def probe_budgets(
+    data: Mapping[str, Labelled], groups: Sequence[str], features: str, book: ScoreBook
+) -> dict[str, BudgetScores]:
+    """Fit and test the probe of every budget and draw; add the scores to the book.
 
+    The spread of the draws is not an interval for a difference of models.
 
-def summary(budget: Budget, aurocs: list[float], patches: list[int]) -> BudgetScores:
-    """Summarise the draws; their spread is not an interval for a difference of models."""
-    return BudgetScores(
-        groups_per_class=[budget.groups[label] for label in sorted(budget.groups)],
-        patches=Range(min=min(patches), max=max(patches)),
-        draws=len(aurocs),
-        auroc=float(np.mean(aurocs)),
-        auroc_std_over_draws=float(np.std(aurocs, ddof=1)),
-    )
+    Args:
+        data: features and labels by split.
+        groups: of the rows of train.
+        features: their name in the book.
+    """
+    summaries = {}
+    for budget in budgets(data["train"].labels, groups):
+        aurocs, patches = [], []
+        with timed(f"{features}, labels of {budget.name}"):
+            for number in range(DRAWS):
+                rows = draw(data["train"].labels, groups, budget, number)
+                labelled = Labelled(data["train"].features[rows], data["train"].labels[rows])
+                probe = fit(labelled, data["val"])
+                auroc, scores = probe.auroc(data["test"])
+                condition = Condition(features, budget=budget.name, draw=number)
+                book.add(condition, scores, probe.classes)
+                aurocs.append(auroc)
+                patches.append(len(rows))
+        summaries[budget.name] = BudgetScores(
+            groups_per_class=[budget.groups[label] for label in sorted(budget.groups)],
+            patches=Range(min=min(patches), max=max(patches)),
+            draws=len(aurocs),
+            auroc=float(np.mean(aurocs)),
+            auroc_std_over_draws=float(np.std(aurocs, ddof=1)),
+        )
+    return summaries
 
 
 def _groups_by_class(labels: NDArray[np.int64], groups: Sequence[str]) -> dict[int, set[str]]:

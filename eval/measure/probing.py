@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from common.console import log, printable
 from common.errors import DataError
 from eval.features import Features
-from eval.measure import budgets, readouts, robustness
-from eval.measure.baselines import BASELINES, Transform
+from eval.measure import readouts, robustness
+from eval.measure.budgets import probe_budgets
 from eval.measure.probe import PRIMARY_PROBE, PROBES, Labelled, Probe, ProbeResult, fit
-from eval.measure.readouts import PRIMARY
+from eval.measure.readouts import BASELINES, PRIMARY, Transform
 from eval.measure.scores import Condition, ScoreBook
 from eval.results import (
     BaselineCurves,
@@ -125,7 +125,7 @@ def probe_sets(session: Session, rows: Rows, sets: Iterable[FeatureSet]) -> Prob
         if name in HEADLINES:
             probed.headlines[name] = probe
         if name in HEADLINES and session.config.budgets:
-            scores = _budgets(data, rows.groups("train"), name, probed.book)
+            scores = probe_budgets(data, rows.groups("train"), name, probed.book)
             probed.budgets = (probed.budgets or {}) | {name: scores}
     return probed
 
@@ -168,9 +168,13 @@ def probe_protocol(session: Session) -> Protocol:
     composition = {
         name: _composition(split, session.data) for name, split in session.splits.items()
     }
-    absent = _absent_classes(composition)
-    for split, names in absent.items():
-        session.notice(describe_absent(split, names, len(session.data.metadata.classes)))
+    absent: dict[str, list[str]] = {}
+    for split in [name for name in ("val", "test") if name in composition]:
+        counts = composition[split].classes
+        names = [name for name, count in counts.items() if not count.patches]
+        if 0 < len(names) < len(counts):  # it is labelled at all
+            absent[split] = names
+            session.notice(describe_absent(split, names, len(counts)))
     return Protocol(
         probe=PROTOCOL,
         probe_C_grid=PROBES[PRIMARY_PROBE].grid,
@@ -181,17 +185,6 @@ def probe_protocol(session: Session) -> Protocol:
         absent_classes=absent or None,
         unknown_sources=unknown_sources(session.data.metadata.provenance)[0] or None,
     )
-
-
-def _absent_classes(composition: dict[str, SplitCounts]) -> dict[str, list[str]]:
-    """List the classes of which val or test has no patch, where it is labelled at all."""
-    absent = {}
-    for split in ("val", "test"):
-        counts = composition[split].classes if split in composition else {}
-        names = [name for name, count in counts.items() if not count.patches]
-        if 0 < len(names) < len(counts):
-            absent[split] = names
-    return absent
 
 
 def describe_absent(split: str, names: list[str], classes: int) -> str:
@@ -292,24 +285,6 @@ def _probe(
         f"{time.monotonic() - start:.1f} s"
     )
     return probe, result
-
-
-def _budgets(
-    data: dict[str, Labelled], groups: list[str], name: str, book: ScoreBook
-) -> dict[str, BudgetScores]:
-    """Probe with few labels, by budget; adds the scores of every draw to the book."""
-    summaries = {}
-    for budget in budgets.budgets(data["train"].labels, groups):
-        with timed(f"{name}, labels of {budget.name}"):
-            aurocs, patches = [], []
-            fits = budgets.fits(data["train"], data["val"], groups, budget)
-            for number, (probe, count) in enumerate(fits):
-                auroc, scores = probe.auroc(data["test"])
-                book.add(Condition(name, budget=budget.name, draw=number), scores, probe.classes)
-                aurocs.append(auroc)
-                patches.append(count)
-            summaries[budget.name] = budgets.summary(budget, aurocs, patches)
-    return summaries
 
 
 def _robustness(session: RunSession, rows: Rows, probed: Probed) -> Robustness:

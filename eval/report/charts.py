@@ -6,8 +6,8 @@ from eval.drawing.figures import CURVES
 from eval.measure.metrics import ELEMENTS
 from eval.measure.readouts import PRIMARY
 from eval.measure.scores import Condition
+from eval.report.arms import ALL_LABELS, Arm, ComparedArms, Measure
 from eval.report.document import Chart, Estimate, Forest, Kind, Missing, Part, shown
-from eval.report.runs import ALL_LABELS, Arm, ComparedArms, Measure
 from eval.report.svg import Axis, Point, Series, plot
 from eval.report.verdicts import CURVE, Headlines, arm_interval
 from eval.results import RobustnessCurve
@@ -100,10 +100,6 @@ def _resampled(intervals: Iterable[Interval]) -> str:
     return f"Resampled: {'; or '.join(words)}." if words else ""
 
 
-def _point(interval: Interval, x: float = 0.0) -> Point:
-    return Point(x, interval.estimate, interval.low, interval.high)
-
-
 def labels(compared: ComparedArms, slug: str) -> Part:
     """AUROC against the number of labelled groups per class."""
     series = []
@@ -123,7 +119,8 @@ def labels(compared: ComparedArms, slug: str) -> Part:
             cell = arm_interval(compared, arm, measure, replicates=CURVE) if groups else None
             if cell is not None:
                 intervals.append(cell)
-                points.append(_point(cell, sum(groups) / len(groups) * spacing))
+                mean = sum(groups) / len(groups)
+                points.append(Point(mean * spacing, cell.estimate, cell.low, cell.high))
         series.append(Series(arm.name, sorted(points, key=lambda point: point.x), i))
     x = Axis("labelled groups per class (mean)", log=True)
     title = "Linear probe against labels"

@@ -1,7 +1,7 @@
 """Composes the document of a report.
 
-For every data set: what was compared, pictures, scores, differences; then, folded, what they rest
-on. What was not measured is told once, at the end.
+For every data set: what was compared, in one sentence, then pictures, scores, differences and,
+folded, what they rest on. What was not measured is told once, at the end.
 """
 
 import shlex
@@ -10,64 +10,28 @@ from dataclasses import replace
 from pathlib import Path
 
 from eval.measure.metrics import PSNR_CAP
-from eval.report import charts, efficiency, ranking, strips, summary, tables, verdicts
+from eval.report import charts, efficiency, pictures, ranking, tables, verdicts
+from eval.report.arms import ComparedArms, compare_runs
 from eval.report.atlas import atlas
 from eval.report.document import (
     Bullets,
     Code,
     Document,
-    Estimate,
     Missing,
     Part,
-    Picture,
     Section,
-    Strips,
     Table,
     Text,
     Verdict,
+    number,
     shown,
 )
 from eval.report.efficiency import Efficiency
-from eval.report.runs import (
-    ComparedArms,
-    EvaluatedRun,
-    baselines,
-    by_data_set,
-    compare_runs,
-    first_of_each,
-    near,
-)
+from eval.report.runs import EvaluatedRun, baselines, by_data_set, first_of_each, near
 from eval.report.verdicts import Headlines
+from eval.results import SplitCounts
 
-MAX_PNG_BYTES = 32 << 20
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PICTURES = {
-    "reconstructions": (
-        "Reconstructions",
-        "Clean patches, what the encoder sees, and what it reconstructs, three patches per "
-        "corruption kind; PSNR to the clean patch below.",
-    ),
-    "orbit": (
-        "Orbit of a patch",
-        "A patch moved by every element of the group. Second row: the moved patch encoded and "
-        "decoded. Third row: the code of the unmoved patch moved, then decoded. Fourth row: their "
-        "difference, 0 for an equivariant model.",
-    ),
-    "traversals": (
-        "Traversals of the code",
-        "The latent dimensions with the largest KL, each moved by -3 to 3 standard deviations from "
-        "the code of one patch and decoded.",
-    ),
-    "neighbours": (
-        "Nearest neighbours",
-        "Patches of test and their eight nearest in test by the cosine of the code. Patches of the "
-        "same source image are marked: their nearness says little.",
-    ),
-    "embedding": (
-        "Embeddings",
-        "The first two principal components of the embeddings of the test split.",
-    ),
-}
+MOST_NAMED = 8  # models that the summary names
 PROTOCOL = (
     f"PSNR and SSIM are computed per patch and averaged, data range 1, PSNR capped at "
     f"{PSNR_CAP:.0f} dB. Corruptions are drawn once per patch from a fixed seed, so every run "
@@ -104,22 +68,28 @@ def compose(
     judged: list[Verdict] = []
     for i, arms in enumerate(compared):
         if not single:
-            sections.append(Section(2, summary.title(arms), [Text(summary.sentence(arms))]))
+            sections.append(Section(2, title(arms), [Text(summary(arms))]))
         planned, estimates, lacking = verdicts.planned(arms)
         judged += planned
         table, exploratory = verdicts.exploratory(arms)
         intervals = verdicts.intervals(arms, baselines(arms.runs))
         ranked = [*ranking.against_untrained(arms), *ranking.against_baseline(arms, intervals)]
         rows = [*estimates, *ranked, *exploratory]
+        gaps = ranking.gaps(arms, baselines(arms.runs))
+        absent = tables.absent_classes(arms.runs)
+        differences = [*absent, charts.differences(rows, f"data{i}")] if rows else []
+        if arms.dropped:
+            differences += [Text("Left out of the differences:"), Bullets(arms.dropped)]
+        scores = [*absent, charts.scores(arms, intervals, f"data{i}")]
         parts: dict[str, list[Part]] = {
-            "Pictures": _pictured(arms, f"data{i}"),
-            "Scores on test": _scores(arms, intervals, f"data{i}"),
-            "Differences": [*_differences(arms, rows, f"data{i}"), *lacking],
+            "Pictures": pictures.side_by_side(arms, f"data{i}"),
+            "Scores on test": [*scores, Bullets(gaps)] if gaps else scores,
+            "Differences": [*differences, *lacking],
         }
         details = _details(arms, intervals, table, parts["Pictures"], f"data{i}", measured)
         level = 2 if single else 3
-        sections += [Section(level, title, content) for title, content in parts.items()]
-        sections += [Section(level, title, content, True) for title, content in details.items()]
+        sections += [Section(level, name, content) for name, content in parts.items()]
+        sections += [Section(level, name, content, True) for name, content in details.items()]
     sections += [replace(section, folded=True) for section in transfers]
     sections += [
         Section(2, "How the numbers are made", [Text(PROTOCOL)], folded=True),
@@ -128,46 +98,64 @@ def compose(
     ]
     lead = f"{len(runs)} runs on {len(compared)} data sets, compared only within one."
     if single:
-        lead = summary.sentence(compared[0])
+        lead = summary(compared[0])
     return Document("Evaluation report", lead, _missing_last(sections, runs), judged)
 
 
-def _pictured(compared: ComparedArms, slug: str) -> list[Part]:
-    """Patches and codes; of runs that have none, the figures of the evaluation."""
-    first, second = summary.pictured(compared)
-    parts, problems = strips.parts(list(compared.arms.values()), first, second, slug)
-    if not any(isinstance(part, Strips) for part in parts):
-        runs = [arm.first for arm in (first, second) if arm is not None]
-        for run in runs:
-            parts += _figures(run, ("reconstructions", "orbit"))
-    if problems:
-        parts += [Text("Left out of the pictures:"), Bullets(problems)]
-    return parts
+def title(compared: ComparedArms) -> str:
+    """The data set by its folder and hash."""
+    run = compared.runs[0]
+    return f"Data set {_folder(compared)}, {shown(run.results.data.hash)}"
 
 
-def _scores(compared: ComparedArms, intervals: Headlines, slug: str) -> list[Part]:
-    gaps = ranking.gaps(compared, baselines(compared.runs))
-    parts = [*tables.absent_classes(compared.runs), charts.scores(compared, intervals, slug)]
-    return [*parts, Bullets(gaps)] if gaps else parts
+def _folder(compared: ComparedArms) -> str:
+    run = compared.runs[0]
+    return shown("/".join(run.root.parts[-2:]))  # many folders are called shards
 
 
-def _differences(compared: ComparedArms, rows: Sequence[Estimate], slug: str) -> list[Part]:
-    absent = tables.absent_classes(compared.runs)
-    parts: list[Part] = [*absent, charts.differences(rows, slug)] if rows else []
-    if compared.dropped:
-        parts += [Text("Left out of the differences:"), Bullets(compared.dropped)]
-    return parts
+def summary(compared: ComparedArms) -> str:
+    """The models with their seeds and training, and the test patches of the data set."""
+    arms = list(compared.arms.values())
+    run = arms[0].first
+    names = []
+    for arm in arms[:MOST_NAMED]:
+        ceiling = "ceiling trained on labels" if arm.kind == "ceiling" else ""
+        seeds = f"{len(arm.runs)} seeds" if len(arm.runs) > 1 else ""
+        remarks = ", ".join(filter(None, (ceiling, seeds)))
+        names.append(f"{arm.name} ({remarks})" if remarks else arm.name)
+    if len(arms) > MOST_NAMED:
+        names.append(f"{len(arms) - MOST_NAMED} more models")
+    images = {arm.images for arm in arms if arm.images is not None}
+    training = f", trained on {number(max(images), 0)} images each," if len(images) == 1 else ""
+    if len(arms) == 1:
+        training = training.replace(" each", "")
+    protocol = run.results.protocol
+    split = protocol.metrics_split or "test"
+    counts = protocol.splits.get(split, SplitCounts())
+    what = _folder(compared)
+    if counts.patches is not None:
+        what += f": {number(counts.patches, 0)} {shown(split)} patches"
+        what += f" of {number(counts.groups, 0)} groups" if counts.groups is not None else ""
+    classes = [shown(name) for name in protocol.classes or []]
+    if classes:
+        what += f", in {len(classes)} classes ({_listed(classes)})"
+    return f"{_listed(names)}{training} on {what}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _details(
     compared: ComparedArms,
     intervals: Headlines,
     exploratory: Table | None,
-    pictures: Sequence[Part],
+    shown_above: Sequence[Part],
     slug: str,
     measured: Efficiency | None,
 ) -> dict[str, Sequence[Part]]:
-    """What the first sections rest on, by title; without the `pictures` shown there."""
+    """What the first sections rest on, by title; without the pictures `shown_above`."""
     arms, runs = list(compared.arms.values()), compared.runs
     absent = tables.absent_classes(runs)
     scores = [
@@ -206,7 +194,7 @@ def _details(
         "Data, and what to beware of": [tables.composition(runs[0]), _notices(runs)],
     }
     for run in pictured:
-        figures = [figure for figure in _figures(run, PICTURES) if figure not in pictures]
+        figures = [figure for figure in pictures.figures(run) if figure not in shown_above]
         contents[f"Figures of {run.label}"] = figures
     return {title: parts for title, parts in contents.items() if parts}
 
@@ -246,22 +234,6 @@ def _notices(runs: Sequence[EvaluatedRun]) -> Part:
             for notice, names in labels.items()
         ]
     )
-
-
-def _figures(run: EvaluatedRun, names: Iterable[str]) -> list[Part]:
-    pictures: list[Part] = []
-    for name in names:
-        title, caption = PICTURES[name]
-        path = run.folder / "figures" / f"{name}.png"
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_PNG_BYTES:
-            continue
-        with path.open("rb") as file:
-            is_png = file.read(len(PNG_SIGNATURE)) == PNG_SIGNATURE
-        if is_png:
-            pictures.append(
-                Picture(f"{run.slug}-{name}.png", path, f"{title}: {run.label}", caption)
-            )
-    return pictures
 
 
 def _commands(runs: Iterable[EvaluatedRun], options: Sequence[str]) -> str:

@@ -9,8 +9,8 @@ import msgspec
 
 from common.errors import DataError
 from common.files import read_json
+from eval.report.arms import Arm
 from eval.report.document import NOT_MEASURED, Missing, Part, Table, number, shown
-from eval.report.runs import Arm
 from eval.results import Parameters
 
 REMEDY = "make it with: python bench/throughput.py model --json FILE"

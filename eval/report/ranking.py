@@ -7,20 +7,12 @@ import numpy as np
 
 from eval.measure.readouts import PRIMARY
 from eval.measure.scores import Scores
+from eval.report.arms import ALL_LABELS, MEASURES, ROBUSTNESS, Arm, ComparedArms, Measure
 from eval.report.document import Estimate, Kind
-from eval.report.runs import (
-    ALL_LABELS,
-    MEASURES,
-    ROBUSTNESS,
-    Arm,
-    Baseline,
-    ComparedArms,
-    Measure,
-    baselines,
-)
+from eval.report.runs import Baseline, baselines
 from eval.report.verdicts import Headlines, shortcomings
 from eval.stats.bootstrap import Interval
-from eval.stats.contrasts import compare, describe
+from eval.stats.contrasts import describe
 
 UNTRAINED = "random_init"
 
@@ -54,8 +46,8 @@ def against_untrained(compared: ComparedArms) -> list[Estimate]:
     rows = []
     for measure in MEASURES:
         for arm in compared.arms.values():
-            trained = arm.scores(measure, list(arm.books))
-            difference = _difference(compared, trained, _untrained_scores(compared, arm, measure))
+            untrained = _untrained_scores(compared, arm, measure)
+            difference = _difference(compared, arm.scores(measure), untrained)
             if difference is not None:
                 rows.append(_row(UNTRAINED_ROWS, arm.name, "untrained", measure, difference))
     return rows
@@ -80,14 +72,14 @@ def against_baseline(compared: ComparedArms, headlines: Headlines) -> list[Estim
         _, best = max(measured, key=lambda pair: pair[0])
         owner = compared.arm_of(best.run)
         assert owner is not None
-        reference = measure.scores(owner.books[best.run.seed], best.features)
+        first = owner.seeds_with(measure, best.features)[0]
+        reference = measure.scores(owner.books[first], best.features)
         for arm in compared.arms.values():
             readouts = {PRIMARY: arm.name}
             if measure is ALL_LABELS and (readout := arm.best_readout) is not None:
                 readouts.setdefault(readout, f"{arm.name}, {readout}")
             for readout, name in readouts.items() if arm.kind == "ours" else ():
-                scores = arm.scores(measure, list(arm.books), readout)
-                difference = _difference(compared, scores, reference)
+                difference = _difference(compared, arm.scores(measure, readout), reference)
                 if difference is not None:
                     rows.append(_row(BASELINE_ROWS, name, best.label, measure, difference))
     return rows
@@ -105,25 +97,34 @@ def _difference(
     repeated = [np.stack([scores] * len(trained[0])) for scores in reference]
     if [a.shape for a in trained] != [a.shape for a in repeated]:
         return None
-    test = compared.test
-    return compare(
-        {"trained": trained, "reference": repeated},
-        test.labels,
-        test.groups,
-        strata=test.strata,
-        resampling=compared.resampling,
-    ).difference
+    return compared.test.compare({"trained": trained, "reference": repeated}).difference
 
 
 def gaps(compared: ComparedArms, measured_baselines: Iterable[Baseline]) -> list[str]:
-    """The best baseline, and the share of the gap from it to labels that each arm closes."""
+    """The best baseline, and the share of the gap from it to labels that each arm closes.
+
+    The share is (model - best baseline) / (ceiling - best baseline), where the latter is above 0.
+    """
     aurocs = {baseline.label: baseline.scores.auroc for baseline in measured_baselines}
     measured = {label: auroc for label, auroc in aurocs.items() if auroc is not None}
     if not measured:
         return []
-    best, auroc = max(measured.items(), key=lambda item: item[1])
-    first = f"The best baseline without training is {best}, AUROC {auroc:.3f}."
-    return [first, *_gaps(compared, auroc)]
+    label, best = max(measured.items(), key=lambda item: item[1])
+    lines = [f"The best baseline without training is {label}, AUROC {best:.3f}."]
+    means = {arm.name: mean for arm in compared.arms.values() if (mean := arm.auroc) is not None}
+    supervised = {arm.name for arm in compared.arms.values() if arm.kind == "ceiling"}
+    ceiling = max((means[name] for name in means if name in supervised), default=None)
+    if ceiling is None:
+        return lines
+    if ceiling <= best:
+        why = f"supervised {ceiling:.3f} is not above the baseline"
+        return [*lines, f"Gap closure: undefined, {why}."]
+    return lines + [
+        f"{name} closes {(mean - best) / (ceiling - best):+.2f} of the gap from the best "
+        f"baseline {best:.3f} to supervised {ceiling:.3f} (a ratio of means, without interval)."
+        for name, mean in means.items()
+        if name not in supervised
+    ]
 
 
 def _untrained_scores(compared: ComparedArms, arm: Arm, measure: Measure) -> list[Scores] | None:
@@ -168,21 +169,3 @@ def _row(
         sentence,
         f"{describe(difference)}.",
     )
-
-
-def _gaps(compared: ComparedArms, best: float) -> list[str]:
-    """G = (model - best baseline) / (ceiling - best baseline), where the latter is above 0."""
-    aurocs = {name: arm.auroc for name, arm in compared.arms.items()}
-    means = {name: auroc for name, auroc in aurocs.items() if auroc is not None}
-    supervised = {arm.name for arm in compared.arms.values() if arm.kind == "ceiling"}
-    ceiling = max((means[name] for name in means if name in supervised), default=None)
-    if ceiling is None:
-        return []
-    if ceiling <= best:
-        return [f"Gap closure: undefined, supervised {ceiling:.3f} is not above the baseline."]
-    return [
-        f"{name} closes {(mean - best) / (ceiling - best):+.2f} of the gap from the best baseline "
-        f"{best:.3f} to supervised {ceiling:.3f} (a ratio of means, without interval)."
-        for name, mean in means.items()
-        if name not in supervised
-    ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from common.files import read_json, remove_unfinished, write_atomically
 from common.locks import held
-from eval.report import efficiency, strips, svg, writers
+from eval.report import efficiency, pictures, svg, writers
 from eval.report.compose import compose
 from eval.report.document import Chart, Document, Forest, Picture, Strips
 from eval.report.runs import EvaluatedRun, load_runs, near
@@ -46,29 +46,28 @@ def write_report(
     with held(out, "writes a report there"):
         for folder in (out, out / "figures"):
             remove_unfinished(folder)
-        _write(document, runs, out)
+        for part in document.parts:
+            match part:
+                case Chart(name, drawing):
+                    content = svg.standalone(drawing).encode()
+                case Forest(name):
+                    content = svg.standalone(svg.forest(part)).encode()
+                case Strips(name):
+                    content = pictures.sheet(part)
+                case Picture(name, file):
+                    content = file.read_bytes()
+                case _:
+                    continue
+            write_atomically(out / "figures" / name, content)
+        texts = {
+            PAGE: writers.to_html(document),
+            TABLES: writers.to_latex(document),
+            NUMBERS: _numbers(runs, document),
+            REPORT: writers.to_markdown(document),
+        }
+        for name, text in texts.items():
+            write_atomically(out / name, text.encode())
     return out / REPORT
-
-
-def _write(document: Document, runs: Iterable[EvaluatedRun], out: Path) -> None:
-    for part in document.parts:
-        if isinstance(part, Chart):
-            write_atomically(out / "figures" / part.name, svg.standalone(part.svg).encode())
-        elif isinstance(part, Forest):
-            drawing = svg.standalone(svg.forest(part))
-            write_atomically(out / "figures" / part.name, drawing.encode())
-        elif isinstance(part, Strips):
-            write_atomically(out / "figures" / part.name, strips.sheet(part))
-        elif isinstance(part, Picture):
-            write_atomically(out / "figures" / part.name, part.file.read_bytes())
-    texts = {
-        PAGE: writers.to_html(document),
-        TABLES: writers.to_latex(document),
-        NUMBERS: _numbers(runs, document),
-        REPORT: writers.to_markdown(document),
-    }
-    for name, text in texts.items():
-        write_atomically(out / name, text.encode())
 
 
 def _numbers(runs: Iterable[EvaluatedRun], document: Document) -> str:

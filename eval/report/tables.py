@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from eval.measure.metrics import ELEMENTS
 from eval.measure.probe import PRIMARY_PROBE
 from eval.measure.probing import describe_absent
+from eval.report.arms import Arm
 from eval.report.charts import EVALUATE
 from eval.report.document import (
     MISSING,
@@ -17,7 +18,7 @@ from eval.report.document import (
     number,
     shown,
 )
-from eval.report.runs import Arm, EvaluatedRun, baselines
+from eval.report.runs import EvaluatedRun, baselines
 from eval.results import BudgetScores, ClassCounts, ProbeScores, Range, SplitCounts
 from eval.stats.bootstrap import Interval
 from pipeline.config import TRAINABLE, CorruptionConfig

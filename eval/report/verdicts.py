@@ -9,20 +9,19 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from eval.measure.readouts import PRIMARY as PRIMARY_FEATURES
-from eval.report.document import NOT_MEASURED, Estimate, Kind, Missing, Table, Verdict
-from eval.report.runs import (
+from eval.report.arms import (
     ALL_LABELS,
     MEASURES,
     ROBUSTNESS,
     TWO_GROUPS,
     Arm,
-    Baseline,
     ComparedArms,
     Measure,
-    near,
 )
-from eval.stats.bootstrap import DEFAULT, Interval, interval
-from eval.stats.contrasts import Contrast, Judgement, Question, compare, describe, judge
+from eval.report.document import NOT_MEASURED, Estimate, Kind, Missing, Table, Verdict
+from eval.report.runs import Baseline, near
+from eval.stats.bootstrap import DEFAULT, Interval
+from eval.stats.contrasts import Contrast, Judgement, Question, describe, judge
 from eval.stats.grouping import MIN_GROUPS
 
 UNDECIDABLE = "cannot be decided"
@@ -107,29 +106,29 @@ class Comparison:
 
 
 def compare_arms(compared: ComparedArms, first: str, second: str, measure: Measure) -> Comparison:
-    """The first arm minus the second over the seeds that both have."""
+    """The first arm minus the second over the seeds with which both were measured."""
     lacking = [name for name in (first, second) if name not in compared.arms]
     if lacking or compared.test is None:
         reason = f"no run of {' and of '.join(lacking)}" if lacking else "no run has usable scores"
         return Comparison(None, [reason], [])
     arms = [compared.arms[name] for name in (first, second)]
-    seeds = sorted(arms[0].books.keys() & arms[1].books.keys())
-    notes = [
-        f"seeds {unpaired} of {arm.name} have no partner"
-        for arm in arms
-        if (unpaired := sorted(arm.books.keys() - set(seeds)))
-    ]
+    measured = [set(arm.seeds_with(measure)) for arm in arms]
+    seeds = sorted(measured[0] & measured[1])
+    notes = []
+    for arm, own in zip(arms, measured, strict=True):
+        if unpaired := sorted(own - set(seeds)):
+            notes.append(f"seeds {unpaired} of {arm.name} have no partner")
+        if own and (lacking_scores := sorted(arm.books.keys() - own)):
+            notes.append(f"seeds {lacking_scores} of {arm.name} lack the {measure.name}")
     if arms[0].images != arms[1].images:
         notes.append(f"unequal budgets: {arms[0].images} and {arms[1].images} images")
-    measured = {arm.name: arm.scores(measure, seeds) for arm in arms}
-    scores = {name: stacked for name, stacked in measured.items() if stacked is not None}
+    stacked = {arm.name: arm.scores(measure, seeds=seeds) for arm in arms}
+    scores = {name: of_arm for name, of_arm in stacked.items() if of_arm is not None}
     if len(scores) < 2:
-        reason = f"no scores of the {measure.name}" if seeds else "no seed is in both"
+        is_measured = all(measured) and not seeds
+        reason = "no seed is in both" if is_measured else f"no scores of the {measure.name}"
         return Comparison(None, [reason], notes)
-    test = compared.test
-    contrast = compare(
-        scores, test.labels, test.groups, strata=test.strata, resampling=compared.resampling
-    )
+    contrast = compared.test.compare(scores)
     return Comparison(contrast, shortcomings(contrast.difference), notes)
 
 
@@ -315,11 +314,9 @@ def intervals(compared: ComparedArms, baselines: Iterable[Baseline]) -> Headline
             continue
         features = baseline.features
         for measure in MEASURES:
-            for seed, book in owner.books.items():
-                if measure.scores(book, features) is not None:
-                    cell = arm_interval(compared, owner, measure, seeds=[seed], features=features)
-                    cells.append((f"baseline {baseline.label}", measure.name, cell))
-                    break
+            if first := owner.seeds_with(measure, features)[:1]:
+                cell = arm_interval(compared, owner, measure, seeds=first, features=features)
+                cells.append((f"baseline {baseline.label}", measure.name, cell))
     headlines: Headlines = {}
     for name, column, cell in cells:
         if cell is not None:
@@ -336,10 +333,12 @@ def arm_interval(
     features: str = PRIMARY_FEATURES,
     replicates: int = DEFAULT.replicates,
 ) -> Interval | None:
-    """The interval of an arm's AUROC over seeds (default: all); None where it was not measured."""
-    scores = arm.scores(measure, list(arm.books) if seeds is None else seeds, features)
-    test = compared.test
-    if scores is None or test is None:
+    """The interval of an arm's AUROC over seeds; None where it was not measured.
+
+    Args:
+        seeds: by default all with which it was measured.
+    """
+    scores = arm.scores(measure, features, seeds)
+    if scores is None or compared.test is None:
         return None
-    resampling = replace(compared.resampling, replicates=replicates)
-    return interval(scores, test.labels, test.groups, strata=test.strata, resampling=resampling)
+    return compared.test.interval(scores, replicates)

@@ -30,13 +30,12 @@ from eval.report.document import (
     Missing,
     Part,
     Picture,
-    Strip,
     Strips,
     Table,
     Text,
     shown,
 )
-from eval.report.strips import png, row
+from eval.report.pictures import png, row
 from eval.report.svg import KIND_COLOURS, RULES, palette, place
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#|~$!^])")
@@ -85,8 +84,13 @@ def _markdown_part(part: Part) -> str:
             blocks = [f"**{_markdown(title)}**", "\n".join(lines), _markdown(caption)]
             return "\n\n".join(block for block in blocks if block)
         case Forest(name, title, rows=rows, caption=caption):
-            bullets = "\n".join(_markdown_estimate(row) for row in rows if row.numbers)
-            return "\n\n".join(filter(None, (_markdown_picture(name, title, caption), bullets)))
+            bullets = []
+            for row in (row for row in rows if row.numbers):
+                word = f" **{_markdown(row.word).capitalize()}.**" if row.word else ""
+                words = f"{row.sentence} {row.numbers}".strip()
+                bullets.append(f"- {_markdown(row.name)}.{word} {_markdown(words)}")
+            picture = _markdown_picture(name, title, caption)
+            return "\n\n".join(filter(None, (picture, "\n".join(bullets))))
         case Strips(name, title, strips=strips, caption=caption):
             labels = "; ".join(strip.label for strip in strips)
             return _markdown_picture(name, title, f"From top to bottom: {labels}. {caption}")
@@ -101,12 +105,6 @@ def _markdown_part(part: Part) -> str:
 def _markdown_picture(name: str, title: str, caption: str) -> str:
     words = f"{title}. {caption}"
     return f"![{escape_markdown(title)}](figures/{name})\n\n*{_markdown(words)}*"
-
-
-def _markdown_estimate(row: Estimate) -> str:
-    word = f" **{_markdown(row.word).capitalize()}.**" if row.word else ""
-    words = f"{row.sentence} {row.numbers}".strip()
-    return f"- {_markdown(row.name)}.{word} {_markdown(words)}"
 
 
 def escape_markdown(text: object) -> str:
@@ -174,7 +172,7 @@ def to_html(document: Document) -> str:
         "place": lambda forest: place(forest, 4.0, 96.0),  # tick labels stay inside
         "legend": _legend,
         "value": _value,
-        "sprite": _sprite,
+        "sprite": lambda strip: _url("image/png", png(row(strip.images))),
     }
     pairs = zip(LIGHT, DARK, strict=True)
     colours = palette([f"light-dark({light},{dark})" for light, dark in pairs])
@@ -207,11 +205,6 @@ def _value(row: Estimate, signed: bool) -> str:
     return f"{row.value:{digits}} [{low:{digits}}, {high:{digits}}]"
 
 
-def _sprite(strip: Strip) -> str:
-    """The images of a strip as one data URL."""
-    return f"data:image/png;base64,{base64.b64encode(png(row(strip.images))).decode()}"
-
-
 def _data_url(picture: Picture) -> str:
     """Lossless WebP of half the size; the file as it is where Pillow cannot read it."""
     content = picture.file.read_bytes()
@@ -220,5 +213,9 @@ def _data_url(picture: Picture) -> str:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             image.save(packed, "WEBP", lossless=True, exact=True)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return f"data:image/png;base64,{base64.b64encode(content).decode()}"
-    return f"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}"
+        return _url("image/png", content)
+    return _url("image/webp", packed.getvalue())
+
+
+def _url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

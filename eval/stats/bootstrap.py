@@ -213,9 +213,16 @@ def _stretched(deviations: Array, freedom: float) -> Array:
 
 
 def _words(sets: Sequence[Grouped], plain_SD: Array, resampling: Resampling) -> str:
-    unit = resampling.unit
+    """State what was resampled, and what was not and why."""
+    unit, names = resampling.unit, dict(enumerate(resampling.classes))
     shortage = "; ".join(filter(None, (of_set.shortage(resampling.classes) for of_set in sets)))
-    phrases = [] if shortage else [" and ".join(_drawn(of_set, resampling) for of_set in sets)]
+    drawn = []
+    for of_set in sets:
+        by_class = ", ".join(f"{names.get(c, f'class {c}')}: {n}" for c, n in of_set.groups.items())
+        mixed = f"; {of_set.mixed} hold several classes" if of_set.mixed else ""
+        count, within = len(of_set.strata_G), of_set.stratified_by
+        drawn.append(f"{count} {unit} of {of_set.name} within {within} ({by_class}{mixed})")
+    phrases = [] if shortage else [" and ".join(drawn)]
     factors = zip(plain_SD.shape, ("seeds", "draws of the labelled subset"), strict=True)
     effects = " and ".join(f"{count} {name}" for count, name in factors if count > 1)
     if effects:
@@ -226,11 +233,3 @@ def _words(sets: Sequence[Grouped], plain_SD: Array, resampling: Resampling) -> 
     if plain_SD.shape[0] == 1:
         text += "; seeds were not resampled: there is one"
     return text
-
-
-def _drawn(of_set: Grouped, resampling: Resampling) -> str:
-    total = len(of_set.strata_G)
-    names = dict(enumerate(resampling.classes))
-    by_class = ", ".join(f"{names.get(c, f'class {c}')}: {n}" for c, n in of_set.groups.items())
-    text = f"{total} {resampling.unit} of {of_set.name} within {of_set.stratified_by} ({by_class}"
-    return text + (f"; {of_set.mixed} hold several classes)" if of_set.mixed else ")")

@@ -16,8 +16,8 @@ from common.console import log
 from common.errors import DataError
 from eval.config import Stain
 from eval.features import Features
-from eval.measure.baselines import Transform
 from eval.measure.probe import Labelled, Probe, ProbeResult, fit
+from eval.measure.readouts import Transform
 from eval.measure.scores import Condition, ScoreBook
 from eval.transfer.datasets import ProbedData, SiteLabels, with_labels
 from eval.transfer.results import LeftOutRow, MatrixRow, SiteProbeRow
@@ -71,16 +71,14 @@ class Trial:
             return [transform(self.views.pixels(view)) for view in views]
         for view in views:
             if (id(encoding), view) not in self._features:
-                pixels = self._pixels(encoding, view)
+                if (dataset := encoding.normalised.get(view.data)) is None:
+                    pixels = self.views.pixels(view)
+                else:
+                    split = dataset.split(view.split)
+                    rows_of = self.datasets[view.data].session.probe_rows
+                    pixels = read_split(split, rows_of(split))
                 self._features[id(encoding), view] = encoding.fit(pixels)(pixels)
         return [self._features[id(encoding), view] for view in views]
-
-    def _pixels(self, encoding: Encoding, view: View) -> Pixels:
-        dataset = encoding.normalised.get(view.data)
-        if dataset is None:
-            return self.views.pixels(view)
-        split = dataset.split(view.split)
-        return read_split(split, self.datasets[view.data].session.probe_rows(split))
 
     def encodings_in(self, stain: Stain) -> list[Encoding]:
         """Return the encodings to transfer in a stain normalisation."""

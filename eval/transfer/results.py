@@ -5,8 +5,7 @@ from pathlib import Path
 
 from common.files import read_json
 from common.machine import Environment
-from eval.json_records import parse
-from eval.results import ProbeScores, RunFacts
+from eval.results import ProbeScores, RunFacts, parse
 
 VERSION = 1
 TRANSFER = "transfer.json"

@@ -15,10 +15,11 @@ from common.errors import DataError
 from eval.measure.probe import PRIMARY_PROBE
 from eval.measure.readouts import PRIMARY
 from eval.measure.scores import Condition, ScoreBook, Scores, read_scores
+from eval.report.arms import TestSet
 from eval.report.document import Bullets, Part, Section, Table, Text, mean_sd, shown
 from eval.report.runs import UNEQUAL
 from eval.report.verdicts import contrast_cells, pairs, shortcomings
-from eval.stats.contrasts import Contrast, compare
+from eval.stats.contrasts import Contrast
 from eval.transfer.results import (
     TRANSFER,
     MatrixRow,
@@ -74,7 +75,13 @@ def sections(transfer: Transfer) -> list[Section]:
         owners = dict.fromkeys(arms[run] for run in row.runs)
         return shown(f"{row.features} of {', '.join(owners)}")
 
-    lead: list[Part] = [Text(LEAD), _data(transfer)]
+    sites = []
+    for data_name, data in transfer.data.items():
+        counts = [f"{split.patches:,} ({split.groups:,})" for split in data.splits.values()]
+        sites.append([shown(data_name), *counts, f"{len(data.sites)}"])
+    header = ["data set", *SPLITS, "sites named"]
+    caption = "Patches and, in brackets, groups of each split."  # few make uncertain numbers
+    lead: list[Part] = [Text(LEAD), Table("Sites", header, sites, caption)]
     if transfer.notices:
         lead.append(Bullets(tuple(map(shown, transfer.notices))))
     by_stain = []
@@ -107,16 +114,6 @@ def arms_of(runs: Mapping[str, TransferRun]) -> dict[str, str]:
         one_arm = len(settings) == 1 and len(seeds) == len(names)
         arms |= {name: preset if one_arm else name for name in names}
     return arms
-
-
-def _data(transfer: Transfer) -> Table:
-    """List the data sets: few groups make uncertain numbers."""
-    rows = []
-    for name, data in transfer.data.items():
-        counts = [f"{s.patches:,} ({s.groups:,})" for s in data.splits.values()]
-        rows.append([shown(name), *counts, f"{len(data.sites)}"])
-    header = ["data set", *SPLITS, "sites named"]
-    return Table("Sites", header, rows, "Patches and, in brackets, groups of each split.")
 
 
 def _matrix(rows: Sequence[MatrixRow], name: Name) -> Table:
@@ -232,11 +229,10 @@ def _contrast(
         return None, ""
     stacked = [np.stack([by_seed[seed] for seed in seeds]) for by_seed in both]
     scored = np.isfinite(stacked).all((0, 1, 3))
-    rows = next(iter(books.values())).rows
-    labels = rows["label"].to_numpy().astype(np.int64)[scored]
-    groups = np.array(rows["group"].to_pylist(), dtype=object)[scored]
+    test = TestSet.of(next(iter(books.values())))
+    test = replace(test, labels=test.labels[scored], groups=test.groups[scored])
     arms = zip((first, second), stacked, strict=True)
-    contrast = compare({arm: scores[:, scored] for arm, scores in arms}, labels, groups)
+    contrast = test.compare({arm: scores[:, scored] for arm, scores in arms})
     beware = shortcomings(contrast.difference)
     if alone := sorted(both[0].keys() ^ both[1].keys()):
         beware.append(f"seeds {alone} have no partner")

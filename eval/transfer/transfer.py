@@ -7,7 +7,7 @@ in turn. Only the probe is transferred; the results name the data that the encod
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,10 @@ from common.files import atomic_path
 from common.machine import environment
 from eval import run as runs
 from eval.config import TRANSFER_DEFAULTS, EvalConfig, TransferConfig
-from eval.json_records import as_json, save
-from eval.measure.baselines import BASELINES, Transform
-from eval.measure.readouts import PRIMARY, embed_mean
+from eval.measure.readouts import BASELINES, PRIMARY, Transform, embed_mean
 from eval.report.document import Document
 from eval.report.writers import to_markdown
+from eval.results import as_json, save
 from eval.session import device_named, stain_table
 from eval.transfer import experiment
 from eval.transfer.datasets import ProbedData, open_datasets, short_names, site_labels
@@ -153,7 +152,7 @@ def encodings_of(
         Encoding(
             PRIMARY,
             (name,),
-            partial(_readout, model=model),
+            _bound(lambda train, model: partial(embed_mean, model), model),
             fixed=True,
             normalised=moved.get(name, {}),
         )
@@ -165,17 +164,13 @@ def encodings_of(
             key = model.config if baseline == "random_init" else None
             runs_of.setdefault((baseline, key), []).append(name)
     for (baseline, _), names in runs_of.items():
-        make = partial(_baseline, name=baseline, model=models[names[0]])
+        make = _bound(BASELINES[baseline], models[names[0]])
         encodings.append(Encoding(baseline, tuple(names), make, fixed=baseline not in FITTED))
     return encodings
 
 
-def _readout(train: Pixels, model: VAE) -> Transform:
-    return lambda pixels: embed_mean(model, pixels)
-
-
-def _baseline(train: Pixels, name: str, model: VAE) -> Transform:
-    return BASELINES[name](train, model)
+def _bound(make: Callable[[Pixels, VAE], Transform], model: VAE) -> Callable[[Pixels], Transform]:
+    return lambda train: make(train, model)
 
 
 def _composition(data: ProbedData) -> TransferData:

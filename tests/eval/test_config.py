@@ -2,9 +2,8 @@
 
 from eval import config
 from eval.drawing.figures import DARK, LIGHT
-from eval.measure.baselines import BASELINES
 from eval.measure.probe import PRIMARY_PROBE, PROBES
-from eval.measure.readouts import PRIMARY, READOUTS
+from eval.measure.readouts import BASELINES, PRIMARY, READOUTS
 
 
 def test_the_options_name_all_readouts_probes_and_baselines() -> None:

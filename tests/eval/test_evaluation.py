@@ -19,14 +19,14 @@ from eval import run
 from eval.config import EvalConfig
 from eval.evaluation import evaluate
 from eval.features import COLUMNS, read_embeddings
-from eval.json_records import as_json
-from eval.measure import baselines, readouts, robustness
+from eval.measure import readouts, robustness
 from eval.measure.metrics import Symmetry
 from eval.measure.probe import Labelled, fit
 from eval.measure.scores import Condition, read_scores
 from eval.report import __main__ as report_command
 from eval.report.report import write_report
 from eval.report.writers import escape_markdown as escape
+from eval.results import as_json
 from models import snapshot
 from models.vae import build
 from pipeline.corruptions import GRADED
@@ -77,7 +77,7 @@ def test_baselines_meet_the_same_corrupted_patches(evaluated: Path, data: Path) 
     probe = fit(*(colours(read_split(split), split) for split in (train, val)), "logistic")
     pixels = read_split(test)
     curves = results_of(evaluated)["robustness"]["baselines"]
-    assert set(curves) == set(baselines.BASELINES)
+    assert set(curves) == set(readouts.BASELINES)
     for kind in GRADED:
         expected = [
             probe.test(colours(robustness.corrupted(pixels, kind, s), test)).auroc
@@ -114,7 +114,7 @@ def test_one_probe_is_fitted_on_the_orbit_of_every_train_patch(evaluated: Path, 
 def test_results_are_complete_and_the_same_twice(evaluated: Path) -> None:
     first = results_of(evaluated)
     names = {"mean_full_orbit", *readouts.READOUTS}
-    assert set(first["probe"]) == names | set(baselines.BASELINES)
+    assert set(first["probe"]) == names | set(readouts.BASELINES)
     assert first["probe"]["pca384"]["dimensions"] == 48  # as many as there are train images
     assert first["probe"]["mean_rgb"]["auroc"] > 0.7  # the classes differ by their mean colour
     test = first["protocol"]["splits"]["test"]
@@ -190,14 +190,14 @@ def test_orbit_readouts_are_what_they_promise() -> None:
 def test_baselines_agree_with_their_definitions(data: Path) -> None:
     pixels, model = read_split(open_dataset(data).split("train")), build(SMALL, 5)
     features = {
-        name: fit(pixels[:40], model)(pixels[40:]) for name, fit in baselines.BASELINES.items()
+        name: fit(pixels[:40], model)(pixels[40:]) for name, fit in readouts.BASELINES.items()
     }
     x = pixels[40:].astype(np.float64) / 255
     np.testing.assert_allclose(features["mean_rgb"], x.mean((1, 2)), rtol=1e-5)
     corner = features["colour_grid"].reshape(-1, 4, 4, 3)[:, 0, 3]
     np.testing.assert_allclose(corner, x[:, :8, 24:].mean((1, 2)), rtol=1e-5)
     assert features["pca384"].shape == (8, 40)
-    untrained = build(SMALL, baselines.RANDOM_INIT_SEED)
+    untrained = build(SMALL, readouts.RANDOM_INIT_SEED)
     expected = readouts.embed_mean(untrained, pixels[40:])
     np.testing.assert_array_equal(features["random_init"], expected)
     assert {f.dtype for f in features.values()} == {np.dtype(np.float32)}

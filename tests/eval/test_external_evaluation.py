@@ -25,10 +25,10 @@ from eval.evaluation import evaluate
 from eval.external_evaluation import equivariance, evaluate_embeddings, robustness_of
 from eval.external_features import ExternalFeatures, match_samples, read_external
 from eval.features import Features, read_embeddings, with_embeddings
-from eval.json_records import as_json
 from eval.measure import metrics
 from eval.measure.scores import Condition, read_scores
 from eval.report.report import write_report
+from eval.results import as_json
 from models import snapshot
 from pipeline.index import Dataset, Split, open_dataset
 from pipeline.pixels import to_float, to_tensor

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from common.errors import DataError
-from eval.json_records import as_json, save
 from eval.results import (
     RESULTS,
     DataFacts,
@@ -17,7 +16,9 @@ from eval.results import (
     Latent,
     Results,
     RunFacts,
+    as_json,
     load_results,
+    save,
 )
 
 

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+
 from eval.export.model_card import MARK, write_card
 from eval.measure.scores import SCORES, Condition, read_scores
 from eval.results import Results, load_results
@@ -30,6 +32,21 @@ def test_the_card_holds_scores_with_their_intervals(tmp_path: Path) -> None:
     assert "<script>" not in text and "not for diagnosis" in text
     write_card(run, results, book)
     assert (run / "snapshot/README.md").read_text() == text
+
+
+def test_groups_that_hold_several_classes_are_one_stratum_as_in_reports(tmp_path: Path) -> None:
+    run, results = evaluated(tmp_path)
+    book, _ = read_scores(run / SCORES)
+    groups = pa.array([f"image {i % 12}" for i in range(len(book.rows))])
+    index = book.rows.column_names.index("group")
+    book.rows = book.rows.set_column(index, "group", groups)
+    protocol = replace(results.protocol, metrics_split="val", classes=["normal", "tumor"])
+    write_card(run, replace(results, protocol=protocol), book)
+    text = (run / "snapshot/README.md").read_text()
+    assert "12 groups of test within stratum (normal: 11, tumor: 10; 9 hold" in text.replace(
+        "\\", ""
+    )
+    assert "Other scores, on val" in text
 
 
 def test_a_run_without_probes_says_so(tmp_path: Path) -> None:

@@ -232,7 +232,10 @@ def test_every_model_sees_the_same_corruptions_in_the_ranges_of_the_run() -> Non
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_freed_memory_is_kept() -> None:
-    """A block of 16 MB that is freed and asked for again causes no page faults."""
+    """A block of 16 MB that is freed and asked for again causes no page faults.
+
+    A system that reclaims memory meanwhile adds some to a call, but not to all.
+    """
     assert keep_freed_memory()
 
     def faults() -> int:
@@ -240,5 +243,4 @@ def test_freed_memory_is_kept() -> None:
         torch.zeros(4 << 20)
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    first = [faults() for _ in range(5)][-1]
-    assert first < 100  # of 4096 pages
+    assert min(faults() for _ in range(20)) < 100  # of 4096 pages

@@ -12,9 +12,10 @@ from bench import counts
 from common.errors import DataError
 from eval.report import efficiency
 from eval.report.__main__ import main
+from eval.report.arms import compare_runs
 from eval.report.document import Missing
 from eval.report.report import write_report
-from eval.report.runs import compare_runs, load_runs
+from eval.report.runs import load_runs
 from models.config import ModelConfig
 from models.vae import build
 from tests.helpers.report_runs import change_results, pack_noise, write_run

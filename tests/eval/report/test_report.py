@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
@@ -19,18 +20,11 @@ from common.errors import DataError
 from common.locks import held
 from eval.drawing import run_figures
 from eval.measure.scores import Condition, read_scores
-from eval.report import atlas, ranking, svg, tables, verdicts
-from eval.report.document import Estimate, Forest, Table, shown
+from eval.report import atlas, pictures, ranking, svg, tables, verdicts
+from eval.report.arms import MEASURES, ComparedArms, compare_runs
+from eval.report.document import Estimate, Forest, Picture, Table, shown
 from eval.report.report import write_report
-from eval.report.runs import (
-    MEASURES,
-    Baseline,
-    ComparedArms,
-    EvaluatedRun,
-    baselines,
-    compare_runs,
-    load_runs,
-)
+from eval.report.runs import Baseline, EvaluatedRun, baselines, load_runs
 from eval.report.svg import Axis, Point, Series
 from eval.report.writers import escape_latex, escape_markdown
 from eval.results import DataFacts, FeatureScores, Results
@@ -116,6 +110,33 @@ def test_few_seeds_or_few_groups_decide_nothing(tmp_path: Path, data: Dataset) -
     three_seeds = _runs_of(tmp_path / "three", few, skills, seeds=3)
     (verdict, _), *_ = verdicts.primary(compared_arms(three_seeds))
     assert verdict.word == "cannot be decided" and "4 groups" in verdict.meaning
+
+
+def test_a_contrast_is_over_the_seeds_with_which_both_arms_were_measured(
+    tmp_path: Path, data: Dataset
+) -> None:
+    runs = _runs_of(tmp_path, data, {"eq-dvae": 1.5, "dvae": 0.6}, seeds=4)
+    book, facts = read_scores(runs[-1] / "scores.parquet")  # dvae, seed 3
+    book.scores = {c: scores for c, scores in book.scores.items() if c.corruption is None}
+    book.write(runs[-1] / "scores.parquet", facts)
+    compared = compared_arms(runs)
+    *_, (verdict, contrast) = verdicts.primary(compared)
+    assert contrast is not None and contrast.difference.seeds == 3 and verdict.word == "holds"
+    measure = "area under the robustness curve"
+    assert f"seeds [3] of dvae lack the {measure}" in verdict.numbers
+    assert "seeds [3] of eq-dvae have no partner" in verdict.numbers
+    assert verdicts.intervals(compared, [])["dvae"][measure].seeds == 3
+
+
+def test_figures_name_the_split_that_was_measured(tmp_path: Path, data: Dataset) -> None:
+    folder = write_run(tmp_path / "run", data, "dvae", 0, 1.0)
+    (folder / "figures").mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "figures" / "neighbours.png")
+    for split in ("test", "val"):
+        change_results(folder, protocol={"metrics_split": split})
+        (figure,) = pictures.figures(load_runs([folder])[0])
+        assert isinstance(figure, Picture)
+        assert f"Patches of {split} and their eight nearest in {split} by" in figure.caption
 
 
 def test_runs_that_cannot_be_paired_are_named(tmp_path: Path, data: Dataset) -> None:

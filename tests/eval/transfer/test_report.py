@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from common.errors import DataError
-from eval.json_records import parse
 from eval.measure.scores import SCORES, Condition, read_scores
 from eval.report.document import Document, Table, shown
 from eval.report.report import write_report
 from eval.report.writers import to_markdown
+from eval.results import parse
 from eval.transfer import tables as transfer_tables
 from eval.transfer.results import Transfer
 from tests.helpers.report_runs import FORMULA, HOSTILE, pack_noise, write_run
