@@ -187,10 +187,10 @@ def test_codes_are_compared_with_the_best_features_without_an_encoder(
         ("dvae - rgb_histogram", "above the baseline"),
         ("dvae, stage_stats - rgb_histogram", "within noise of the baseline"),
     ]
-    trained, test = compared.arms["dvae"].scores(MEASURES[0], [0, 1, 2]), compared.test
+    trained, test = compared.arms["dvae"].scores(MEASURES[0]), compared.test
     assert trained is not None and test is not None
     scores = {"dvae": trained, "histogram": [np.stack([poor[None]] * 3)]}
-    expected = compare(scores, test.labels, test.groups, resampling=compared.resampling).difference
+    expected = compare(scores, test.labels, test.groups).difference
     assert (rows[0].value, rows[0].low, rows[0].high) == (
         expected.estimate,
         expected.low,
