@@ -11,10 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import (
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
 
 from eval.results import EquivarianceErrors, Latent, ReconstructionScores
 from models.objective import kl_terms
@@ -78,12 +74,17 @@ def batch_for(device: torch.device) -> int:
 
 def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
     """Compute the peak signal-to-noise ratio (B,) in dB, peak 1.0, at most PSNR_CAP."""
+    # imported here, since it takes as long as torch and most commands do not need it
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
     each = peak_signal_noise_ratio(x_hat, x, data_range=1.0, reduction="none", dim=(1, 2, 3))
     return each.clamp(max=PSNR_CAP)
 
 
 def ssim(x_hat: Tensor, x: Tensor) -> Tensor:
     """Compute the structural similarity (B,), Gaussian window 11x11 of sigma 1.5."""
+    from torchmetrics.functional.image import structural_similarity_index_measure  # as in `psnr`
+
     each = structural_similarity_index_measure(x_hat, x, data_range=1.0, reduction="none")
     return torch.as_tensor(each)
 
