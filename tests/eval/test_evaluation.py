@@ -1,6 +1,7 @@
 """A run's evaluation end to end: embeddings, results, figures, and the report over runs."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,7 @@ from eval import run
 from eval.config import EvalConfig
 from eval.evaluation import evaluate
 from eval.features import COLUMNS, read_embeddings
-from eval.measure import readouts, robustness
+from eval.measure import budgets, readouts, robustness
 from eval.measure.metrics import Symmetry
 from eval.measure.probe import Labelled, fit
 from eval.measure.scores import Condition, read_scores
@@ -45,6 +46,14 @@ PLAIN = EvalConfig(
     robustness=False,
     orbit_probe=False,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_draws() -> Iterator[None]:
+    """Draw each label budget three times; `test_protocol` is about the draws."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(budgets, "DRAWS", 3)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ at all.
 import io
 import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -25,7 +26,7 @@ from eval.evaluation import evaluate
 from eval.external_evaluation import equivariance, evaluate_embeddings, robustness_of
 from eval.external_features import ExternalFeatures, match_samples, read_external
 from eval.features import Features, read_embeddings, with_embeddings
-from eval.measure import metrics
+from eval.measure import budgets, metrics
 from eval.measure.scores import Condition, read_scores
 from eval.report.report import write_report
 from eval.results import as_json
@@ -39,6 +40,14 @@ PROBES = ("logistic", "knn")
 BASELINES = ("mean_rgb", "colour_grid")
 CONFIG = ExternalConfig(BASELINES, PROBES)
 QUICK = ExternalConfig(("mean_rgb",), ("logistic",), budgets=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_draws() -> Iterator[None]:
+    """Draw each label budget three times; `test_protocol` is about the draws."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(budgets, "DRAWS", 3)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +129,9 @@ def test_every_form_gives_the_probes_of_the_run(
     assert theirs.rows.equals(ours.rows)
     for condition, scores in theirs.scores.items():
         np.testing.assert_array_equal(scores, ours.scores[condition])
-    assert (Condition("mean", budget="k=1", draw=19) in theirs.scores) is config.budgets
+    assert (
+        Condition("mean", budget="k=1", draw=budgets.DRAWS - 1) in theirs.scores
+    ) is config.budgets
     assert facts == {
         "snapshot_xxh3": results["model"]["snapshot"],
         "dataset_hash": data.hash,
