@@ -33,6 +33,8 @@ EXTERNAL_BASELINES = tuple(name for name in BASELINES if name != "random_init")
 
 COLOURS = 8  # that clusters are told apart by: `eval.drawing.figures.LIGHT`
 
+_THREADS = "CPU threads; default: the usable cores"
+Threads = Annotated[int | None, tyro.conf.arg(metavar="N", help=_THREADS)]
 Stain = Literal["none", "site", "source"]  # whose statistics normalise the patches of a transfer
 
 

@@ -13,13 +13,10 @@ import tyro
 from common.command import run_command
 from common.locks import held
 from common.machine import keep_freed_memory, threads_for, use_threads
-from eval.config import EXTERNAL_DEFAULTS, ExternalConfig
+from eval.config import EXTERNAL_DEFAULTS, ExternalConfig, Threads
 
 _FEATURES = "embeddings to evaluate: a .parquet, .npy or .h5 file, or a folder of them"
 _Features = Annotated[Path, tyro.conf.arg(metavar="FEATURES", help=_FEATURES)]
-_Threads = Annotated[
-    int | None, tyro.conf.arg(metavar="N", help="CPU threads; default: the usable cores")
-]
 _Config = Annotated[ExternalConfig, tyro.conf.arg(name="")]
 
 
@@ -28,7 +25,7 @@ def _command(
     data: str,
     name: str,
     out: Path,
-    threads: _Threads = None,
+    threads: Threads = None,
     config: _Config = EXTERNAL_DEFAULTS,
 ) -> Callable[[], None]:
     """Evaluate embeddings made elsewhere: OUT/results.json and OUT/scores.parquet.

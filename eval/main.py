@@ -10,21 +10,18 @@ import tyro
 from common.command import run_command
 from common.locks import held
 from common.machine import keep_freed_memory, threads_for, use_threads
-from eval.config import EVAL_DEFAULTS, EvalConfig
+from eval.config import EVAL_DEFAULTS, EvalConfig, Threads
 
 _Run = Annotated[Path, tyro.conf.arg(metavar="RUN", help="folder of a finished run")]
 _DATA = "packed data set, or its URL; default: the one that the run was trained on"
 _Data = Annotated[str | None, tyro.conf.arg(metavar="DIR", help=_DATA)]
-_Threads = Annotated[
-    int | None, tyro.conf.arg(metavar="N", help="CPU threads; default: the usable cores")
-]
 _Config = Annotated[EvalConfig, tyro.conf.arg(name="")]
 
 
 def _command(
     run: tyro.conf.Positional[_Run],
     data: _Data = None,
-    threads: _Threads = None,
+    threads: Threads = None,
     config: _Config = EVAL_DEFAULTS,
 ) -> Callable[[], None]:
     """Evaluate a run: write results.json, scores.parquet, embeddings and figures to RUN."""

@@ -14,7 +14,6 @@ task        reconstructing images or classifying them: objective and validation
 schedule    a run in steps, its learning rate, weight average and optimizer
 checkpoint  the state of a run on disk, for resuming
 tracker     metrics.jsonl, TensorBoard, and trackers of Accelerate
-interrupt   handling of Ctrl-C and SIGTERM
 doctor/     command: the machine, the data, what training chooses here, what to change
 sweep/      many runs: ablations here or on Slurm
 """

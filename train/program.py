@@ -1,9 +1,15 @@
-"""The course of one run or of a comparison: prepare, train, evaluate, report; status files."""
+"""The course of one run or of a comparison: prepare, train, evaluate, report; status files.
+
+Ctrl-C and SIGTERM finish the step and save while training, and stop at once otherwise.
+"""
 
 import json
 import os
+import signal
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from types import FrameType
 
 import msgspec
 import torch
@@ -24,7 +30,6 @@ from train import launch, summary
 from train.arguments import Arguments
 from train.checkpoint import drop_older, load_newest
 from train.config import as_json
-from train.interrupt import Interrupts
 from train.loop import NonFiniteError, Trainer
 from train.prepare import Run, prepare
 from train.tracker import TRACKERS, Tracker, require_trackers
@@ -38,6 +43,36 @@ SHORT_EVALUATION = EvalConfig(
     budgets=False,
     robustness=False,
 )
+
+
+class Interrupts:
+    """Signal handlers of the main program; `requested` is read between steps."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._can_finish: Callable[[], bool] = lambda: False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    @contextmanager
+    def graceful(self, can_finish: Callable[[], bool]) -> Iterator[None]:
+        """Inside, a first signal only sets `requested`, unless `can_finish()` is False.
+
+        A second Ctrl-C ends the process at once. A second SIGTERM is ignored: schedulers signal
+        every process, and the launcher passes the signal on.
+        """
+        self._can_finish = can_finish
+        try:
+            yield
+        finally:
+            self._can_finish = lambda: False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        repeated, self.requested = self.requested, True
+        if repeated and number == signal.SIGTERM:
+            return
+        if repeated or not self._can_finish():
+            raise KeyboardInterrupt
 
 
 def main(by_preset: dict[str, Arguments], began: float) -> int:

@@ -1,7 +1,6 @@
 """Transfer of probes between data sets and sites, in the order of the data:
 
-datasets    opens the data sets, with one numbering of the classes
-staining    patches in the colours of another site
+datasets    opens the data sets, with one numbering of the classes; patches in other staining
 experiment  probes between data sets, without one site, and of the site
 transfer    runs the experiments and writes transfer.json, transfer.md and scores
 results     the records of transfer.json

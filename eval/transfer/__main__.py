@@ -10,13 +10,10 @@ import tyro
 from common.command import run_command
 from common.locks import held
 from common.machine import keep_freed_memory, threads_for, use_threads
-from eval.config import TRANSFER_DEFAULTS, TransferConfig
+from eval.config import TRANSFER_DEFAULTS, Threads, TransferConfig
 
 _Runs = Annotated[list[Path], tyro.conf.arg(metavar="RUN...", help="folders of finished runs")]
 _Data = Annotated[list[str], tyro.conf.arg(metavar="DATA...", help="packed data sets or URLs")]
-_Threads = Annotated[
-    int | None, tyro.conf.arg(metavar="N", help="CPU threads; default: the usable cores")
-]
 _Config = Annotated[TransferConfig, tyro.conf.arg(name="")]
 
 
@@ -24,7 +21,7 @@ def _command(
     run_folders: tyro.conf.Positional[_Runs],
     data: _Data,
     out: Path,
-    threads: _Threads = None,
+    threads: Threads = None,
     config: _Config = TRANSFER_DEFAULTS,
 ) -> Callable[[], None]:
     """Transfer probes between data sets: OUT/transfer.json, OUT/transfer.md, OUT/scores."""

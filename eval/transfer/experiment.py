@@ -19,9 +19,8 @@ from eval.features import Features
 from eval.measure.probe import Labelled, Probe, ProbeResult, fit
 from eval.measure.readouts import Transform
 from eval.measure.scores import Condition, ScoreBook
-from eval.transfer.datasets import ProbedData, SiteLabels, with_labels
+from eval.transfer.datasets import ProbedData, SiteLabels, View, Views, with_labels
 from eval.transfer.results import LeftOutRow, MatrixRow, SiteProbeRow
-from eval.transfer.staining import View, Views
 from pipeline.index import Dataset
 from pipeline.reader import read_split
 from shards.codec.png import Pixels

@@ -21,8 +21,8 @@ from tests.helpers.patches import write_patches
 from train import launch
 from train import main as command
 from train.config import Config, OptimConfig
-from train.interrupt import Interrupts
 from train.prepare import compilable
+from train.program import Interrupts
 from train.summary import (
     EVALUATION_S,
     PROBE_ROW_S,

@@ -9,8 +9,7 @@ import torch
 
 from eval.config import EvalConfig
 from eval.session import Session
-from eval.transfer.datasets import read_dataset
-from eval.transfer.staining import View, Views
+from eval.transfer.datasets import View, Views, read_dataset
 from pipeline.index import open_dataset
 from pipeline.normalisation import Normaliser, statistics
 from pipeline.reader import read_split
