@@ -81,7 +81,12 @@ def main(arguments: Namespace) -> int:
     for option, path in (("json", target), ("plot", settings.plot)):
         if path is not None and not Path(path).parent.is_dir():
             refuse(f"--{option} {path}: the folder {Path(path).parent} does not exist")
-    _show_progress()
+    handler = logging.StreamHandler(sys.stderr)  # stdout holds tables only
+    handler.setFormatter(_Elapsed())
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    console.log.addHandler(logging.NullHandler())  # a pack that is timed does not warn each time
     try:
         run(mode, settings, accelerator, target)
     except DataError as error:
@@ -91,16 +96,6 @@ def main(arguments: Namespace) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     return DONE
-
-
-def _show_progress() -> None:
-    """Send the messages of the bench to stderr, so that stdout holds tables only."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Elapsed())
-    log.handlers = [handler]
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    console.log.addHandler(logging.NullHandler())  # a pack that is timed does not warn each time
 
 
 def run(mode: str, settings: Settings, accelerator: Accelerator, target: Path | None) -> None:

@@ -63,8 +63,7 @@ def scores(compared: ComparedArms, intervals: Headlines, slug: str) -> Part:
         Estimate(
             name.removeprefix("baseline "),
             cell.estimate,
-            cell.low,
-            cell.high,
+            cell.ends,
             kinds.get(name, "baseline"),
         )
         for name, cell in measured.items()
@@ -120,7 +119,7 @@ def labels(compared: ComparedArms, slug: str) -> Part:
             if cell is not None:
                 intervals.append(cell)
                 mean = sum(groups) / len(groups)
-                points.append(Point(mean * spacing, cell.estimate, cell.low, cell.high))
+                points.append(Point(mean * spacing, cell.estimate, cell.ends))
         series.append(Series(arm.name, sorted(points, key=lambda point: point.x), i))
     x = Axis("labelled groups per class (mean)", log=True)
     title = "Linear probe against labels"

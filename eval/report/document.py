@@ -92,17 +92,12 @@ class Estimate:
 
     name: str
     value: float
-    low: float | None
-    high: float | None
+    interval: tuple[float, float] | None
     kind: Kind
     group: str = ""  # heading of the rows that share it
     word: str = ""  # the verdict
     sentence: str = ""  # what it means
     numbers: str = ""  # what it rests on
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        return None if self.low is None or self.high is None else (self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -210,6 +205,14 @@ def shown(text: object) -> str:
 def number(value: float | None, digits: int = 3) -> str:
     """A number with `digits` decimals; a dash for None."""
     return MISSING if value is None else f"{value:,.{digits}f}"
+
+
+def with_interval(value: float, interval: tuple[float, float] | None, form: str = ".3f") -> str:
+    """A number, and its interval in brackets."""
+    if interval is None:
+        return f"{value:{form}} (no interval)"
+    low, high = interval
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def mean_sd(values: Iterable[float | None], digits: int = 3) -> str:

@@ -146,14 +146,14 @@ def _row(
     words: Words, name: str, reference: str, measure: Measure, difference: Interval
 ) -> Estimate:
     kind: Kind = "open"
-    if difference.low is None or difference.high is None:
+    if difference.ends is None:
         word = "no interval"
         sentence = f"Whether this data set can rank models stays open: {difference.resampled}."
     elif reasons := shortcomings(difference):
         word, sentence = "decides nothing", f"Reason: {'; '.join(reasons)}."
-    elif difference.low > 0:
+    elif difference.ends[0] > 0:
         kind, word, sentence = "good", *words.better
-    elif difference.high < 0:
+    elif difference.ends[1] < 0:
         kind, word, sentence = "bad", *words.worse
     else:
         word, sentence = words.level
@@ -161,8 +161,7 @@ def _row(
     return Estimate(
         title if measure is ALL_LABELS else f"{title}, {measure.name}",
         difference.estimate,
-        difference.low,
-        difference.high,
+        difference.ends,
         kind,
         words.group,
         word,

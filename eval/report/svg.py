@@ -60,12 +60,7 @@ class Point:
 
     x: float
     y: float
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        return None if self.low is None or self.high is None else (self.low, self.high)
+    interval: tuple[float, float] | None = None
 
     @property
     def extent(self) -> tuple[float, ...]:

@@ -17,6 +17,7 @@ from eval.report.document import (
     mean_sd,
     number,
     shown,
+    with_interval,
 )
 from eval.report.runs import EvaluatedRun, baselines
 from eval.results import BudgetScores, ClassCounts, ProbeScores, Range, SplitCounts
@@ -138,13 +139,10 @@ def headlines(intervals: Mapping[str, Mapping[str, Interval]]) -> Part:
     for name, cells in intervals.items():
         row = [name]
         for measure in measures:
-            cell = cells.get(measure)
-            if cell is None:
+            if (cell := cells.get(measure)) is None:
                 row.append(NOT_MEASURED)
-            elif cell.low is None or cell.high is None:
-                row.append(f"{cell.estimate:.3f} (no interval)")
             else:
-                row.append(f"{cell.estimate:.3f} [{cell.low:.3f}, {cell.high:.3f}]")
+                row.append(with_interval(cell.estimate, cell.ends))
         rows.append(row)
     resampled = {cell.resampled for cells in intervals.values() for cell in cells.values()}
     caption = (

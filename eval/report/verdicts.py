@@ -198,8 +198,7 @@ def planned(compared: ComparedArms) -> tuple[list[Verdict], list[Estimate], list
             Estimate(
                 verdict.question,
                 difference.estimate,
-                difference.low,
-                difference.high,
+                difference.ends,
                 KINDS.get(verdict.word, "bad" if verdict.word == "inferior" else "open"),
                 "Planned contrasts, and their verdicts",
                 verdict.word,
@@ -245,8 +244,7 @@ def exploratory(compared: ComparedArms) -> tuple[Table | None, list[Estimate]]:
                 Estimate(
                     name,
                     difference.estimate,
-                    difference.low,
-                    difference.high,
+                    difference.ends,
                     "ours",
                     "Exploratory: neither planned nor corrected for their number",
                     numbers=f"{describe(difference)}.",
@@ -293,9 +291,9 @@ def contrast_cells(contrast: Contrast) -> list[str]:
     """Table cells: the difference, its interval, the detectable difference and the seeds."""
     difference = contrast.difference
     estimate, seeds = f"{difference.estimate:+.4f}", str(difference.seeds)
-    if difference.low is None or contrast.detectable is None:
+    if difference.ends is None or contrast.detectable is None:
         return [estimate, "no interval", "", seeds]
-    ends = f"{difference.low:+.4f} to {difference.high:+.4f}"
+    ends = " to ".join(f"{end:+.4f}" for end in difference.ends)
     return [estimate, ends, f"{contrast.detectable:.4f}", seeds]
 
 

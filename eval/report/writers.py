@@ -24,7 +24,6 @@ from eval.report.document import (
     Chart,
     Code,
     Document,
-    Estimate,
     Forest,
     Kind,
     Missing,
@@ -34,6 +33,7 @@ from eval.report.document import (
     Table,
     Text,
     shown,
+    with_interval,
 )
 from eval.report.pictures import png, row
 from eval.report.svg import KIND_COLOURS, RULES, palette, place
@@ -171,7 +171,9 @@ def to_html(document: Document) -> str:
         "fields": msgspec.to_builtins,
         "place": lambda forest: place(forest, 4.0, 96.0),  # tick labels stay inside
         "legend": _legend,
-        "value": _value,
+        "value": lambda row, signed: with_interval(
+            row.value, row.interval, "+.3f" if signed else ".3f"
+        ),
         "sprite": lambda strip: _url("image/png", png(row(strip.images))),
     }
     pairs = zip(LIGHT, DARK, strict=True)
@@ -194,15 +196,6 @@ def _legend(forest: Forest) -> dict[Kind, str]:
     """The kinds of rows in a forest that a reader has to tell apart."""
     kinds = {row.kind for row in forest.rows if not row.numbers}
     return {kind: name for kind, name in KINDS.items() if kind in kinds} if len(kinds) > 1 else {}
-
-
-def _value(row: Estimate, signed: bool) -> str:
-    """The estimate and its interval."""
-    digits = "+.3f" if signed else ".3f"
-    if row.interval is None:
-        return f"{row.value:{digits}} (no interval)"
-    low, high = row.interval
-    return f"{row.value:{digits}} [{low:{digits}}, {high:{digits}}]"
 
 
 def _data_url(picture: Picture) -> str:

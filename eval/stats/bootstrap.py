@@ -58,6 +58,10 @@ class Interval:
     replicates: int  # under which the metric is defined
     seed: int
 
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
 
 class Resampled(NamedTuple):
     interval: Interval

@@ -437,7 +437,7 @@ def test_severities_go_by_their_number(tmp_path: Path, data: Dataset) -> None:
 
 
 def test_a_forest_draws_every_interval_on_one_scale() -> None:
-    rows = [Estimate("<b>", 0.5, 0.25, 0.75, "ours"), Estimate("point", 0.25, None, None, "open")]
+    rows = [Estimate("<b>", 0.5, (0.25, 0.75), "ours"), Estimate("point", 0.25, None, "open")]
     forest = Forest("f.svg", "title", "axis", rows, {0.0: "zero", 1.0: "one"}, "")
     placed = svg.place(forest, 0, 100)
     zero, one = placed.marks
@@ -465,7 +465,7 @@ def test_reports_repeat(runs: list[Path], written: Path, tmp_path: Path) -> None
 
 
 def test_charts_are_valid_and_in_proportion() -> None:
-    points = [Point(x, y, y - 1, y + 1) for x, y in ((1, 2.0), (10, 4.0), (100, 8.0))]
+    points = [Point(x, y, (y - 1, y + 1)) for x, y in ((1, 2.0), (10, 4.0), (100, 8.0))]
     series = [Series("<a&b>", points, 0), Series("none", [Point(0, float("nan"))], 1)]
     drawing = svg.plot(series, Axis("x", log=True), Axis("y"), '"><script>')
     root = ET.fromstring(svg.standalone(drawing))
