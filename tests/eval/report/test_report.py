@@ -191,11 +191,7 @@ def test_codes_are_compared_with_the_best_features_without_an_encoder(
     assert trained is not None and test is not None
     scores = {"dvae": trained, "histogram": [np.stack([poor[None]] * 3)]}
     expected = compare(scores, test.labels, test.groups).difference
-    assert (rows[0].value, rows[0].low, rows[0].high) == (
-        expected.estimate,
-        expected.low,
-        expected.high,
-    )
+    assert (rows[0].value, rows[0].interval) == (expected.estimate, expected.ends)
 
 
 def test_two_reports_in_one_folder_do_not_mix(tmp_path: Path, data: Dataset) -> None:
