@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 PACKAGES = ("torch", "torchvision", "accelerate", "kornia", "numpy", "scikit-learn", "torchmetrics")
@@ -242,6 +241,8 @@ def keep_freed_memory() -> bool:
 
 def version(name: str) -> str | None:
     """Return the version of an installed package."""
+    from importlib import metadata  # slow, and not needed by workers, which use this module
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -15,9 +15,16 @@ from common.command import run_command
 from shards.pack.packing import pack, pack_task
 from shards.pack.plan import PackOptions
 from shards.pack.tasks import choose_task
+from shards.slides.options import SlideOptions
 
 _Source = Annotated[Path, tyro.conf.arg(metavar="SOURCE", help="folder of patches, or of slides")]
 _Out = Annotated[Path, tyro.conf.arg(metavar="OUT", help="new folder for the data set")]
+
+
+@dataclass(frozen=True)
+class _Options(PackOptions):
+    __doc__ = PackOptions.__doc__
+    slides: Annotated[SlideOptions, tyro.conf.arg(name="")] = field(default_factory=SlideOptions)
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class _Command:
 
     source: tyro.conf.Positional[_Source]
     out: tyro.conf.Positional[_Out]
-    packing: Annotated[PackOptions, tyro.conf.arg(name="")] = field(default_factory=PackOptions)
+    packing: Annotated[_Options, tyro.conf.arg(name="")] = field(default_factory=_Options)
     task_index: int | None = None
     """Index of this task, from 0 to --num-tasks less 1. Default: its place in a Slurm array."""
     num_tasks: int | None = None

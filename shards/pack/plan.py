@@ -3,11 +3,10 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
-import tyro
 import xxhash
 
 from common.errors import DataError
@@ -66,7 +65,7 @@ class PackOptions:
     """Fraction of the patches to draw for test, likewise."""
     convert: Rule = "none"
     """Convert images of other sizes and kinds: crop (centre), resize (centre square) or tile."""
-    slides: Annotated[SlideOptions, tyro.conf.arg(name="")] = field(default_factory=SlideOptions)
+    slides: SlideOptions = field(default_factory=SlideOptions)
 
     def __post_init__(self) -> None:
         if not 1 <= self.shard_size <= MAX_SHARD_SIZE:

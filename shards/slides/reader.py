@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import DataError
+from common.machine import version
 from shards.codec.png import Pixels
 from shards.slides.options import MPP_RANGE
 

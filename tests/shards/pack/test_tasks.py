@@ -46,7 +46,7 @@ def whole(source: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("order", "workers"), [([0], 1), ([2, 0, 1], 1), ([1, 0], 3), ([*range(12)], 1)]
+    ("order", "workers"), [([0], 1), ([2, 0, 1], 1), ([1, 0], 2), ([*range(12)], 1)]
 )
 def test_any_number_of_tasks_in_any_order_write_what_one_packer_writes(
     order: list[int], workers: int, source: Path, whole: dict[str, str], tmp_path: Path
@@ -173,7 +173,8 @@ def test_the_command_line_of_a_task_has_all_its_options(tmp_path: Path) -> None:
     line = shlex.split(command_line("in put", "out", options, PackTask(1, 4)))
     assert line[:5] == ["python", "-m", "shards.pack", "in put", "out"]
     parsed = tyro.cli(pack_command._Command, args=line[3:])
-    assert (parsed.packing, parsed.task_index, parsed.num_tasks) == (options, 1, 4)
+    assert vars(parsed.packing) == vars(options)
+    assert (parsed.task_index, parsed.num_tasks) == (1, 4)
 
 
 def test_locks_name_who_is_in_the_way(source: Path, tmp_path: Path) -> None:

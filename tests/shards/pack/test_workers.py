@@ -1,5 +1,7 @@
 """Worker processes: they reply what this process would have done."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from shards.pack import workers as module
 from shards.pack.plan import PackOptions, Plan, make_plan
 from shards.pack.shard import Job
 from shards.pack.workers import WorkerPool
+from shards.sources import names
 from shards.sources.files import PLAIN, look_up
 from shards.sources.folder import FolderSource
 from shards.sources.source import BatchPatches, FileBatch
@@ -114,12 +117,20 @@ def test_workers_that_never_start_are_named(
             list(pool.build(job, plan.shards))
 
 
-def test_an_expression_that_backtracks_for_ever_is_stopped(source: Path) -> None:
+def test_an_expression_that_backtracks_for_ever_is_stopped(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "_SEARCH_S", 0.2)
     batch = file_batch(source, ["a" * 60 + "!"], split=["train"])
     (source / ("a" * 60 + "!.png")).touch()
-    names = ["a" * 60 + "!.png"]
-    batch = msgspec.structs.replace(batch, paths=names, group_regex="^(a+)+$")
+    batch = msgspec.structs.replace(batch, paths=["a" * 60 + "!.png"], group_regex="^(a+)+$")
     assert "took more than" in str(look_up(batch).error)
+
+
+def test_a_worker_starts_without_what_only_commands_and_training_need() -> None:
+    code = "import sys, shards.pack.workers; print({'tyro', 'torch', 'scipy'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_few_patches_are_packed_by_this_process() -> None:
