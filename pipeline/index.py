@@ -80,7 +80,7 @@ def groups(table: pa.Table) -> pa.ChunkedArray:
     return pc.coalesce(*(table[name] for name in GROUPS))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set that was opened and checked."""
 

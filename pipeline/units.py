@@ -9,6 +9,7 @@ in the order of the shards: a fit takes minutes at most and gives the same numbe
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -173,6 +174,7 @@ def normalised(dataset: Dataset, table: StainTable | None) -> Dataset:
     return replace(dataset, splits=splits, normalisation=table.normalisation)
 
 
+@lru_cache(maxsize=1)  # training checks, measures and normalises the same units
 def _units(dataset: Dataset, unit: Unit) -> Units:
     columns = _columns(unit)
     units = units_of({name: s.columns(columns) for name, s in dataset.splits.items()}, unit)
