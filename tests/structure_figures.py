@@ -6,9 +6,10 @@ A walk is what a reader opens to follow one thing through the product. From its 
 every name outside of an annotation is followed to the function, class or constant of the product
 that it names. Of a class that is reached, the special methods, `forward`, and the methods whose
 name occurs as an attribute in what is reached are followed too. "Opened" counts the modules that
-define a reached function or class; exceptions, and modules of other cases (a manifest, tiles, a
-remote data set: `OTHER_CASES`, by a part of their name), are left out. "Closure" counts
-those and all that they import, directly or not. Both are upper bounds of what one really runs.
+define a reached function or class; exceptions, and modules of other cases (a manifest, tiles,
+slides, random colours, a remote data set: `OTHER_CASES`, by a part of their name), are left out.
+"Closure" counts those and all that they import, directly or not. Both are upper bounds of what one
+really runs.
 """
 
 import argparse
@@ -39,8 +40,10 @@ WALKS = {
     ],
 }
 OTHER_CASES = {
-    "patch, PNG to tar": "manifest listed cells columns convert tiles images slices tasks recorded",
-    "batch, disk to loss": "tied classification images task tracker colour stain",
+    "patch, PNG to tar": (
+        "manifest listed cells columns convert tiles images slices tasks recorded slides staged"
+    ),
+    "batch, disk to loss": "tied classification images task tracker colour stain jitter",
     "run, checkpoint to report": (
         "tied classification colour stain latex remote download store images task step schedule"
         " tracker launch transfer transfer_report transfer_contrasts"
