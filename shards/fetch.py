@@ -5,7 +5,7 @@ fetches it in the same way.
 """
 
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -21,24 +21,24 @@ _Url = Annotated[
         metavar="URL", help="folder: " + ", ".join(f"{scheme}://..." for scheme in SCHEMES)
     ),
 ]
-_Cache = Annotated[
-    Path | None,
-    tyro.conf.arg(
-        help="folder of the cache; default: $EQDVAE_CACHE, or eqdvae in $XDG_CACHE_HOME or ~/.cache"
-    ),
-]
-_Splits = Annotated[tuple[str, ...], tyro.conf.arg(help="splits to fetch; default: all")]
 
 
-def _command(
-    url: tyro.conf.Positional[_Url], cache: _Cache = None, splits: _Splits = ()
-) -> Callable[[], None]:
+@dataclass(frozen=True)
+class _Command:
     """Copy a remote data set into the cache, verify it, and print its folder."""
-    return lambda: print(fetch(url, cache, splits))
+
+    url: tyro.conf.Positional[_Url]
+    cache: Path | None = None
+    """Folder of the cache; default: $EQDVAE_CACHE, or eqdvae in $XDG_CACHE_HOME or ~/.cache."""
+    splits: tuple[str, ...] = ()
+    """Splits to fetch; default: all."""
+
+    def __call__(self) -> None:
+        print(fetch(self.url, self.cache, self.splits))
 
 
 def main() -> int:
-    return run_command("shards.fetch", _command)
+    return run_command("shards.fetch", _Command)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`python -m models.export RUN --to onnx torch-export`: the encoder as a file."""
 
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
@@ -12,24 +12,23 @@ from models.config import EXPORT_DEFAULTS, ExportOptions
 _RunName = Annotated[
     str, tyro.conf.arg(metavar="RUN", help="folder of a run or of a snapshot, or a hub id")
 ]
-_Options = Annotated[ExportOptions, tyro.conf.arg(name="")]
 
 
-def _command(
-    run: tyro.conf.Positional[_RunName], options: _Options = EXPORT_DEFAULTS
-) -> Callable[[], None]:
+@dataclass(frozen=True)
+class _Command:
     """Write the encoder of a run as ONNX or torch.export, checked against PyTorch."""
 
-    def action() -> None:
+    run: tyro.conf.Positional[_RunName]
+    options: Annotated[ExportOptions, tyro.conf.arg(name="")] = EXPORT_DEFAULTS
+
+    def __call__(self) -> None:
         from models.export.encoder import export  # imports torch: not for --help
 
-        export(run, options)
-
-    return action
+        export(self.run, self.options)
 
 
 def main() -> int:
-    return run_command("models.export", _command)
+    return run_command("models.export", _Command)
 
 
 if __name__ == "__main__":
