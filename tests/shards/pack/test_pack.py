@@ -130,11 +130,11 @@ def test_bytes_do_not_depend_on_processes_or_directory_order(
         shutil.copyfile(path, target)
     for root in (source, shuffled):
         (root / "train" / "LYM" / "bad.png").write_bytes(b"")
-    for name, root, workers in (("a", source, 1), ("b", shuffled, 2), ("c", shuffled, 3)):
+    for name, root, workers in (("a", source, 1), ("b", shuffled, 3)):
         options = PackOptions(png=mode, shard_size=6, workers=workers, skip_bad=1)
         pack(root, tmp_path / name, options)
     (source / "train" / "LYM" / "bad.png").unlink()
-    assert file_hashes(tmp_path / "a") == file_hashes(tmp_path / "b") == file_hashes(tmp_path / "c")
+    assert file_hashes(tmp_path / "a") == file_hashes(tmp_path / "b")
     assert len(file_hashes(tmp_path / "a")) == 2 * (7 + 2 + 3) + 2
 
 

@@ -114,8 +114,8 @@ def test_bytes_depend_on_neither_workers_nor_tasks(
     root: Path, packed: Path, tmp_path: Path
 ) -> None:
     pack(root, tmp_path / "two", options(workers=2))
-    for index in range(3):
-        pack_task(root, tmp_path / "tasks", options(), PackTask(index, 3))
+    for index in range(2):
+        pack_task(root, tmp_path / "tasks", options(), PackTask(index, 2))
     merge(tmp_path / "tasks")
     for out in (tmp_path / "two", tmp_path / "tasks"):
         for folder in ("", "slides"):
@@ -199,8 +199,10 @@ def hashes(out: Path) -> dict[str, str]:
 
 
 def test_other_options_do_not_use_what_was_cut(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    root = tmp_path / "root"
+    slides.write_slide(root / "a.svs", slides.tissue_slide())
     with monkeypatch.context() as patched:
         patched.setattr(staging, "refuse_change", lambda path, patch: 1 / 0)
         with pytest.raises(ZeroDivisionError):

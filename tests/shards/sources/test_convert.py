@@ -280,7 +280,7 @@ def test_places_and_resolution_follow(
     assert sorted(rows) == places
 
 
-@pytest.mark.parametrize("rule", ["crop", "resize", "tile"])
+@pytest.mark.parametrize("rule", ["resize", "tile"])
 def test_bytes_do_not_depend_on_processes(rule: Rule, source: Path, tmp_path: Path) -> None:
     for workers in (1, 2):
         options = PackOptions(convert=rule, workers=workers, shard_size=4, val=0.3)
