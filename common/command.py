@@ -46,19 +46,14 @@ def run_command(
     except DataError as error:
         return _end(f"error: {error}", UNUSABLE_DATA)
     except BrokenPipeError:
-        _discard_output()
+        with suppress(OSError, ValueError):  # no such output, as after `>&-`
+            # Python flushes its output at exit, which would be another error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _end("error: what read the output of this command has ended", UNUSABLE_DATA)
     except OSError as error:  # of a disk, say
         return _end(f"error: {error}", UNUSABLE_DATA)
     except KeyboardInterrupt:
         return _end(f"interrupted: {interrupted}", INTERRUPTED)
-
-
-def _discard_output() -> None:
-    """Let Python flush its output at exit without another error."""
-    with suppress(OSError, ValueError):  # no such output, as after `>&-`
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
 
 
 def _end(message: str, status: int) -> int:

@@ -159,7 +159,13 @@ def require_shared(folder: Path) -> None:
         return
     name = gather_object(secrets.token_hex(8))[0]  # new: in no machine's cache
     token = folder / f".shared-{name}"
-    together(lambda: _make(token) if rank() == 0 else None)
+
+    def make() -> None:
+        if rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            token.touch()
+
+    together(make)
     seen = gather_object((place(), str(folder.resolve()), _appears(token)))
     if rank() == 0:
         token.unlink()
@@ -170,11 +176,6 @@ def require_shared(folder: Path) -> None:
             f"{path} of {main}: choose an --out that is one folder "
             f"for all machines (a shared file system)"
         )
-
-
-def _make(token: Path) -> None:
-    token.parent.mkdir(parents=True, exist_ok=True)
-    token.touch()
 
 
 def _appears(path: Path) -> bool:

@@ -123,7 +123,8 @@ def export(run: Path | str, options: ExportOptions = EXPORT_DEFAULTS) -> list[Pa
     out = options.out or run_folder(run) / "export"
     folder = locate(run)
     model = snapshot.load(folder)
-    if _normalises(folder):
+    about = read_json(folder / snapshot.CONFIG).get("about")
+    if isinstance(about, dict) and about.get("normalisation") is not None:
         log.warning(
             f"{run} was trained with normalised staining, which the exported graph leaves out: "
             "pass it patches that are normalised already"
@@ -149,11 +150,6 @@ def export(run: Path | str, options: ExportOptions = EXPORT_DEFAULTS) -> list[Pa
         )
         files.append(path)
     return files
-
-
-def _normalises(folder: Path) -> bool:
-    about = read_json(folder / snapshot.CONFIG).get("about")
-    return isinstance(about, dict) and about.get("normalisation") is not None
 
 
 def traced(model: VAE, dtype: torch.dtype) -> ExportedProgram:

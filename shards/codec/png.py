@@ -229,26 +229,21 @@ def _join(data: bytes) -> bytes:
     stream: list[bytes] = []
     previous = b""
     for offset, kind, body in chunks(data, len(_HEADER)):
-        if kind != b"IDAT":
-            _refuse_chunk(kind, len(body))
-        elif stream and previous != b"IDAT":
-            raise PngError(f"the IDAT chunk at byte {offset} does not follow the one before")
-        else:
+        if kind in _REFUSED:
+            raise PngError(_REFUSED[kind])
+        if kind == b"IEND" and body:
+            raise PngError(f"the closing chunk holds {len(body)} bytes, expected none")
+        if not kind[0] & 0x20 and kind not in (b"IDAT", b"PLTE", b"IEND"):
+            raise PngError(f"unknown critical chunk {kind!r}")
+        if kind == b"IDAT":
+            if stream and previous != b"IDAT":
+                raise PngError(f"the IDAT chunk at byte {offset} does not follow the one before")
             stream.append(body)
         previous = kind
     size = sum(map(len, stream))
     if not stream or size > _MAX_IDAT:
         raise PngError(f"{size} bytes of compressed pixels, expected 1 to {_MAX_IDAT}")
     return b"".join(stream)
-
-
-def _refuse_chunk(kind: bytes, length: int) -> None:
-    if kind in _REFUSED:
-        raise PngError(_REFUSED[kind])
-    if kind == b"IEND" and length:
-        raise PngError(f"the closing chunk holds {length} bytes, expected none")
-    if not kind[0] & 0x20 and kind not in (b"PLTE", b"IEND"):
-        raise PngError(f"unknown critical chunk {kind!r}")
 
 
 def _refuse_header(data: bytes) -> None:

@@ -164,7 +164,11 @@ class _Tar:
             return None
         limit = self._rules.limits.get(suffix)
         if limit is None:
-            raise TarError(first, self._refusal(info.name, suffix))
+            allowed = ", ".join(f".{allowed}" for allowed in sorted(self._rules.limits))
+            hint = f" (to skip such members: --ignore {suffix})" if self._rules.extended else ""
+            dots = ", and the first dot of a name ends the key" if "." in suffix else ""
+            reason = f"{info.name!r} is refused: expected members {allowed}{dots}{hint}"
+            raise TarError(first, reason)
         if info.size > limit:
             raise TarError(first, f"{info.name!r} has {info.size} bytes, at most {limit}")
         try:
@@ -172,12 +176,6 @@ class _Tar:
         except UnicodeEncodeError:
             raise TarError(first, f"the name {info.name!r} is not UTF-8") from None
         return Member(first, info.name, start + BLOCK, self._body(first, info))
-
-    def _refusal(self, name: str, suffix: str) -> str:
-        allowed = ", ".join(f".{allowed}" for allowed in sorted(self._rules.limits))
-        hint = f" (to skip such members: --ignore {suffix})" if self._rules.extended else ""
-        dots = ", and the first dot of a name ends the key" if "." in suffix else ""
-        return f"{name!r} is refused: expected members {allowed}{dots}{hint}"
 
     def _body(self, first: int, info: tarfile.TarInfo) -> bytes:
         body = self._read(padded(info.size))

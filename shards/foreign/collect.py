@@ -67,10 +67,18 @@ def find_tars(source: str, split: str | None = None) -> list[Tar]:
     if split is not None and not valid_split(split):
         raise DataError(f"--split {split!r}: expected lower-case letters, digits and _")
     folder = Path(source)
-    paths = sorted(_walk(folder) if folder.is_dir() else _expand(source))
-    if not paths:
-        raise DataError(f"{source} holds no tars (*.tar)")
-    base = folder if folder.is_dir() else Path(os.path.commonpath([p.parent for p in paths]))
+    if folder.is_dir():
+        base, files = folder, [path for path in folder.rglob("*") if path.is_file()]
+        if compressed := [path for path in files if path.name.endswith(_COMPRESSED)]:
+            raise DataError(
+                f"{compressed[0]} is compressed: unpack it to a plain tar, or move it away"
+            )
+        paths = sorted(path for path in files if path.name.endswith(".tar"))
+        if not paths:
+            raise DataError(f"{source} holds no tars (*.tar)")
+    else:
+        paths = sorted(_expand(source))
+        base = Path(os.path.commonpath([path.parent for path in paths]))
     names = [path.relative_to(base).as_posix() for path in paths]
     for name in names:
         if not name.isprintable():
@@ -79,14 +87,6 @@ def find_tars(source: str, split: str | None = None) -> list[Tar]:
         Tar(path, name, split or _split(base, name))
         for path, name in zip(paths, names, strict=True)
     ]
-
-
-def _walk(folder: Path) -> list[Path]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    for path in files:
-        if path.name.endswith(_COMPRESSED):
-            raise DataError(f"{path} is compressed: unpack it to a plain tar, or move it away")
-    return [path for path in files if path.name.endswith(".tar")]
 
 
 def _expand(pattern: str) -> set[Path]:
@@ -150,9 +150,13 @@ def collect(
     if not every:
         return Collection(splits, [], False)
     numbers = all(_NUMBER.fullmatch(label) for label in every)
-    first = _first_number([int(label) for label in every], names) if numbers else 0
+    first = 0
+    if numbers:  # label 0 is the lowest number, unless the names begin before it
+        low, high = min(map(int, every)), max(map(int, every))
+        if names is None or high >= len(names) > high - low:
+            first = low
     if names is None:
-        names = [str(i) for i in range(first, max(map(int, every)) + 1)] if numbers else every
+        names = [str(i) for i in range(first, high + 1)] if numbers else every
     classes = {str(first + i) for i in range(len(names))} if numbers else set(names)
     if unknown := [label for label in every if label not in classes]:
         raise DataError(
@@ -162,12 +166,6 @@ def collect(
     for warning in class_warnings(Path(source), {split: set(labels[split]) for split in labels}):
         log.warning(warning)
     return Collection(splits, names, numbers, first)
-
-
-def _first_number(numbers: list[int], names: list[str] | None) -> int:
-    """Return the class number that is label 0: the lowest, unless the names begin before it."""
-    low, high = min(numbers), max(numbers)
-    return low if names is None or (high >= len(names) > high - low) else 0
 
 
 def _check(source: str, used: Scanned, label_field: str | None) -> None:

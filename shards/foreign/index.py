@@ -257,14 +257,10 @@ def _write_sidecar(
     columns = [keys, pa.array(labels, pa.int32()), *scan.table.drop_columns(["label"]).columns]
     with atomic_file(out / f"{name}.parquet") as file:
         file.write(encode_sidecar(pa.table(columns, schema=SIDECAR)))
-    place = _place(tar.path, out)
+    # relative where the tar is inside `out`, so that both can move; links are kept
+    path, root = Path(os.path.abspath(tar.path)), Path(os.path.abspath(out))  # noqa: PTH100
+    place = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     return Shard(name, len(labels), scan.size, scan.xxh3, file.size, file.xxh3, place)
-
-
-def _place(tar: Path, out: Path) -> str:
-    """Return the tar's path, relative if inside `out`, so that both can move; links are kept."""
-    path, root = Path(os.path.abspath(tar)), Path(os.path.abspath(out))  # noqa: PTH100
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def _log_summary(
@@ -285,22 +281,17 @@ def _log_summary(
     for warning in _warnings(metadata, collection):
         log.warning(warning)
     for kind in GROUPS:
-        members = {
-            (split, name)
-            for split, scans in collection.splits.items()
-            for _, scan in scans
-            for name in pc.unique(_known(scan.table, kind)).drop_null().to_pylist()
-        }
+        members: set[tuple[str, str]] = set()
+        for name, scans in collection.splits.items():
+            for rows in (scan.table for _, scan in scans):
+                # a source that is the path of its sample is unknown
+                named = pc.if_else(pc.equal(rows[kind], rows["path"]), None, rows[kind])
+                members |= {(name, group) for group in pc.unique(named).drop_null().to_pylist()}
         if crossing := leaks(members):
             log.warning(leak_warning(kind, crossing))
     if provenance.empty:
         log.info(f"tars without a sample, left out: {', '.join(provenance.empty)}")
     log.info(f"{out}: {len(metadata.classes)} classes; the tars stay where they are")
-
-
-def _known(rows: pa.Table, kind: str) -> pa.ChunkedArray:
-    """Return the names of a kind of group, null where none is known: a source that is the path."""
-    return pc.if_else(pc.equal(rows[kind], rows["path"]), None, rows[kind])
 
 
 def _class_rows(metadata: DatasetMetadata) -> list[Sequence[str]]:

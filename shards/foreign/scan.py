@@ -173,7 +173,15 @@ class _Scanning:
             raise TarError(member.offset, f"more than {MAX_SAMPLES} samples: cut the tar in parts")
         sample.kinds += (kind,)
         if kind == "image":
-            self._take_image(sample, member, suffix)
+            data, number = member.body, self._images
+            sample.image = _Image(number, member.name, member.data_offset, len(data), crc32(data))
+            self._images += 1
+            if data.startswith(JPEG_START) != (suffix != "png"):
+                expected = "PNG" if suffix == "png" else "JPEG"
+                sample.problem = f"{member.name!r}: not a {expected} (starts with {data[:4]!r})"
+            self._waiting.append((sample, data))
+            if len(self._waiting) == _BATCH:
+                self._decode()
         try:
             if kind == "json":
                 label, sample.fields = json_fields(member.body, self.options.label_field)
@@ -182,17 +190,6 @@ class _Scanning:
                 sample.label = class_text(member.body)
         except ValueError as error:
             sample.problem = f"{member.name!r}: {error}"
-
-    def _take_image(self, sample: _Sample, member: Member, suffix: str) -> None:
-        data = member.body
-        sample.image = _Image(self._images, member.name, member.data_offset, len(data), crc32(data))
-        self._images += 1
-        if data.startswith(JPEG_START) != (suffix != "png"):
-            expected = "PNG" if suffix == "png" else "JPEG"
-            sample.problem = f"{member.name!r}: not a {expected} (starts with {data[:4]!r})"
-        self._waiting.append((sample, data))
-        if len(self._waiting) == _BATCH:
-            self._decode()
 
     def _decode(self) -> None:
         pixels, refused = decode_all([data for _, data in self._waiting])

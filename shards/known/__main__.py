@@ -75,7 +75,18 @@ class Command:
         if out.is_file():
             raise DataError(f"{out} is a file: name the new folder for the data set last")
         require_utf8(str(out.resolve()))
-        pack_source(self._source(), out, self._options())
+        files = self.paths[:-1]
+        source: AnySource
+        match self.name:
+            case "pcam" | "pathmnist" | "crchisto":
+                source = ArraySource(name=self.name, paths=files, partial=self.partial)
+            case name:
+                listing = known_files(name, files, self.partial, self.follow_links)
+                if self.convert == "tile":
+                    source = TileSource(files=listing)
+                else:
+                    source = ConvertedSource(files=listing, rule=self.convert or "crop")
+        pack_source(source, out, self._options())
 
     def _options(self) -> PackOptions:
         return PackOptions(
@@ -86,17 +97,6 @@ class Command:
             overwrite=self.overwrite,
             convert="crop" if self.name == "camelyon17-wilds" else self.convert or "none",
         )
-
-    def _source(self) -> AnySource:
-        files = self.paths[:-1]
-        match self.name:
-            case "pcam" | "pathmnist" | "crchisto":
-                return ArraySource(name=self.name, paths=files, partial=self.partial)
-            case name:
-                listing = known_files(name, files, self.partial, self.follow_links)
-                if self.convert == "tile":
-                    return TileSource(files=listing)
-                return ConvertedSource(files=listing, rule=self.convert or "crop")
 
 
 def main() -> int:

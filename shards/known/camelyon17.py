@@ -10,6 +10,7 @@ the rows of split 0 are train. Those of split 1, `id_val`, are from the slides o
 left out.
 """
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -19,6 +20,7 @@ from shards.schema import PATCH
 
 RULE = "the slide: patient and node in the file's name"
 
+_NUMBER = re.compile(r"[0-9]{1,7}")
 _CLASSES = {"0": "normal", "1": "tumor"}
 _CENTERS = {"0": "", "1": "val", "2": "test", "3": "", "4": ""}  # split, where it is of the center
 _SPLITS = {"0": "train", "1": "id_val"}  # of the other centers
@@ -47,7 +49,7 @@ def list_files(inputs: Inputs) -> tuple[dict[str, list[Any]], dict[str, int]]:
             ("x_coord", x, None),
             ("y_coord", y, None),
         ):
-            if value not in expected if expected else not _is_number(value):
+            if value not in expected if expected else not _NUMBER.fullmatch(value):
                 shown = " or ".join(expected) if expected else "digits"
                 raise DataError(f"{file} row {i + 2}, column {column!r}: {value!r}, not {shown}")
         split = _CENTERS[center] or _SPLITS[part]
@@ -73,7 +75,3 @@ def list_files(inputs: Inputs) -> tuple[dict[str, list[Any]], dict[str, int]]:
         repeated = Counter(columns["path"]).most_common(1)[0][0]
         raise DataError(f"{file} lists {repeated} more than once")
     return columns, {"patches of id_val, from the slides of train": counts["id_val"]}
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 8

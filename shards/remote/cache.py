@@ -72,7 +72,12 @@ def fetch(url: str, cache: Path | None = None, splits: Sequence[str] | None = No
     waiting = f"waiting: another process fetches into {folder}"
     with locked(folder / ".fetch.lock", waiting, wait=True):
         if missing := [file for file in files if not file.complete()]:
-            _refuse_full(folder, missing)
+            need, free = sum(f.size - f.arrived() for f in missing), shutil.disk_usage(folder).free
+            if need > free:  # `dataset.json` may claim any size
+                raise DataError(
+                    f"{folder} has room for {free:,} bytes, the data set needs {need:,} more: make "
+                    f"room, or choose another folder with --cache or ${CACHE}"
+                )
             _download_all(store, missing)
         if not (folder / METADATA_NAME).exists():
             with atomic_file(folder / METADATA_NAME) as file:
@@ -122,13 +127,3 @@ def _download_all(store: Store, files: list[RemoteFile]) -> None:
         finally:
             stop.set()  # the first error, or an interruption, ends the others
             pool.shutdown(cancel_futures=True)
-
-
-def _refuse_full(folder: Path, files: list[RemoteFile]) -> None:
-    """Refuse files for which the disk has no room; `dataset.json` may claim any size."""
-    need, free = sum(file.size - file.arrived() for file in files), shutil.disk_usage(folder).free
-    if need > free:
-        raise DataError(
-            f"{folder} has room for {free:,} bytes, the data set needs {need:,} more: make room, "
-            f"or choose another folder with --cache or ${CACHE}"
-        )

@@ -160,10 +160,17 @@ def download(
 def _attempt(
     store: Store, file: RemoteFile, advance: Callable[[int], None], stop: threading.Event
 ) -> None:
-    """Complete `file.partial` and verify it, or raise."""
+    """Append what is missing to `file.partial`, as far as it arrives, and verify it, or raise."""
     before = file.arrived()
     if before < file.size:
-        _append_missing(store, file, advance, stop)
+        with store.open(file.name, before) as (remote, at), _appending(file.partial, at) as write:
+            advance(at - before)
+            while at < file.size and (data := remote.read(min(_CHUNK, file.size - at))):
+                if stop.is_set():
+                    raise StoppedError
+                write(data)
+                at += len(data)
+                advance(len(data))
     if (size := file.arrived()) < file.size:
         raise EOFError(f"it ended after {size} of {file.size} bytes")
     if size == file.size and hash_file(file.partial) == file.xxh3:
@@ -176,21 +183,6 @@ def _attempt(
         f"{store.url}/{file.name} is not the file that dataset.json lists: its hash differs. "
         f"Copy the data set there again, as a whole"
     )
-
-
-def _append_missing(
-    store: Store, file: RemoteFile, advance: Callable[[int], None], stop: threading.Event
-) -> None:
-    """Append the missing bytes, as far as they arrive."""
-    before = file.arrived()
-    with store.open(file.name, before) as (remote, at), _appending(file.partial, at) as write:
-        advance(at - before)
-        while at < file.size and (data := remote.read(min(_CHUNK, file.size - at))):
-            if stop.is_set():
-                raise StoppedError
-            write(data)
-            at += len(data)
-            advance(len(data))
 
 
 @contextmanager

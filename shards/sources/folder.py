@@ -29,6 +29,7 @@ from shards.sources.names import barcode_notes, numbers_are_slides, require_utf8
 from shards.sources.source import Accepted, Collection, LookUp, Origin
 from shards.sources.splits import split_folders, split_name
 
+_MISPLACED = "not where patches are expected"
 _OUTSIDE = "outside the class folders"
 _MOST_LEVELS = 16
 
@@ -55,9 +56,10 @@ class FolderSource(FileSource, frozen=True, kw_only=True, tag=True):
         for leaf in walk.leaves:
             values = choice.values(leaf)
             if values is None:  # nothing in it looks like a patch
-                refused += [
-                    (leaf.prefix + name, _reason(name, self.accepted)) for name in leaf.files
-                ]
+                for name in leaf.files:
+                    stem, dot, suffix = name.rpartition(".")
+                    reason = refused_name(suffix if dot and stem else "", self.accepted)
+                    refused.append((leaf.prefix + name, reason or _MISPLACED))
                 continue
             paths += [leaf.prefix + name for name in leaf.files]
             for name, value in {"split": leaf.split, **values}.items():
@@ -83,13 +85,6 @@ class FolderSource(FileSource, frozen=True, kw_only=True, tag=True):
             notes=notes,
             warnings=[f"the folder {path!r} holds no patches" for path in sorted(named - filled)],
         )
-
-
-def _reason(name: str, accepted: Accepted) -> str:
-    stem, dot, suffix = name.rpartition(".")
-    return (
-        refused_name(suffix if dot and stem else "", accepted) or "not where patches are expected"
-    )
 
 
 @dataclass

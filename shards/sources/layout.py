@@ -175,7 +175,8 @@ def _one_level(root: Path, inside: Sequence[Leaf], numbered: bool, accepted: Acc
     """Decide on one level of folders."""
     folders = {leaf.parts[0] for leaf in inside}
     paths = [leaf.prefix + name for leaf in inside for name in leaf.images]
-    positions = [path for path in paths if only_position(_stem(path), numbered)]
+    stems = [stem for leaf in inside for stem in leaf.stems]
+    positions = [p for p, stem in zip(paths, stems, strict=True) if only_position(stem, numbered)]
     unless = "if the folders are classes: --layout classes"
     # a slide is in one split: a folder name that recurs is more likely a class
     recurring = len(folders) < len(inside)
@@ -213,10 +214,6 @@ def _one_level(root: Path, inside: Sequence[Leaf], numbered: bool, accepted: Acc
         )
     notes = ["layout: classes, one per folder", *_meaning(convention)]
     return Choice("classes", ("class",), notes)
-
-
-def _stem(path: str) -> str:
-    return path.rpartition("/")[2].rpartition(".")[0]
 
 
 def _several_levels(root: Path, inside: Sequence[Leaf], numbered: bool) -> Choice:

@@ -92,8 +92,18 @@ def verify(root: Path, duplicates: bool = True) -> Report:
 def _duplicate_warnings(
     root: Path, metadata: DatasetMetadata, duplicates: Duplicates, findings: Findings
 ) -> list[str]:
-    examples = {n for c in duplicates.crossings for pair in c.examples for n in pair}
-    paths = _paths(root, metadata, examples, findings)
+    numbers = {n for c in duplicates.crossings for pair in c.examples for n in pair}
+    paths: dict[int, str] = {}  # by key number, as far as the sidecars can be read
+    for shard in metadata.shards:
+        keys = [key(i) for i in numbers.intersection(findings.keys.get(shard.name, ()))]
+        if not keys:
+            continue
+        try:
+            rows = read_columns(shard.sidecar(root), ["key", "path"])
+            rows = rows.filter(pc.is_in(rows["key"], pa.array(keys)))
+            paths |= {int(row["key"][1:]): str(row["path"]) for row in rows.to_pylist()}
+        except (pa.ArrowException, OSError, ValueError, KeyError):
+            continue  # a damaged sidecar is reported as a problem
 
     def sentence(crossing: Crossing) -> str:
         examples = "; ".join(
@@ -109,24 +119,6 @@ def _duplicate_warnings(
     return [sentence(crossing) for crossing in duplicates.crossings]
 
 
-def _paths(
-    root: Path, metadata: DatasetMetadata, numbers: set[int], findings: Findings
-) -> dict[int, str]:
-    """Source paths by key number, as far as the sidecars can be read."""
-    paths: dict[int, str] = {}
-    for shard in metadata.shards:
-        keys = [key(i) for i in numbers.intersection(findings.keys.get(shard.name, ()))]
-        if not keys:
-            continue
-        try:
-            rows = read_columns(shard.sidecar(root), ["key", "path"])
-            rows = rows.filter(pc.is_in(rows["key"], pa.array(keys)))
-            paths |= {int(row["key"][1:]): str(row["path"]) for row in rows.to_pylist()}
-        except (pa.ArrowException, OSError, ValueError, KeyError):
-            continue  # a damaged sidecar is reported as a problem
-    return paths
-
-
 def _check_keys(metadata: DatasetMetadata, findings: Findings) -> None:
     """Check that every key occurs once in the data set, and in the range of its split."""
     names = [name for name, numbers in findings.keys.items() if numbers]
@@ -138,23 +130,17 @@ def _check_keys(metadata: DatasetMetadata, findings: Findings) -> None:
     for i in np.flatnonzero(np.diff(keys[order]) == 0):
         first, second = names[shard[order[i]]], names[shard[order[i + 1]]]
         findings.add(f"{second}.tar", None, f"key {key(keys[order[i]])} is also in {first}")
-    ranges = _key_ranges(metadata)
+    ranges = metadata.provenance.get("key_ranges")  # free-form
     for name in names:
-        first, end = ranges.get(name.rpartition("-")[0], (0, MAX_PATCHES))
+        match isinstance(ranges, dict) and ranges.get(name.rpartition("-")[0]):
+            case [int(first), int(end)]:
+                pass
+            case _:
+                first, end = 0, MAX_PATCHES
         low, high = min(findings.keys[name]), max(findings.keys[name])
         if not first <= low <= high < end:
             what = f"keys {low} to {high}, those of its split are {first} to {end - 1}"
             findings.add(f"{name}.tar", None, what)
-
-
-def _key_ranges(metadata: DatasetMetadata) -> dict[str, tuple[int, int]]:
-    """Return first key and end by split, where the provenance, which is free-form, has them."""
-    ranges = metadata.provenance.get("key_ranges")
-    sound: dict[str, tuple[int, int]] = {}
-    for name, pair in ranges.items() if isinstance(ranges, dict) else ():
-        if isinstance(pair, list) and len(pair) == 2 and all(isinstance(k, int) for k in pair):
-            sound[name] = (pair[0], pair[1])
-    return sound
 
 
 def _check_counts(metadata: DatasetMetadata, findings: Findings) -> None:

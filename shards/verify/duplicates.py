@@ -23,6 +23,11 @@ MAX_DISTANCE = 0.25  # of the coefficients; JPEG at quality 75 gives 0.02, unrel
 EXAMPLES = 5
 
 _SIDE = 8
+_FREQUENCIES, _PIXELS = np.arange(_SIDE)[:, None], np.arange(PATCH)[None]
+# the lowest rows of the orthonormal DCT-II, (8, 32)
+_DCT = np.cos(np.pi * (_PIXELS + 0.5) * _FREQUENCIES / PATCH) * np.sqrt(2 / PATCH)
+_DCT[0] /= np.sqrt(2)
+_DCT = _DCT.astype(np.float32)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # pairs that agree in 2 of 5 bands are candidates: certain up to 3 differing bits, likely up to 6
 _BANDS = [sum(1 << bit for bit in range(start, 64, 5)) for start in range(5)]
@@ -147,14 +152,3 @@ def _close(a: Fingerprints, i: Indices, b: Fingerprints, j: Indices) -> Indices:
     low_b = b.low[j[pairs]].astype(np.float32)
     size = np.linalg.norm(low_a, axis=1) * np.linalg.norm(low_b, axis=1)
     return pairs[np.square(low_a - low_b).sum(axis=1) <= MAX_DISTANCE**2 * size]
-
-
-def _dct() -> npt.NDArray[np.float32]:
-    """Make the lowest rows of the orthonormal DCT-II, (8, 32)."""
-    k, n = np.arange(_SIDE)[:, None], np.arange(PATCH)[None]
-    rows = np.cos(np.pi * (n + 0.5) * k / PATCH) * np.sqrt(2 / PATCH)
-    rows[0] /= np.sqrt(2)
-    return rows.astype(np.float32)
-
-
-_DCT = _dct()
