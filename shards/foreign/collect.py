@@ -163,9 +163,34 @@ def collect(
             f"{source}: labels {unknown[:_SHOWN]} are none of the classes {names[:_SHOWN]} "
             f"({f'{first} to {first + len(names) - 1}' if numbers else 'by name'}); mend --classes"
         )
+    for warning in _offset_warnings(used) if numbers else ():
+        log.warning(warning)
     for warning in class_warnings(Path(source), {split: set(labels[split]) for split in labels}):
         log.warning(warning)
     return Collection(splits, names, numbers, first)
+
+
+def _offset_warnings(used: Scanned) -> list[str]:
+    """Warn of labels that tars count from 0 and from 1, and of -1 as a class."""
+    labels = {
+        tar.name: {int(label) for label in pc.unique(scan.table["label"]).to_pylist()}
+        for tar, scan in used
+    }
+    every = set().union(*labels.values())
+    if every == {-1, 1}:
+        return [
+            "every label is 1 or -1, and -1 is no label: if it is a class, write 0 and 1, or names"
+        ]
+    low, high = min(every - {-1}), max(every)
+    ranges = {name: of_tar - {-1} for name, of_tar in labels.items() if of_tar - {-1}}
+    lower = [name for name, of_tar in ranges.items() if of_tar == set(range(low, high))]
+    upper = [name for name, of_tar in ranges.items() if of_tar == set(range(low + 1, high + 1))]
+    if high - low < 2 or not (lower and upper and len(lower) + len(upper) == len(ranges)):
+        return []
+    return [
+        f"some tars seem to count the classes from {low}, others from {low + 1}: the labels of "
+        f"{lower[0]} are {low} to {high - 1}, those of {upper[0]} {low + 1} to {high}: mend those"
+    ]
 
 
 def _check(source: str, used: Scanned, label_field: str | None) -> None:

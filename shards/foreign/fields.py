@@ -2,11 +2,13 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 MAX_LABEL = 256  # characters of a class name
 _INT32 = 1 << 31
+_WHOLE = re.compile(r"(-?)0*(\d+)\.0+")  # of a label that was a float
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +28,15 @@ NONE = Fields()
 
 
 def class_text(body: bytes) -> str:
-    """Read the class in a `.cls` member: a number or a name, without surrounding space.
+    """Read the class in a label member: a number or a name, without surrounding space.
 
     Raises:
-        ValueError: not UTF-8, empty, or longer than MAX_LABEL.
+        ValueError: not UTF-8, empty, binary, or longer than MAX_LABEL.
     """
-    return _label(body.decode("utf-8").strip())
+    text = body.decode("utf-8").strip("\ufeff \t\r\n")
+    if "\0" in text:
+        raise ValueError(f"a class of the bytes {body!r:.60}: expected a number or a name as text")
+    return _label(text)
 
 
 def json_fields(body: bytes, label_field: str | None) -> tuple[str | None, Fields]:
@@ -59,10 +64,20 @@ def json_fields(body: bytes, label_field: str | None) -> tuple[str | None, Field
         return None, fields
     if values.get(label_field) is None:
         raise ValueError(f"no field {label_field!r}, only {sorted(values)[:10]}")
-    return _label(_text(label_field, values[label_field]) or ""), fields
+    value = values[label_field]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return _label(_text(label_field, value) or ""), fields
 
 
 def _label(text: str) -> str:
+    """Return a class; a whole number that was a float, as `2.0`, without its point.
+
+    Raises:
+        ValueError: empty, or longer than MAX_LABEL.
+    """
+    if number := _WHOLE.fullmatch(text):
+        text = number[1] + number[2]
     if not 0 < len(text) <= MAX_LABEL:
         raise ValueError(f"a class of {len(text)} letters, expected 1 to {MAX_LABEL}")
     return text

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -14,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import UNSET
 
 from common.console import log, printable, progress, table
 from common.errors import DataError
 from common.files import atomic_file
 from common.machine import usable_cores
 from shards.foreign.collect import Collection, Tar, collect, find_tars
+from shards.foreign.provenance import IndexOptions, Provenance, Skipped, is_complete
 from shards.foreign.scan import Scan, ScanOptions, scan_tar
 from shards.schema import (
     CHANNELS,
@@ -35,6 +36,7 @@ from shards.schema import (
     dumps_metadata,
     encode_sidecar,
     key,
+    load_metadata,
     mean_splits,
     shard_name,
 )
@@ -49,71 +51,32 @@ from shards.sources.splits import (
     unknown_sources,
     unknown_warning,
 )
-from shards.sources.values import label_warnings, missing_warnings, mpp_warnings
+from shards.sources.values import label_warnings, mpp_warnings, name_warnings
 
 _FEW = 200 << 20  # bytes: scanning them takes about as long as starting processes
 _SHOWN = 20
-
-
-@dataclass(frozen=True)
-class IndexOptions(ScanOptions):
-    """Options of --index: how to read the tars of another tool."""
-
-    split: str | None = None
-    """Split of all tars. Default: from the name of each tar, or of one of its folders."""
-    classes: str | None = None
-    """Class names in the order of the labels, as in normal,tumor. Default: the names that the
-    samples have, sorted, or their numbers."""
-    skip_bad: int = 0
-    """Leave out up to this many unusable samples; they are listed."""
-    workers: int = 0
-    """Worker processes; 0: one per usable core, or in-process for small inputs."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("workers", "skip_bad"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
-        if self.names is not None and ("" in self.names or len(set(self.names)) < len(self.names)):
-            raise ValueError(f"--classes {self.classes!r} has an empty name, or one twice")
-
-    @property
-    def names(self) -> list[str] | None:
-        return None if self.classes is None else self.classes.split(",")
-
-
-class Skipped(msgspec.Struct, frozen=True):
-    """Samples that were left out."""
-
-    count: int
-    first: list[str]  # tar, byte and reason of at most MAX_LISTED
-
-
-class Provenance(msgspec.Struct, frozen=True, kw_only=True):
-    """Which tars the samples come from, and how they were read."""
-
-    source: str  # name of the folder, or pattern
-    label_field: str | None
-    ignored: list[str]
-    group_regex: str | None
-    tars: dict[str, list[str]]  # names by split
-    key_ranges: dict[str, list[int]]  # by split: first key, one past the last
-    skipped: Skipped
-    empty: list[str]  # names of tars without a sample
-    sources: Groups
+_FEW_CLASSES = 10
 
 
 def index_tars(source: str, out: Path, options: IndexOptions | None = None) -> DatasetMetadata:
     """Scan the tars of `source` (see `find_tars`) and write sidecars and metadata into `out`.
+
+    An `out` that holds the index of the same tars with the same options is left as it is.
 
     Raises:
         DataError: a tar that cannot be read to its end, more bad samples than `skip_bad`, labels
             that do not fit, or an `out` that holds a data set; nothing was written.
     """
     options = options or IndexOptions()
-    if (out / METADATA_NAME).exists():
-        raise DataError(f"{out} already holds a data set; choose another OUT, or remove it")
     tars = find_tars(source, options.split)
+    if (out / METADATA_NAME).exists():
+        if is_complete(source, out, tars, options):
+            log.info(f"{out} is complete already, from the same tars and options: nothing to do")
+            return load_metadata(out)
+        raise DataError(
+            f"{out} already holds a data set, of other tars or other options, or tars have changed "
+            f"since; choose another OUT, or remove it"
+        )
     scanned = list(zip(tars, _scan_all(tars, options), strict=True))
     skipped = _refuse_bad(source, [scan for _, scan in scanned], options.skip_bad)
     collection = collect(source, scanned, options.label_field, options.names)
@@ -126,6 +89,8 @@ def index_tars(source: str, out: Path, options: IndexOptions | None = None) -> D
         source=Path(source).name,
         label_field=options.label_field,
         ignored=list(options.ignore),
+        label_suffix=options.own_label_suffix,
+        classes=options.names or UNSET,
         group_regex=options.group_regex,
         tars={split: [tar.name for tar, _ in scans] for split, scans in collection.splits.items()},
         key_ranges=ranges,
@@ -273,6 +238,8 @@ def _log_summary(
     log.info(table(rows))
     if metadata.classes:
         log.info(table(_class_rows(metadata)))
+    else:
+        log.info(_why_unlabelled(collection))
     if collection.first:
         first = collection.first
         log.info(f"labels begin at {first}: class {first} of the tars is label 0 here")
@@ -292,6 +259,18 @@ def _log_summary(
     if provenance.empty:
         log.info(f"tars without a sample, left out: {', '.join(provenance.empty)}")
     log.info(f"{out}: {len(metadata.classes)} classes; the tars stay where they are")
+
+
+def _why_unlabelled(collection: Collection) -> str:
+    """Say why no sample has a label, and what could be one."""
+    scans = [scan for scans in collection.splits.values() for _, scan in scans]
+    read = frozenset().union(*(scan.kinds for scan in scans))
+    unread = frozenset().union(*(scan.unread for scan in scans)) - {"other"}
+    if "cls" in read:
+        return "unlabelled: every label is -1"
+    hints = ["--label-field FIELD takes a field of KEY.json"] if "json" in read else []
+    hints += [f"--label-suffix {suffix} takes KEY.{suffix}" for suffix in sorted(unread)]
+    return f"unlabelled: no sample has a KEY.cls{''.join(f'; {hint}' for hint in hints)}"
 
 
 def _class_rows(metadata: DatasetMetadata) -> list[Sequence[str]]:
@@ -318,9 +297,15 @@ def _warnings(metadata: DatasetMetadata, collection: Collection) -> list[str]:
         for field in ("patient", "slide", "site")
     }
     mpp = Counter(value for rows in tables for value in rows["mpp"].to_pylist())
-    warnings = [*label_warnings(totals), *missing_warnings(counts), *mpp_warnings(mpp)]
+    filled = {name: count for name, count in totals.items() if count}
+    mend = "write each in one way"  # there is no option to mend tars
+    warnings = [*label_warnings(filled, mend), *name_warnings(counts, None), *mpp_warnings(mpp)]
     if empty := [name for name, count in totals.items() if not count]:
-        warnings.append(f"the classes {empty} have no sample: name the classes by --classes")
+        shown = f"{empty[:_FEW_CLASSES]}{', ...' if len(empty) > _FEW_CLASSES else ''}"
+        warnings.append(
+            f"{len(empty):,} of {len(totals):,} classes have no sample ({shown}): name the classes "
+            f"by --classes"
+        )
     if metadata.classes and (unlabelled := sum(s.count for s in splits) - sum(totals.values())):
         warnings.append(f"{unlabelled:,} samples of label -1 are unlabelled: probes leave them out")
     if unknown := unknown_warning(*unknown_sources(metadata.provenance)):

@@ -43,6 +43,8 @@ class ScanOptions:
 
     label_field: str | None = None
     """Field of KEY.json to use as the label, instead of KEY.cls."""
+    label_suffix: str = "cls"
+    """Suffix of the member that is the label, as in KEY.cls."""
     ignore: tuple[str, ...] = ()
     """Suffixes of members to skip, as in KEY.SUFFIX."""
     group_regex: str | None = None
@@ -52,6 +54,13 @@ class ScanOptions:
     def __post_init__(self) -> None:
         if needed := set(self.ignore) & set(IMAGES):
             raise ValueError(f"--ignore {sorted(needed)}: images cannot be skipped")
+        suffix = self.label_suffix
+        taken = suffix != "cls" and suffix in self.ignore
+        if taken or suffix in (*IMAGES, "json", "") or suffix != suffix.lower().strip("."):
+            raise ValueError(
+                f"--label-suffix {suffix!r}: expected that of a text member, in lower case, as cls "
+                f"or txt; a field of KEY.json is taken by --label-field"
+            )
         try:
             group_pattern(self.group_regex)
         except DataError as error:
@@ -75,7 +84,7 @@ class Scan:
     """Result of scanning one tar."""
 
     table: pa.Table  # SCANNED, in the order of the images
-    kinds: frozenset[str]  # members of the samples beside the image: cls, json
+    kinds: frozenset[str]  # members of the samples beside the image that are read: cls, json
     size: int
     xxh3: str
     channel_sums: list[int]  # of the 0-255 values, RGB
@@ -83,6 +92,7 @@ class Scan:
     bad_count: int
     junk: int = 0  # members that file managers left: ._*, __MACOSX, .DS_Store
     broken: Bad | None = None  # where reading the tar had to stop
+    unread: frozenset[str] = frozenset()  # other members of the samples: txt
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +125,8 @@ def scan_tar(path: Path, name: str, options: ScanOptions) -> Scan:
     """
     scanning, broken = _Scanning(name, options), None
     ignored = frozenset(suffix.lower().lstrip(".") for suffix in options.ignore)
-    rules = Rules(_LIMITS, _CLOSING, ignored, extended=True, junk=scanning.is_junk)
+    limits = {**_LIMITS, options.label_suffix: _LIMITS["cls"]}
+    rules = Rules(limits, _CLOSING, ignored, extended=True, junk=scanning.is_junk)
     digest = xxhash.xxh3_64()
     try:
         before = path.stat()
@@ -165,7 +176,12 @@ class _Scanning:
         key, suffix = key_suffix(member.name)
         if key.startswith("/") or key.endswith("/") or not key or ".." in key.split("/"):
             raise TarError(member.offset, f"{member.name!r} is refused: not a key inside the tar")
-        kind = "image" if suffix in IMAGES else suffix
+        labels = {
+            "cls": "other",
+            **dict.fromkeys(IMAGES, "image"),
+            self.options.label_suffix: "cls",
+        }
+        kind = labels.get(suffix, suffix)
         sample = self.samples.setdefault(key, _Sample(member.offset))
         if kind in sample.kinds:
             raise TarError(member.offset, f"{member.name!r} is a second {kind} of the key {key!r}")
@@ -203,8 +219,8 @@ class _Scanning:
     def finish(self, size: int, xxh3: str, broken: Bad | None) -> Scan:
         """Return the result; a sample that lacks a kind of member that others have is bad."""
         self._decode()
-        kinds = frozenset(kind for s in self.samples.values() for kind in s.kinds)
-        kinds = kinds & {"cls", "json"}
+        members = frozenset(kind for s in self.samples.values() for kind in s.kinds) - {"image"}
+        kinds = members & {"cls", "json"}
         bad: list[Bad] = []
         good: list[tuple[_Image, Sequence[Any]]] = []
         for key, sample in self.samples.items():
@@ -219,7 +235,16 @@ class _Scanning:
         )
         sums = np.concatenate(self._sums)[[image.number for image, _ in good]].sum(axis=0)
         return Scan(
-            table, kinds, size, xxh3, sums.tolist(), bad[:MAX_LISTED], len(bad), self._junk, broken
+            table,
+            kinds,
+            size,
+            xxh3,
+            sums.tolist(),
+            bad[:MAX_LISTED],
+            len(bad),
+            self._junk,
+            broken,
+            unread=members - kinds,
         )
 
     def _row(

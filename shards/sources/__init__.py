@@ -6,6 +6,7 @@ one by one. A new kind of source is a class that follows `source.Source` and one
 
     source    a patch, the list of all patches, and the protocol of a source
     names     source image, position, patient and site from a file's name
+    spelling  paths of a manifest that name no file: the one that is meant, or the cause
     files     which files may be patches: by name, size and link; many at once
     layout    what folders mean: class, patient, slide or site
     folder    patches under a folder: the walk

@@ -47,9 +47,10 @@ def collect(
     collection.warnings.extend(value_warnings(collection.patches))
     if (val or test) and collection.patches:
         collection = _with_drawn_splits(collection, val, test, seed)
-    members = ((patch.split, patch.label) for patch in collection.patches)
-    can_draw = not collection.splits_from
-    collection.warnings.extend(split_warnings(Path(collection.root), members, can_draw))
+    if collection.patches:  # without any, the reasons are told
+        members = ((patch.split, patch.label) for patch in collection.patches)
+        can_draw = not collection.splits_from
+        collection.warnings.extend(split_warnings(Path(collection.root), members, can_draw))
     return collection
 
 

@@ -11,11 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.errors import DataError
+from shards.sources.spelling import SpellingHints
 from shards.sources.splits import split_name
 
 _NUMBER = r"^\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*$"
 _MAX_PIXEL = 999_999_999
 _UNTIDY = r"(^|/)(\.?/|\./?$)"  # ./a, a//b, a/./b: another spelling of one path
+_NOT_INSIDE = (
+    "is not inside SOURCE: expected a path relative to it or an absolute one in it, no '..'"
+)
 _ABOVE = r"(^|/)\.\.(/|$)"
 
 
@@ -37,6 +41,10 @@ class Column:
         data = self.data
         if pa.types.is_floating(data.type):
             data = pc.if_else(pc.is_nan(data), None, data)
+            wide = pc.cast(data, pa.float64())
+            whole = pc.and_(pc.equal(wide, pc.floor(wide)), pc.less(pc.abs(wide), 2.0**53))
+            if pc.all(whole).as_py():  # 100000000000, where floats are written as 1e+11
+                data = pc.cast(wide, pa.int64())
         try:
             text = pc.cast(data, pa.string()).combine_chunks()
         except (pa.ArrowException, ValueError) as error:
@@ -56,7 +64,8 @@ class Column:
             numbers = pc.cast(self.data, pa.float64(), safe=False).combine_chunks()
             return pc.if_else(pc.is_null(text), None, numbers), text
         bad = pc.invert(pc.match_substring_regex(text, _NUMBER))
-        self.refuse(bad, "is not a number", text)
+        what = "is not a number: write one without a unit, with a point and not a comma, as 0.25"
+        self.refuse(bad, f"{what}; where it is unknown, leave the cell empty", text)
         return pc.cast(pc.utf8_trim_whitespace(text), pa.float64()), text
 
     def refuse(self, bad: pa.Array, what: str, values: pa.Array | None = None) -> None:
@@ -81,6 +90,10 @@ def relative_paths(column: Column, root: Path) -> Column:
         next((path[len(f) :] for f in folders if path and path.startswith(f)), path)
         for path in text.to_pylist()
     ]
+    outside = pa.array([bool(path) and path.startswith("/") for path in paths])
+    if pc.any(outside).as_py():
+        first = next(path for path in paths if path and path.startswith("/"))
+        column.refuse(outside, _NOT_INSIDE + SpellingHints(root)(first), text)
     return replace(column, data=pa.chunked_array([pa.array(paths, pa.string())]))
 
 
@@ -104,8 +117,7 @@ def read_paths(column: Column) -> list[Any]:
     text = column.text()
     column.refuse(pc.is_null(text), "is empty")
     above = pc.or_(pc.starts_with(text, "/"), pc.match_substring_regex(text, _ABOVE))
-    what = "is not inside SOURCE: expected a path relative to it or an absolute one in it, no '..'"
-    column.refuse(above, what, text)
+    column.refuse(above, _NOT_INSIDE, text)
     if pc.any(pc.match_substring_regex(text, _UNTIDY)).as_py():
         text = pa.array([posixpath.normpath(path) for path in text.to_pylist()], pa.string())
     codes = text.dictionary_encode()
@@ -134,7 +146,8 @@ def read_pixels(column: Column) -> list[Any]:
     """Return whole numbers, 0 or more, None where a cell is empty."""
     numbers, shown = column.numbers()
     column.refuse(pc.not_equal(numbers, pc.floor(numbers)), "is not whole", shown)
-    column.refuse(pc.less(numbers, 0), "is negative", shown)
+    what = "is negative; where it is unknown, leave the cell empty"
+    column.refuse(pc.less(numbers, 0), what, shown)
     column.refuse(pc.greater(numbers, _MAX_PIXEL), f"is above {_MAX_PIXEL}", shown)
     return pc.cast(numbers, pa.int64()).to_pylist()
 
@@ -143,7 +156,8 @@ def read_resolutions(column: Column) -> list[Any]:
     """Return numbers above 0, None where a cell is empty."""
     numbers, shown = column.numbers()
     bad = pc.or_(pc.less_equal(numbers, 0), pc.invert(pc.is_finite(numbers)))
-    column.refuse(bad, "is not above 0, as microns per pixel are", shown)
+    what = "is not above 0, as microns per pixel are; where it is unknown, leave the cell empty"
+    column.refuse(bad, what, shown)
     return numbers.to_pylist()
 
 

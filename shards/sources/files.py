@@ -2,9 +2,8 @@
 
 import os
 import stat
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -28,17 +27,24 @@ from shards.sources.source import (
     ReadPatch,
     read_file,
 )
+from shards.sources.spelling import other_spelling
 
 CHUNK = 1024  # files per batch
 
 PLAIN = Accepted(("png",), MAX_SOURCE_BYTES, "PNG file")
 
-_JUNK_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", ".ds_store")
-_JUNK_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".md", ".xml", ".yaml", ".yml", ".parquet")
+_JUNK_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", ".ds_store", "zbthumbnail.info")
+_JUNK_SUFFIXES = (
+    *(".txt", ".csv", ".tsv", ".json", ".md", ".xml", ".yaml", ".yml", ".parquet", ".geojson"),
+    *(".log", ".pdf", ".html", ".docx", ".xlsx", ".md5", ".sha1", ".sha256", ".py", ".ipynb"),
+    *("zone.identifier", "~", ".lnk", ".url"),
+)
 _JUNK_FOLDERS = (
     "__macosx",
     "@eadir",
     "#recycle",
+    "network trash folder",
+    "temporary items",
     "@recycle",
     "@recently-snapshot",
     "$recycle.bin",
@@ -48,14 +54,14 @@ _JUNK_FOLDERS = (
 )
 _ADVICE = {
     ("jpg", "jpeg", "tif", "tiff"): "--convert takes it",
-    ("bmp", "gif", "webp", "jp2", "ppm"): "save it as PNG",
+    ("bmp", "gif", "webp", "jp2", "ppm", "heic", "avif", "psd", "eps"): "save it as PNG",
     ("svs", "ndpi", "mrxs", "scn", "vms", "vmu", "bif", "svslide"): (
         "a whole slide: name the resolution of the patches to cut, as in --mpp 0.5"
     ),
-    ("czi", "dcm", "isyntax"): (
+    ("czi", "dcm", "isyntax", "qptiff", "vsi", "lif", "oir", "sld", "zvi"): (
         "a whole slide that is not read here: convert it to a pyramidal TIFF"
     ),
-    ("h5", "hdf5", "npy", "npz", "mat", "pkl", "pt", "pth"): (
+    ("h5", "hdf5", "npy", "npz", "mat", "pkl", "pt", "pth", "zarr", "safetensors"): (
         "arrays: python -m shards.known packs those of public sets (docs/known-data.md); of others "
         "write each patch to a PNG file first"
     ),
@@ -67,12 +73,11 @@ _ADVICE = {
     ("csv", "tsv", "parquet", "txt", "json"): (
         "a table: name the folder of the images as SOURCE, and the table by --manifest"
     ),
-    (
-        "lmdb",
-        "mdb",
-        "tfrecord",
-        "rec",
-    ): "a database: write each patch to a PNG file first",
+    ("xlsx", "xls", "ods"): (
+        "a spreadsheet: save it as CSV UTF-8, name the folder of the images as SOURCE, and the "
+        "table by --manifest"
+    ),
+    ("lmdb", "mdb", "tfrecord", "rec"): "a database: write each patch to a PNG file first",
 }
 
 
@@ -217,39 +222,6 @@ def look_up(batch: FileBatch) -> BatchPatches:
     )
 
 
-def other_spelling(root: str, path: str, accepted: Accepted) -> str:
-    """Return how the file is named that a manifest means by `path`; empty where it is `path`.
-
-    The suffix may be missing, and the Unicode form be another: é is one character, or two.
-    """
-    name = path.rpartition("/")[2]
-    has_suffix = name.rpartition(".")[2].lower() in accepted.suffixes
-    if has_suffix and (path.isascii() or os.path.lexists(f"{root}/{path}")):
-        return ""
-    endings = [""] if has_suffix else [f".{suffix}" for suffix in accepted.suffixes]
-    forms = [path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))]
-    candidates = {form + ending for form in forms for ending in endings} - {path}
-    existing = [c for c in sorted(candidates) if Path(root, c).is_file()]
-    return existing[0] if len(existing) == 1 else ""
-
-
-def spelling_hint(root: str, path: str) -> str:
-    """Say in a few words why a file that a manifest names may not be found; empty if unknown."""
-    folder = Path(root).resolve().name
-    if "\\" in path:
-        return "; the path has \\ in it: write / between folders"
-    if path != path.strip():
-        return "; the path begins or ends with a blank"
-    if path.startswith(f"{folder}/") and os.path.lexists(f"{root}/{path[len(folder) + 1 :]}"):
-        return f"; paths begin inside SOURCE: leave out {folder}/, or name the folder above"
-    above, _, name = path.rpartition("/")
-    with suppress(OSError):
-        for other in Path(root, above).iterdir():
-            if other.name.casefold() == name.casefold():
-                return f"; there is {other.name!r}: upper and lower case differ"
-    return ""
-
-
 def look_up_here(batches: Sequence[FileBatch]) -> Iterable[BatchPatches]:
     """Look up one batch after the other in this process."""
     return map(look_up, batches)
@@ -328,7 +300,7 @@ def is_junk_file(name: str) -> bool:
 
 def is_system_file(name: str) -> bool:
     """Whether a file was left by a file manager."""
-    return name.lower() in _JUNK_FILES or name.startswith("._")
+    return name.lower() in _JUNK_FILES or name.startswith(("._", "~$"))
 
 
 def is_junk_folder(name: str) -> bool:

@@ -14,7 +14,14 @@ from pathlib import Path
 from common.console import printable
 from common.errors import DataError
 from shards.sources.files import refused_status
-from shards.sources.names import CONVENTIONS, Name, barcode, only_position, read_name
+from shards.sources.names import (
+    CONVENTIONS,
+    Name,
+    barcode,
+    only_position,
+    read_name,
+    slide_stem,
+)
 from shards.sources.source import Accepted
 from shards.sources.splits import split_name
 
@@ -27,11 +34,17 @@ EXPECTED = "expected SOURCE/[train|val|test/][CLASS or SLIDE/]*.png, or folders 
 _FIELDS = {"class": "label", "patient": "patient", "slide": "slide", "site": "site"}
 _WRAPPING = "patches images imgs img tiles crops raw data dataset dumps png jpg all sob"
 _WRAPPERS = frozenset(_WRAPPING.split())
+_COMPANIONS = frozenset(("mask", "masks", "labels", "annotations", "gt", "thumbnails", "overlays"))
 _PERSON = re.compile(r"(?:^|[^a-z])(?:patient|pat|case|subject|donor|pid)s?[-_ ]?\w*\d", re.I)
 _SLIDE = re.compile(r"(?:^|[^a-z])(?:slide|wsi|scan|specimen|block|section)[-_ ]?\w*\d", re.I)
 _CLASS = re.compile(
     r"class|grade|gleason|cluster|label|category|type|score|stage|level|group|her2|ki", re.I
 )
+_SITE = re.compile(
+    r"(?:site|hospital|center|centre|lab|institute|institution|clinic)(?:[-_ ].+|\d+)?", re.I
+)
+_FOLD = re.compile(r"(?:cv|k?fold|split|round|repeat)[-_ ]?\d+", re.I)
+_SHORT = re.compile(r"(?:p|pt|px|pn|s|sl|sn|id|no|nr)[-_ ]?\d+", re.I)  # P1: no class as a rule
 _ZOOM = re.compile(r"\d{1,3}[xX]")
 _HASH = re.compile(r"[0-9a-fA-F]{8}[-_0-9a-fA-F]*")
 _SHOWN = 5
@@ -145,6 +158,13 @@ def choose_layout(
     inside = [leaf for leaf in filled if leaf.parts]
     if len({len(leaf.parts) for leaf in inside}) > 1:
         raise _doubt(root, filled, "images lie at different depths")
+    for names in zip(*(leaf.parts for leaf in inside), strict=True):
+        if all(map(_FOLD.fullmatch, names)):
+            what = "are folds of cross-validation, it seems: each may hold the same patches"
+            raise _doubt(root, filled, f"folders such as {printable(min(names))} {what}")
+        if _COMPANIONS.intersection(name.lower() for name in names):
+            what = ", ".join(map(printable, sorted({*names})[:_SHOWN]))
+            raise _doubt(root, filled, f"not all of {what} are folders of patches, it seems")
     if len(inside[0].parts) == 1:
         return _one_level(root, inside, numbered, accepted)
     return _several_levels(root, inside, numbered)
@@ -178,6 +198,10 @@ def _one_level(root: Path, inside: Sequence[Leaf], numbered: bool, accepted: Acc
     stems = [stem for leaf in inside for stem in leaf.stems]
     positions = [p for p, stem in zip(paths, stems, strict=True) if only_position(stem, numbered)]
     unless = "if the folders are classes: --layout classes"
+    shown = ", ".join(map(printable, sorted(folders)[:_SHOWN]))
+    zooms = all(map(_ZOOM.fullmatch, folders))
+    if zooms or (_has_no_meaning(folders) and (inside[0].in_split or positions)):
+        return Choice("*", ("*",), [f"layout: flat, in {shown}: unlabelled ({unless})"])
     # a slide is in one split: a folder name that recurs is more likely a class
     recurring = len(folders) < len(inside)
     if positions:
@@ -193,26 +217,23 @@ def _one_level(root: Path, inside: Sequence[Leaf], numbered: bool, accepted: Acc
             )
         why = f"(file names are positions x..._y...; {unless})"
         return Choice("slides", ("slide",), [f"layout: slides, one per folder, unlabelled {why}"])
-    wrapper = inside[0].prefix.split("/")[0]
-    if {wrapper} == folders and wrapper.lower() in _WRAPPERS and inside[0].in_split:
-        return Choice("*", ("*",), [f"layout: flat, in {printable(wrapper)}: unlabelled"])
     convention = _convention(inside, numbered)
     if role := _by_names(inside, 0, numbered):
         why = f"(the names of the files repeat those of the folders; {unless})"
         notes = [f"layout: {role}s, one per folder, unlabelled {why}", *_meaning(convention)]
         return Choice(f"{role}s", (role,), notes, by_names=bool(convention))
     if role := _by_words(folders):
-        shown = printable(min(folders))
-        text = f"layout: {role}s, one per folder, unlabelled (folders such as {shown}; {unless})"
+        such = printable(min(folders))
+        text = f"layout: {role}s, one per folder, unlabelled (folders such as {such}; {unless})"
         return Choice(f"{role}s", (role,), [text])
-    if _numbers(folders) and not recurring:
-        shown = ", ".join(map(printable, sorted(folders)[:_SHOWN]))
+    if (_numbers(folders) or all(map(_SHORT.fullmatch, folders))) and not recurring:
         raise DataError(
             f"{root}: the {len(folders)} folders ({shown}, ...) "
             f"may be classes, patients or slides: say what they are, --layout classes, --layout "
             f"patients or --layout slides"
         )
-    notes = ["layout: classes, one per folder", *_meaning(convention)]
+    doubt = f" ({shown}; if it is none: --layout '*')" if _has_no_meaning(folders) else ""
+    notes = [f"layout: classes, one per folder{doubt}", *_meaning(convention)]
     return Choice("classes", ("class",), notes)
 
 
@@ -233,7 +254,7 @@ def _several_levels(root: Path, inside: Sequence[Leaf], numbered: bool) -> Choic
     if roles.count("number") == 1 and "class" not in roles and groups:
         roles[roles.index("number")] = "class"
     clear = all(role in ROLES for role in roles) and (groups or "class" in roles)
-    if not clear or any(roles.count(role) > 1 for role in ("class", "patient", "slide")):
+    if not clear or any(roles.count(role) > 1 for role in ROLES[:-1]):
         raise _doubt(root, inside, "what the folders are is not clear")
     text = "/".join(roles)
     shown = ", ".join(
@@ -245,15 +266,23 @@ def _several_levels(root: Path, inside: Sequence[Leaf], numbered: bool) -> Choic
     return Choice(text, tuple(roles), [note, *_meaning(convention)], by_names=bool(convention))
 
 
+def _has_no_meaning(folders: set[str]) -> bool:
+    """Whether folders are magnifications, or one folder named `images` or the like."""
+    wraps = len(folders) == 1 and min(folders).lower() in _WRAPPERS
+    return wraps or all(map(_ZOOM.fullmatch, folders))
+
+
 def _level_role(folders: set[str], by_convention: bool) -> str:
     """Return the role of a level; `number` for small numbers, empty where it is in doubt."""
     only = min(folders) if len(folders) == 1 else ""
-    if all(_ZOOM.fullmatch(name) for name in folders) or only.lower() in _WRAPPERS:
+    if _has_no_meaning(folders):
         return "*"
+    if all(name.endswith("_files") for name in folders):  # pyramids, all levels of them
+        return ""
     if role := _by_words(folders):
         return role
     if all(re.fullmatch(r"\d{1,2}", name) for name in folders):
-        return "number"
+        return "number" if min(map(int, folders)) <= 1 else ""
     if only and by_convention:
         return "*"
     if all(any(c.isdigit() for c in name) for name in folders):
@@ -261,7 +290,7 @@ def _level_role(folders: set[str], by_convention: bool) -> str:
         is_class = any(_CLASS.search(name) for name in folders)
         if is_class:
             return "class"
-        return "patient" if (same and not only) or _numbers(folders) else ""
+        return "patient" if (same or _numbers(folders)) and not only else ""
     return "" if any(re.search(r"\d{2}", name) for name in folders) else "class"
 
 
@@ -278,7 +307,9 @@ def _by_names(inside: Sequence[Leaf], level: int, numbered: bool) -> str | None:
     def is_slide(name: Name, folder: str) -> bool:
         if name.slide is not None:
             return name.slide in folder  # of a convention: SOB_B_A_14-22549AB holds 14-22549AB
-        return name.rule == "position" and name.source == folder
+        if name.rule != "position" or name.source is None or not re.search(r"\d", folder):
+            return False  # TUM_12_34 in TUM is a class and a counter
+        return not _CLASS.search(folder) and slide_stem(name.source) == slide_stem(folder)
 
     if all(name.patient == leaf.parts[level] for leaf, name in _names(inside, numbered)):
         return "patient"
@@ -288,8 +319,10 @@ def _by_names(inside: Sequence[Leaf], level: int, numbered: bool) -> str | None:
 
 
 def _by_words(folders: Iterable[str]) -> str | None:
-    """Return patient or slide where every folder is named by such a word and a number."""
+    """Return patient, slide or site where every folder is named by such a word."""
     names = list(folders)
+    if all(map(_SITE.fullmatch, names)):
+        return "site"
     if all(_SLIDE.search(name) or (re.search(r"-DX\w", name) and barcode(name)) for name in names):
         return "slide"
     if all(_PERSON.search(name) or barcode(name) for name in names):
@@ -298,11 +331,11 @@ def _by_words(folders: Iterable[str]) -> str | None:
 
 
 def _numbers(folders: Iterable[str]) -> bool:
-    """Whether names are long numbers or hashes, or one text with numbers of two digits or more."""
+    """Whether names are hashes, or hold four digits, or are one text with longer numbers."""
     names = list(folders)
     if any(_CLASS.search(name) for name in names):
         return False
-    if all(re.fullmatch(r"\d{3,}", name) for name in names):
+    if all(re.fullmatch(r"\d{3,}", name) or len(re.findall(r"\d", name)) > 3 for name in names):
         return True
     if all(_HASH.fullmatch(name) and any(c.isdigit() for c in name) for name in names):
         return True
@@ -334,7 +367,8 @@ def _doubt(root: Path, leaves: Sequence[Leaf], why: str) -> DataError:
         shown = ", ".join(map(printable, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
         lines.append(f"  level {level + 1}: {len(names)} folders ({shown})")
     example = printable(deepest.prefix + deepest.images[0])
-    suggestions = ["class/patient", "patient/class", "class/slide"] if depth == 2 else []
+    suggestions = ["/".join(["*"] * (depth - 1) + ["class"])] if depth > 1 else []
+    suggestions += ["class/patient", "patient/class", "class/slide"] if depth == 2 else []
     suggestions += ["/".join(["*"] * (depth - 2) + ["class", "patient"])] if depth > 2 else []
     return DataError(
         f"{root}: {why} ({example} lies {depth} folders deep, without that of the split):\n"

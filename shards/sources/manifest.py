@@ -9,6 +9,7 @@ whatever type a Parquet column has; an empty cell has no value.
 
 import csv
 import io
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -24,9 +25,10 @@ from msgspec import UNSET
 
 from common.errors import DataError
 from shards.sources.columns import READERS, Column, relative_paths
-from shards.sources.files import CHUNK, FileSource, folder_advice, spelling_hint
+from shards.sources.files import CHUNK, FileSource, folder_advice, suffix_advice
 from shards.sources.names import barcode_notes, numbers_are_slides
 from shards.sources.source import Collection, LookUp, ManifestOrigin, Origin, Patch
+from shards.sources.spelling import SpellingHints
 
 _SHOWN = 10
 
@@ -125,6 +127,11 @@ class ManifestSource(FileSource, frozen=True, kw_only=True, tag=True):
         if missing:
             self._refuse_missing(rows, missing)
         notes = _respelling_notes(rows, respelled)
+        hint = SpellingHints(self.root)
+        refused = [
+            (path, reason if (self.root / path).exists() else f"no such file{hint(path)}; {reason}")
+            for path, reason in sorted(refused)
+        ]
         patches.sort(key=lambda patch: patch.path)
         from_names = [field for field in ("patient", "site") if field not in rows.used]
         origin = ManifestOrigin(
@@ -134,18 +141,19 @@ class ManifestSource(FileSource, frozen=True, kw_only=True, tag=True):
             root=str(self.root),
             name=self.name,
             patches=patches,
-            refused=sorted(refused),
+            refused=refused,
             rule=self.rule,
             splits_from=f"column in {self.manifest}" if "split" in rows.used else "",
             origin=Origin(manifest=origin, links="followed" if self.follow_links else UNSET),
             notes=[describe(rows), *notes, *emptied, *barcode_notes(patches, from_names)],
+            warnings=_overlooked_columns(rows),
         )
 
     def _refuse_missing(self, rows: ManifestRows, missing: list[tuple[int, str]]) -> NoReturn:
         """Name the first rows whose files are not there, with what may have been meant."""
-        paths = rows.values["path"]
+        paths, hint = rows.values["path"], SpellingHints(self.root)
         lines = [
-            f"  {rows.place(i)}: {paths[i]!r}: {reason}{spelling_hint(str(self.root), paths[i])}"
+            f"  {rows.place(i)}: {paths[i]!r}: {reason}{hint(paths[i])}"
             for i, reason in missing[:_SHOWN]
         ]
         more = f"\n  ... and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
@@ -208,7 +216,8 @@ def read_manifest(
             there twice, a cell that is no split or number, labels in some rows only.
     """
     if file.suffix.lower() not in (".csv", ".tsv", ".parquet"):
-        raise DataError(f"{file} is not a manifest: expected a .csv, .tsv or .parquet file")
+        advice = suffix_advice(file.suffix[1:].lower()) if file.suffix[1:2] in "xoXO" else ""
+        raise DataError(f"{file} is not a manifest: expected a .csv, .tsv or .parquet file{advice}")
     try:
         blob = file.read_bytes()
     except OSError as error:
@@ -253,6 +262,20 @@ def describe(rows: ManifestRows) -> str:
     return f"{line}; not used: {', '.join(unused)}" if unused else line
 
 
+def _overlooked_columns(rows: ManifestRows) -> list[str]:
+    """Warn of columns that are named like a field but for case, blanks or an ending such as _id."""
+    warnings = []
+    for field in FIELDS:
+        pattern = rf"\s*{field}(?:[-_ ]?(?:id|name|nr|no|number))?\s*"
+        close = [name for name in rows.unused if re.fullmatch(pattern, name, re.IGNORECASE)]
+        if field not in rows.used and len(close) == 1:
+            warnings.append(
+                f"the column {close[0]!r} of {rows.file} is not used, and there is none named "
+                f"{field!r}: --columns.{field} {close[0]!r} uses it"
+            )
+    return warnings
+
+
 def unused_columns(rows: ManifestRows) -> list[str]:
     """List the unused columns, with the option that would use one whose name resembles a field."""
     lines = []
@@ -275,7 +298,8 @@ def _csv_names(file: Path, blob: bytes) -> tuple[list[str], str]:
         return next(csv.reader(heading, strict=True, delimiter="\t"), []), "\t"
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(
-            f"{file} cannot be read: {error}; expected a CSV in UTF-8 with a heading"
+            f"{file} cannot be read: {error}; expected a CSV in UTF-8 with a heading (in a "
+            f"spreadsheet: save as CSV UTF-8)"
         ) from None
 
 
@@ -294,8 +318,8 @@ def _choose(file: Path, names: list[str], columns: Columns) -> dict[str, str]:
         elif asked or field == "path":
             close = get_close_matches(name.lower(), [n.lower() for n in names], 1)
             hint = next((f"; did you mean {n!r}?" for n in names if n.lower() in close), "")
-            commas = len(names) == 1 and ";" in names[0]
-            hint += "; the heading has ';' in it: save the table with commas" if commas else ""
+            if len(names) == 1 and (other := next((c for c in ";|" if c in names[0]), "")):
+                hint += f"; the heading has {other!r} in it: save the table with commas"
             raise DataError(
                 f"{file} has no column {name!r}, only {names}{hint}. "
                 f"Name the column with --columns.{field}"

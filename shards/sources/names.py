@@ -25,6 +25,11 @@ SOURCE_RULE = (
 )
 REGEX_RULE = "the source of a patch is the first group of --group-regex {} in its path"
 
+SLIDE_SUFFIXES = (
+    *(".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi", ".isyntax"),
+    *(".dcm", ".qptiff", ".ome.tiff", ".ome.tif", ".tiff", ".tif"),
+)
+
 _X = r"x(?:ini|min|start|pos)?[ _=:-]?(?P<x>\d{1,9})"
 _Y = r"y(?:ini|min|start|pos)?[ _=:-]?(?P<y>\d{1,9})"
 _START, _GAP, _END = r"(?:^|(?<=[\W_]))", r"[\W_]{1,3}", r"(?!\d)"
@@ -39,6 +44,11 @@ _GRID = re.compile(
 _PAIR = re.compile(r"_(?P<x>\d{1,6})_(?P<y>\d{1,6})(?: ?\(\d+\))?$")
 _DATED = re.compile(r"(?:[A-Za-z]+[-_ ]?)?(?:19|20)\d\d(?:[-_. ]?\d+)*")  # IMG_2024_05_12_30
 _COUNTED_POSITION = re.compile(r"(?:(\d+)_)?x\d{1,9}_y\d{1,9}")
+_COUNTER = re.compile(
+    r"(?:(?:patch|tile|crop|cell|nucleus)[-_ ]?(?=\d+[-_ ]+\d+[-_]\d)|"
+    r"(?:(?:patch|tile|crop|cell|nucleus)[-_ ]?)?(?=\d+[-_ ]+[xyr]\D{0,4}\d))(\d+)",
+    re.IGNORECASE,
+)
 _TCGA = re.compile(r"(?<![A-Za-z0-9])TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}(?![A-Za-z0-9])")
 _BARCODE = re.compile(_TCGA.pattern + r"(?:-\d{2}[A-Z]?(?:-\d{2}[A-Z]?)?(?:-[A-Z]{2}[A-Z0-9]?)?)?")
 _WORD = re.compile(r"[^\W\d_]+")
@@ -49,6 +59,7 @@ _GENERAL_WORDS = (
     "snapshot untitled copy new no nr number id class label he"
 )
 _NO_SOURCES = frozenset(_GENERAL_WORDS.split())
+_PATCH_WORDS = frozenset(("patch", "tile", "crop", "cell", "nucleus"))  # with a number: counted
 _SEARCH_S = 5.0  # of processor time, for one search of --group-regex
 
 
@@ -56,26 +67,32 @@ _SEARCH_S = 5.0  # of processor time, for one search of --group-regex
 class Convention:
     """The names of a published data set, and what they mean."""
 
-    pattern: re.Pattern[str]  # groups slide, patient, x, y
+    pattern: re.Pattern[str]  # groups slide and, where the names have them, source, patient, x, y
     meaning: str
     classes: frozenset[str] = frozenset()  # folders that are its classes, where others look alike
 
 
 CONVENTIONS = {
     "BreakHis": Convention(
-        re.compile(r"SOB_[BM]_[A-Z]+[-_](?P<slide>(?P<patient>\d\d-\d+)[A-Z]*)-\d+-\d+\b.*"),
+        re.compile(r"SOB_[BM]_[A-Z]+[-_](?P<slide>(?P<patient>\d\d-\d+)[A-Z]*)-\d+-\d+.*"),
         "slide 14-22549AB and patient 14-22549 from SOB_B_A-14-22549AB-40-001",
         frozenset({"benign", "malignant"}),
     ),
     "IDC": Convention(
-        re.compile(r"(?P<slide>(?P<patient>\d+)_idx\d+)_x(?P<x>\d+)_y(?P<y>\d+)_class\d\b.*"),
+        re.compile(r"(?P<slide>(?P<patient>\d+)_idx\d+)_x(?P<x>\d+)_y(?P<y>\d+)_class\d.*"),
         "slide 8863_idx5 and patient 8863 from 8863_idx5_x51_y1251_class0",
     ),
     "WILDS Camelyon17": Convention(
         re.compile(
-            r"patch_(?P<slide>(?P<patient>patient_\d+)_node_\d+)_x_(?P<x>\d+)_y_(?P<y>\d+)\b.*"
+            r"patch_(?P<slide>(?P<patient>patient_\d+)_node_\d+)_x_(?P<x>\d+)_y_(?P<y>\d+).*"
         ),
         "slide patient_004_node_4 and patient patient_004 from patch_patient_004_node_4_x_1_y_2",
+    ),
+    "Kather 2016": Convention(
+        re.compile(
+            r"(?P<source>[0-9A-F]+_(?P<slide>CRC-Prim-HE-\d+)_\d+[A-Za-z]?\.tif)_Row_\d+_Col_\d+.*"
+        ),
+        "slide CRC-Prim-HE-03 from 10009_CRC-Prim-HE-03_009.tif_Row_1_Col_301",
     ),
 }
 
@@ -119,7 +136,8 @@ def read_name(stem: str, label: str | None = None, numbered: bool = False) -> Na
             if match is not None:
                 at = match.groupdict()
                 y, x = (int(at[axis]) if axis in at else None for axis in "yx")
-                return Name(match["slide"], match["slide"], match["patient"], y, x, rule)
+                slide = match["slide"]
+                return Name(at.get("source", slide), slide, at.get("patient"), y, x, rule)
     y = x = None
     for pattern in _POSITIONS:
         match = pattern.search(stem)
@@ -147,20 +165,27 @@ def _is_source(text: str, label: str | None, numbered: bool) -> bool:
     """Whether a text names a source: more than the class, and than words such as `img`."""
     words = _WORD.findall(text.lower())
     if any(character.isdigit() for character in text):
-        own = bool(words) or numbered
+        own = not _PATCH_WORDS.issuperset(words) or numbered
     else:
         own = not _NO_SOURCES.issuperset(words)
     return own and (label is None or text.casefold() != label.rpartition("/")[2].casefold())
 
 
+def slide_stem(slide: str) -> str:
+    """Return the name of a slide without the suffix of a slide file; other dots belong to it."""
+    lower = slide.lower()
+    suffix = next((suffix for suffix in SLIDE_SUFFIXES if lower.endswith(suffix)), "")
+    return slide[: len(slide) - len(suffix)]
+
+
 def numbers_are_slides(stems_by_folder: Sequence[Sequence[str]]) -> bool:
-    """Whether the numbers before positions, as in `10253_x51_y1251`, name slides.
+    """Whether the numbers before positions, as in `10253_x51_y1251` or `tile7_x0_y0`, name slides
+    or images.
 
     Counters, as in TRIDENT's `000123_x1234_y5678`, are never there twice within a folder.
     """
     for stems in stems_by_folder:
-        numbers = [match[1] for stem in stems if (match := _COUNTED_POSITION.match(stem))]
-        numbers = [number for number in numbers if number is not None]
+        numbers = [match[1] for stem in stems if (match := _COUNTER.match(stem))]
         if len(set(numbers)) < len(numbers):
             return True
     return False

@@ -7,6 +7,7 @@ the classes of the group, is filled least in proportion to its fraction. Then gr
 that lack a class. The result depends on (groups, classes, counts, seed) only.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import xxhash
 from common.console import printable
 from common.errors import DataError
 from shards.sources.source import Groups, Patch
+from shards.sources.values import plain_name
 
 Group = tuple[str, str]  # kind and name
 Label = str | None
@@ -26,7 +28,9 @@ Label = str | None
 GROUPS = ("patient", "slide", "source")  # what no split should cut, the largest first
 UNKNOWN = "patch"  # kind of the group of a patch whose source is unknown
 SPLITS = ("train", "val", "test")  # also the order in which samples are numbered
-_ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_NAMES = {"train": "train training", "val": "val valid validation", "test": "test testing"}
+_ALIASES = {alias: split for split, aliases in _NAMES.items() for alias in aliases.split()}
+_SET = re.compile(r"[-_ ]?(?:set|split)$")  # train_set, TestSet
 _SHOWN = 10
 _NO_VAL = "there is no val split: training is not validated, and a probe has no data to select on"
 _SHOWN_GROUPS = 5
@@ -96,8 +100,8 @@ def unknown_warning(unknown: int, total: int) -> str:
 
 
 def split_name(name: str) -> str | None:
-    """Return the split that a folder or cell names, if any; case is ignored, aliases are known."""
-    return _ALIASES.get(name.lower())
+    """Return the split that a folder or cell names, if any: `Train`, `validation`, `test_set`."""
+    return _ALIASES.get(_SET.sub("", name.strip().lower()))
 
 
 def split_folders(root: Path, names: list[str]) -> dict[str, str]:
@@ -156,9 +160,14 @@ def class_warnings(root: Path, labels: Mapping[str, set[str | None]]) -> list[st
     classes = {split: set(map(str, names)) for split, names in labels.items()}
     for split, names in classes.items():
         if unknown := sorted(names - classes["train"]):
+            similar = {plain_name(name): name for name in classes["train"]}
+            alike = [(name, similar.get(plain_name(name))) for name in unknown]
+            pairs = [(name, other) for name, other in alike if other is not None]
+            hint = "; {!r} and {!r} differ in the way of writing alone: pack with --tidy-labels"
             raise DataError(
                 f"{root}: {split} has the classes {unknown} that train lacks; rename or move "
                 f"them: a probe that never saw a class cannot be tested on it"
+                f"{hint.format(*pairs[0]) if pairs else ''}"
             )
         if missing := sorted(classes["train"] - names):
             warnings.append(f"{split} lacks the classes {missing} of train")

@@ -10,7 +10,8 @@ import tyro
 
 from common.command import DONE, UNUSABLE_DATA, run_command
 from common.console import log, table
-from shards.foreign.index import IndexOptions, index_tars
+from shards.foreign.index import index_tars
+from shards.foreign.provenance import IndexOptions
 from shards.verify.check import verify
 from shards.verify.duplicates import LOW_CONTRAST
 

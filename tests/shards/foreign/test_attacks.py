@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
-from shards.foreign.index import IndexOptions, index_tars
+from shards.foreign.index import index_tars
+from shards.foreign.provenance import IndexOptions
 from tests.helpers.tars import (
     END,
     image_of,

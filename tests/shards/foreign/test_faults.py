@@ -12,7 +12,8 @@ from PIL import Image
 from common.errors import DataError
 from pipeline.index import open_dataset
 from pipeline.reader import Reader, read_split
-from shards.foreign.index import IndexOptions, index_tars
+from shards.foreign.index import index_tars
+from shards.foreign.provenance import IndexOptions
 from shards.schema import METADATA_NAME
 from shards.verify.check import verify
 from tests.helpers.tars import (

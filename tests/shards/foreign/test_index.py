@@ -15,11 +15,13 @@ from pipeline.index import Dataset, Split, open_dataset
 from pipeline.loader import Loader
 from pipeline.reader import read_split
 from shards.foreign.collect import find_tars
-from shards.foreign.index import IndexOptions, index_tars
+from shards.foreign.index import index_tars
+from shards.foreign.provenance import IndexOptions
 from shards.foreign.scan import ScanOptions, scan_tar
 from shards.schema import dataset_hash, load_metadata, without_paths
 from shards.verify.__main__ import main
 from shards.verify.check import verify
+from tests.helpers.messages import collected_messages
 from tests.helpers.tars import CLASSES, WRITERS, image_of, json_body, members, samples, write_tar
 
 CPU = torch.device("cpu")
@@ -136,6 +138,9 @@ def indexed_labels(folder: Path, texts: list[bytes], names: str | None) -> Datas
         ([b"tumor", b" normal\n"], None, ["normal", "tumor"], [1, 0]),
         ([b"tumor", b"normal"], "tumor,normal", ["tumor", "normal"], [0, 1]),
         ([b"007", b"7"], None, ["007", "7"], [0, 1]),
+        ([b"1.0", b"0"], None, ["0", "1"], [1, 0]),
+        ([b"2.0\r\n", b"1.0\n"], None, ["1", "2"], [1, 0]),
+        ([b"\xef\xbb\xbf1", b"0", b"-1.0"], None, ["0", "1"], [1, 0, -1]),
     ],
 )
 def test_labels_are_numbers_or_names(
@@ -146,7 +151,7 @@ def test_labels_are_numbers_or_names(
     assert opened.split("train").labels.tolist() == numbers
     assert (
         opened.metadata.splits["train"].class_counts
-        == np.bincount(numbers, minlength=len(classes)).tolist()
+        == np.bincount([n for n in numbers if n >= 0], minlength=len(classes)).tolist()
     )
 
 
@@ -258,3 +263,87 @@ def test_labels_from_any_number_and_minus_one(
     assert opened.metadata.classes == classes
     assert opened.split("train").labels.tolist() == numbers
     assert verify(tmp_path / "out", duplicates=False).problem_count == 0
+
+
+@pytest.mark.parametrize(
+    ("shards", "expected"),
+    [
+        ([b"012", b"123"], "some tars seem to count the classes from 0, others from 1"),
+        ([b"012", b"012", b"123"], "those of train-2.tar 1 to 3"),
+        ([[b"-1", b"1"]], "every label is 1 or -1"),
+        ([[b"0", b"1", b"255"]], "'255' (1) may mean that there is no label"),
+        ([[b"0", b"1", b"255"]], "253 of 256 classes have no sample"),
+        ([[b"tumor", b"Tumor", b"normal"]], "write each in one way"),
+        ([[b"nan", b"tumor"]], "'nan' (1) may mean that there is no label"),
+    ],
+)
+def test_labels_that_may_be_meant_otherwise_are_warned_of(
+    shards: list[list[bytes] | bytes], expected: str, tmp_path: Path
+) -> None:
+    for i, labels in enumerate(shards):
+        texts = labels if isinstance(labels, list) else [bytes([label]) for label in labels]
+        content = [member for k, text in enumerate(texts) for member in labelled(f"s{i}_{k}", text)]
+        write_tar(tmp_path / f"train-{i}.tar", content)
+    with collected_messages() as messages:
+        index_tars(str(tmp_path), tmp_path / "out")
+    (message,) = [message for message in messages if expected in message]
+    assert len(message) < 300
+
+
+def labelled(key: str, label: bytes, suffix: str = "cls") -> list[tuple[str, bytes]]:
+    return [(f"{key}.png", image_of(key)), (f"{key}.{suffix}", label)]
+
+
+@pytest.mark.parametrize("shards", ["012 012", "123 123", "0 1", "0 1 2", "012 01"])
+def test_usual_labels_are_not_warned_of(shards: str, tmp_path: Path) -> None:
+    for i, labels in enumerate(shards.split()):
+        content = [m for k, a in enumerate(labels) for m in labelled(f"s{i}_{k}", a.encode())]
+        write_tar(tmp_path / f"train-{i}.tar", content)
+    with collected_messages() as messages:
+        index_tars(str(tmp_path), tmp_path / "out")
+    doubts = ("seem to count", "may mean", "differ in", "have no sample", "-1")
+    assert not any(doubt in message for message in messages for doubt in doubts)
+
+
+def test_labels_in_other_members_are_named_and_taken(tmp_path: Path) -> None:
+    content = [*labelled("S1__0", b"tumor\n", "txt"), *labelled("S2__0", b"normal\n", "txt")]
+    write_tar(tmp_path / "train.tar", content)
+    with collected_messages() as messages:
+        assert index_tars(str(tmp_path), tmp_path / "none").classes == []
+    assert any("unlabelled" in m and "--label-suffix txt takes KEY.txt" in m for m in messages)
+    index_tars(str(tmp_path), tmp_path / "out", IndexOptions(label_suffix="txt"))
+    split = open_dataset(tmp_path / "out").split("train")
+    assert split.labels.tolist() == [1, 0] and verify(tmp_path / "out").problem_count == 0
+    write_tar(tmp_path / "json/train.tar", labelled("S1__0", json_body(diagnosis="tumor"), "json"))
+    with collected_messages() as messages:
+        index_tars(str(tmp_path / "json"), tmp_path / "json" / "out")
+    assert any("--label-field FIELD" in message for message in messages)
+    for suffix in ("png", "json", "", "TXT"):
+        with pytest.raises(ValueError, match="--label-suffix"):
+            IndexOptions(label_suffix=suffix)
+
+
+def test_a_binary_class_is_refused(tmp_path: Path) -> None:
+    write_labelled_tar(tmp_path / "train.tar", [(1).to_bytes(8, "little")])
+    with pytest.raises(DataError, match="expected a number or a name as text"):
+        index_tars(str(tmp_path), tmp_path / "out")
+
+
+def test_the_same_index_again_is_complete(tmp_path: Path) -> None:
+    tar, out = tmp_path / "tars/train-0.tar", tmp_path / "out"
+    write_tar(tar, members(samples(6)))
+    metadata = index_tars(str(tmp_path / "tars"), out)
+    with collected_messages() as messages:
+        assert index_tars(str(tmp_path / "tars"), out) == metadata
+        assert index_tars(str(tmp_path / "tars"), out, IndexOptions(workers=2)) == metadata
+    assert len(messages) == 2 and all("complete already" in message for message in messages)
+    for changed in (IndexOptions(classes="a,b,c"), IndexOptions(group_regex="(s)")):
+        with pytest.raises(DataError, match="already holds a data set, of other tars or other"):
+            index_tars(str(tmp_path / "tars"), out, changed)
+    write_tar(tmp_path / "tars/train-1.tar", members(samples(6, "t")))
+    with pytest.raises(DataError, match="already holds a data set"):
+        index_tars(str(tmp_path / "tars"), out)
+    (tmp_path / "tars/train-1.tar").unlink()
+    write_tar(tar, members(samples(6, "u")))
+    with pytest.raises(DataError, match="tars have changed since"):
+        index_tars(str(tmp_path / "tars"), out)

@@ -17,7 +17,8 @@ import pytest
 
 from common.console import show_messages
 from pipeline.index import open_dataset
-from shards.foreign.index import IndexOptions, index_tars
+from shards.foreign.index import index_tars
+from shards.foreign.provenance import IndexOptions
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from shards.schema import load_metadata
@@ -50,6 +51,9 @@ NO_SOURCE = (
     "TUM-AAAQQSLF",
     "lungaca12",
     "12_34_56",
+    "tile_12_x0_y32",  # a number of the patch
+    "patch-13-x0-y32",
+    "cell_5_12_40",
 )
 SOURCES = {
     "tile7__y0032_x0064": "tile7",
@@ -64,6 +68,9 @@ SOURCES = {
     "case 3 [d=4,x=3072,y=2048]": "case 3",
     "16B0001851_Block_Region_1_xini_6803_yini_59786": "16B0001851_Block_Region_1",
     "1A11_CRC-Prim-HE-07_022.tif_Row_301_Col_151": "1A11_CRC-Prim-HE-07_022.tif",
+    "img006_x12_y34": "img006",
+    "roi-3-x0-y32": "roi-3",
+    "tile7__0_32": "tile7",
     "blk-AAAAQSLF-TCGA-AA-3837-01Z-00-DX1": "TCGA-AA-3837-01Z-00-DX1",
     "TCGA-G4-6304_x1_y2": "TCGA-G4-6304",
     "SOB_B_A-14-22549AB-40-001": "14-22549AB",
@@ -106,6 +113,17 @@ def test_numbers_before_positions_are_slides_where_they_recur(tmp_path: Path) ->
             path.touch()
     patches = collect_folder(tmp_path, layout="classes").patches
     assert {patch.source for patch in patches} == {"8863", "9022"}
+
+
+def test_numbered_tiles_are_sources_where_they_recur(tmp_path: Path) -> None:
+    names = ["tile7_x0_y0", "tile7_x0_y32", "tile8_x0_y0"]
+    for i, expected in ((3, {"tile7", "tile8"}), (1, {"A/tile7_x0_y0.png"})):
+        for name in names[:i]:
+            path = tmp_path / str(i) / "A" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        patches = collect_folder(tmp_path / str(i), layout="classes").patches
+        assert {patch.source for patch in patches} == expected
 
 
 def write_named(root: Path, stems: tuple[str, ...], folders: tuple[str, ...]) -> Path:

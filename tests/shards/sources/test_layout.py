@@ -101,6 +101,47 @@ LAYOUTS = {
         "slides",
         {("train", None, None)},
     ),
+    "slides that their files repeat with a suffix": (
+        ["S1/S1.svs [x=0,y=32,w=32,h=32].png", "S2/S2.svs [x=0,y=32,w=32,h=32].png"],
+        "slides",
+        {("train", None, None)},
+    ),
+    "sites": (
+        ["site_A/TUM/P-01/1.png", "site_B/TUM/P-02/1.png", "site_A/NORM/P-01/1.png"],
+        "site/class/patient",
+        {
+            ("train", "TUM", "site_A/P-01"),
+            ("train", "NORM", "site_A/P-01"),
+            ("train", "TUM", "site_B/P-02"),
+        },
+    ),
+    "hospitals of WILDS": (
+        [name.replace("patches", f"center_{i}") for i, name in enumerate(WILDS)],
+        "site/slide",
+        {("train", None, "patient_004"), ("train", None, "patient_005")},
+    ),
+    "BreakHis, copies": (
+        [f"{name[:-4]}_{i}.png" for i, name in enumerate(BREAKHIS)],
+        "class/*/*/slide/*",
+        {
+            ("train", "benign", "14-22549"),
+            ("train", "benign", "14-25197"),
+            ("train", "malignant", "14-2523"),
+        },
+    ),
+    "Kather 2016": (
+        [
+            "01_TUMOR/10009_CRC-Prim-HE-03_009.tif_Row_1_Col_301.png",
+            "02_STROMA/1A11_CRC-Prim-HE-07_022.tif_Row_301_Col_151.png",
+        ],
+        "classes",
+        {("train", "01_TUMOR", None), ("train", "02_STROMA", None)},
+    ),
+    "training, testing": (
+        ["training/TUM/P-01/1.png", "validation/TUM/P-02/1.png", "test_set/TUM/P-03/1.png"],
+        "class/patient",
+        {("train", "TUM", "P-01"), ("val", "TUM", "P-02"), ("test", "TUM", "P-03")},
+    ),
 }
 
 
@@ -142,6 +183,18 @@ def test_conventions_name_slides_and_say_their_rule(
         ["a1b2c3d4/1.png", "0f1e2d3c/1.png"],
         ["A/1.png", "B/deeper/1.png"],
         ["smith/TUM/a/1.png", "jones/TUM/b/1.png"],
+        ["fold1/TUM/1.png", "fold2/TUM/1.png"],  # the same patches again
+        ["fold1/train/40X/1.png", "fold1/test/40X/1.png", "fold2/train/40X/1.png"],
+        ["Fold 1/images/1.png", "Fold 2/images/1.png"],
+        ["images/TUM/1.png", "masks/TUM/1.png"],
+        ["images/1.png", "masks/1.png"],
+        ["P1/1.png", "P2/1.png"],
+        ["B17-00123/0_512.png", "B17-00124 A1/0_512.png"],
+        ["HE_1234-22/1.png", "HE_1235-22/1.png"],
+        ["2021-05-11/1.png", "2021-05-12/1.png"],
+        ["1.2.840.113654.2.62.1/1.png", "1.2.840.113654.2.62.2/1.png"],
+        ["S1_files/14/0_1.png", "S2_files/14/0_1.png", "S1_files/15/0_1.png"],  # DeepZoom
+        ["800/HP/1.png", "800/NORM/1.png"],
     ],
 )
 def test_in_doubt_the_layout_is_asked_for(names: list[str], tmp_path: Path) -> None:
@@ -227,3 +280,65 @@ def test_a_file_as_source_says_what_can_be_done(name: str, advice: str, tmp_path
         touch(tmp_path, [f"in/A/{name}", "in/A/1.png"])
         ((_, reason),) = collect_folder(tmp_path / "in").refused
         assert advice in reason and "--convert" not in reason
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("ADI", "BACK", "NORM", "TUM"),
+        ("01_TUMOR", "02_STROMA", "08_EMPTY"),
+        ("0", "1", "2"),
+        ("00", "01", "10"),
+        ("0_N", "1_PB", "2_UDH"),
+        ("grade 1", "grade 2"),
+        ("T1", "T2"),
+        ("Gleason_3+3", "Gleason_3+4"),
+        ("colon_aca", "colon_n"),
+        ("class0", "class1"),
+        ("center", "edge"),
+    ],
+)
+@pytest.mark.parametrize("form", ["{}/1.png", "train/{}/1.png", "{0}/{0}_1.png"])
+def test_folders_of_usual_classes_stay_classes(
+    folders: tuple[str, ...], form: str, tmp_path: Path
+) -> None:
+    collection = collect_folder(touch(tmp_path, [form.format(folder) for folder in folders]))
+    assert collection.origin.layout == "classes"
+    assert {patch.label for patch in collection.patches} == set(folders)
+
+
+@pytest.mark.parametrize("folders", [("TUM", "NORM"), ("class0", "class1"), ("tumor", "stroma")])
+def test_names_that_repeat_the_class_are_no_slides(
+    folders: tuple[str, ...], tmp_path: Path
+) -> None:
+    collection = collect_folder(touch(tmp_path, [f"{name}/{name}_1_2.png" for name in folders]))
+    assert {patch.label for patch in collection.patches} == set(folders)
+    assert all(patch.group[0] == "patch" for patch in collection.patches)
+
+
+def test_the_doubt_names_the_option_that_settles_it(tmp_path: Path) -> None:
+    touch(tmp_path, ["NCT-CRC-HE/ADI/1.png", "NCT-CRC-HE/TUM/1.png"])
+    with pytest.raises(DataError, match=r"--layout, for example \*/class, class/patient"):
+        collect_folder(tmp_path)
+    patches = collect_folder(tmp_path, layout="*/class").patches
+    assert {patch.label for patch in patches} == {"ADI", "TUM"}
+
+
+def test_one_folder_of_images_is_no_class(tmp_path: Path) -> None:
+    split = ["train/images/a.png", "val/images/b.png"]
+    zooms = [f"train/{zoom}X/{BREAKHIS[0].rpartition('/')[2]}" for zoom in (40, 100)]
+    for i, names in enumerate((split, zooms, ["images/x0_y32.png"], ["40X/a.png"])):
+        collection = collect_folder(touch(tmp_path / str(i), names))
+        assert {patch.label for patch in collection.patches} == {None}
+        assert collection.notes[0].startswith("layout: flat, in ")
+    touch(tmp_path / "alone", ["images/a.png"])
+    assert "if it is none: --layout '*'" in collect_folder(tmp_path / "alone").notes[0]
+
+
+def test_what_is_beside_patches_is_counted_and_no_patch(tmp_path: Path) -> None:
+    notes = ["list.csv", "a.md5", "run.log", "paper.pdf", "~$list.xlsx"]
+    notes += ["1.png:Zone.Identifier", "1.png~", "ZbThumbnail.info", "cells.geojson"]
+    collection = collect_folder(touch(tmp_path, ["A/1.png", *(f"A/{name}" for name in notes)]))
+    assert not collection.refused and collection.ignored == len(notes)
+    touch(tmp_path, ["A/2.png.part", "A/core.12"])  # of a patch that did not arrive, perhaps
+    assert len(collect_folder(tmp_path).refused) == 2

@@ -179,6 +179,8 @@ WRONG: dict[str, tuple[bytes, str]] = {
         r"no column 'path', only \['file', 'label'\].*--columns.path",
     ),
     "case": (b"Path\na\n", "did you mean 'Path'"),
+    "bars": (b"path|label\na|b\n", "the heading has '|' in it: save the table with commas"),
+    "comma": (b'path,mpp\na,"0,25"\n', "'0,25' is not a number: .* with a point and not a comma"),
     "semicolons": (b"path;label\na;b\n", "the heading has ';' in it: save the table with commas"),
     "twice a column": (b"path,path\na,b\n", "2 columns named 'path'"),
     "empty file": (b"", "no column 'path', only"),
@@ -217,6 +219,7 @@ def test_what_is_wrong_is_named_to_the_cell(name: str, tmp_path: Path) -> None:
     [
         (pa.array([3, 12]), ["3", "12"]),
         (pa.array([3.0, 0.5]), ["3", "0.5"]),
+        (pa.array([123456789012.0, 7.0]), ["123456789012", "7"]),
         (pa.array([True, False]), ["true", "false"]),
         (pa.array(["x", "y"], pa.large_string()), ["x", "y"]),
         (pa.array([b"x", b"y"]), ["x", "y"]),
@@ -368,6 +371,8 @@ def test_a_class_that_train_lacks_is_an_error_here_too(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError, match=r"val has the classes \['b'\]"):
         split_warnings(tmp_path, [(patch.split, patch.label) for patch in patches])
+    with pytest.raises(DataError, match="'Tumor ' and 'tumor' differ in the way of writing alone"):
+        split_warnings(tmp_path, [("train", "tumor"), ("train", "b"), ("test", "Tumor ")])
 
 
 def test_paths_are_found_in_another_spelling(tmp_path: Path) -> None:
@@ -399,6 +404,13 @@ def test_paths_are_found_in_another_spelling(tmp_path: Path) -> None:
     ("spelling", "cause"),
     [
         ("raw/train/a/{}", "leave out raw/"),
+        ("data/raw/train/a/{}", "leave out data/raw/, there is 'train/a/"),
+        ("/elsewhere/raw/train/a/{}", "not inside SOURCE.*leave out /elsewhere/raw/"),
+        ("{}", "there is 'train/a/"),
+        ("TRAIN/A/{}", "upper and lower case differ"),
+        ("train/a/{stem}.jpg", "no such file; there is 'train/a/"),
+        ("train/b/{}", "there is 'train/a/"),
+        ("file:///raw/train/a/{}", "leave out file:/raw/"),
         ("train\\a\\{}", "write / between folders"),
         ("train/a/{} ", "a blank"),
         ("train/a/{upper}.png", "upper and lower case differ"),
@@ -408,11 +420,13 @@ def test_what_is_not_found_has_its_cause(spelling: str, cause: str, tmp_path: Pa
     root = tmp_path / "raw"
     write_patches(root, {"train": 1}, ("a",), seed=3)
     (file,) = root.rglob("*.png")
-    path = spelling.format(file.name, upper=file.stem.upper())
+    path = spelling.format(file.name, upper=file.stem.upper(), stem=file.stem)
     write_csv(tmp_path / "m.csv", {"path": [path]})
     source = ManifestSource(root=root, manifest=tmp_path / "m.csv")
-    if path.endswith(" "):
-        assert "PNG file" in source.collect(look_up_here).refused[0][1]
+    if path.endswith((" ", ".jpg")):
+        ((_, reason),) = source.collect(look_up_here).refused
+        assert "PNG file" in reason and cause in reason
+        assert not any("nothing can be trained" in text for text in collect(source).warnings)
         return
     with pytest.raises(DataError, match=cause):
         source.collect(look_up_here)
@@ -441,3 +455,14 @@ def test_values_that_may_be_meant_otherwise_are_warned_of(source: Path, tmp_path
     assert metadata.classes == ["Tumor", "normal"]
     rows = sidecar_rows(tmp_path / "out")
     assert {row["patient"] for row in rows} == {None, "P1", "P2"}
+
+
+def test_columns_named_nearly_like_a_field_are_warned_of(source: Path, tmp_path: Path) -> None:
+    table: Table = {"path": files(source), "Patient": ["P1"] * 12, "slide_id": ["S1"] * 12}
+    write_csv(tmp_path / "m.csv", table | {"label ": ["a"] * 12, "note": [""] * 12})
+    warnings = "\n".join(collect_listed(source, tmp_path / "m.csv").warnings)
+    for option in ("--columns.patient 'Patient'", "slide 'slide_id'", "label 'label '"):
+        assert option in warnings
+    assert "note" not in warnings
+    write_csv(tmp_path / "m.csv", table | {"patient": ["P1"] * 12, "slide": ["S1"] * 12})
+    assert collect_listed(source, tmp_path / "m.csv").warnings == []
