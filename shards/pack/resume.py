@@ -22,11 +22,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from common.console import printable
 from common.errors import DataError
 from common.files import atomic_file, sync_folder
 from common.locks import locked
 from shards.pack.plan import Plan
-from shards.schema import METADATA_NAME, PACKING_NAME, load_metadata
+from shards.schema import METADATA_NAME, PACKING_NAME, load_metadata, read_columns
 from shards.slides.source import FOLDER_NAME
 from shards.sources.staged import done_list
 
@@ -176,7 +177,7 @@ def is_complete(out: Path, plan: Plan) -> bool:
     if not same or plan.newest > (out / PACKED_NAME).stat().st_mtime_ns:
         raise DataError(
             f"{out} already holds a data set, of another source or other options, or files have "
-            f"changed since; replace it with --overwrite"
+            f"changed since: {_difference(out, plan)}; replace it with --overwrite"
         )
     for shard in load_metadata(out).shards:
         sizes = (shard.size, shard.sidecar_size)
@@ -186,6 +187,32 @@ def is_complete(out: Path, plan: Plan) -> bool:
                     f"{path} is missing or has not its {size} bytes: pack again with --overwrite"
                 )
     return True
+
+
+def _difference(out: Path, plan: Plan) -> str:
+    """Say in what the complete data set in OUT differs from a plan."""
+    metadata = load_metadata(out)
+    skipped = metadata.provenance.get("skipped", {}).get("first", [])
+    past = {path for path, _ in skipped}
+    for shard in metadata.shards:
+        sidecar = shard_files(out, shard.name)[1]
+        if sidecar.exists():
+            past.update(read_columns(sidecar, ["path"])["path"].to_pylist())
+    patches = [patch for shard in plan.shards for patch in shard.patches]
+    now = {patch.path for patch in patches}
+    packed = (out / PACKED_NAME).stat().st_mtime_ns
+    lists = {
+        "are new": now - past,
+        "are gone": past - now - {path for path, _ in skipped},
+        "were written since": {patch.path for patch in patches if patch.mtime_ns > packed} & past,
+    }
+    differences = [
+        f"{len(paths):,} files {what} (as {printable(min(paths))})"
+        for what, paths in lists.items()
+        if paths
+    ]
+    same = "the packed files are the same; options, values of a manifest or skipped files differ"
+    return ", ".join(differences) or same
 
 
 def prepare(out: Path, plan: Plan, overwrite: bool) -> None:

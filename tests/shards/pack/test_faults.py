@@ -84,6 +84,31 @@ def test_a_data_set_is_replaced_only_when_asked_and_no_shard_of_it_stays(
     assert left == file_hashes(fresh)
 
 
+def test_what_differs_from_the_packed_files_is_named(source: Path, tmp_path: Path) -> None:
+    out, first = tmp_path / "out", min(source.rglob("*.png"))
+    name, status, data = str(first.relative_to(source)), first.stat(), first.read_bytes()
+    other = first.with_name("0new.png")
+    pack(source, out, OPTIONS)
+
+    def differs(what: str, seed: int = OPTIONS.seed) -> None:
+        with pytest.raises(DataError) as error:
+            pack(source, out, replace(OPTIONS, seed=seed))
+        assert f"changed since: {what}; replace it" in str(error.value)
+
+    same = "the packed files are the same; options, values of a manifest or skipped files differ"
+    differs(same, seed=5)
+    other.write_bytes(data)
+    new = f"1 files are new (as {other.relative_to(source)})"
+    differs(new)
+    first.unlink()
+    differs(f"{new}, 1 files are gone (as {name})")
+    other.unlink()
+    first.write_bytes(data)
+    differs(f"1 files were written since (as {name})")
+    os.utime(first, ns=(status.st_atime_ns, status.st_mtime_ns))
+    pack(source, out, OPTIONS)  # as it was: complete
+
+
 def test_a_bad_source_costs_no_data_set(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     pack(source, out, OPTIONS)
