@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from common.errors import DataError
 from eval.features import PARTS, Features, import_h5py, slides_of
 from pipeline.index import Dataset, Split
+from shards.sources.names import slide_stem
+from shards.sources.spelling import NearestPaths
 
 Name = str | tuple[str | int, ...]  # identifies a patch
 
@@ -34,10 +36,6 @@ MAX_DIMENSIONS = 65_536
 MAX_GROWTH = 64  # size of an array to that of its .h5 file: embeddings hardly compress
 SHOWN = 3  # names in an error
 PLACE = "slide and place"
-SLIDE_SUFFIXES = (
-    *(".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi", ".isyntax"),
-    *(".dcm", ".qptiff", ".ome.tiff", ".ome.tif", ".tiff", ".tif"),
-)
 
 
 @dataclass(frozen=True)
@@ -92,6 +90,8 @@ def match_samples(
     names = {split: _names(data.splits[split], external.named_by) for split in splits}
     if external.named_by == PLACE:
         external = replace(external, names=_with_slides_of(external.names, data))
+    elif external.named_by == "path":
+        external = replace(external, names=_with_paths_of(external.names, data))
     rows_by_split = _find_rows(external.names, names, data)
     embedded = {split: external.vectors[rows] for split, rows in rows_by_split.items()}
     for split, vectors in embedded.items():
@@ -125,7 +125,8 @@ def _find_rows(
 
 
 def _with_slides_of(names: Sequence[Name], data: Dataset) -> list[Name]:
-    """Replace the slides of embeddings by those of the data that differ in a file's suffix alone.
+    """Replace the slides of embeddings by those of the data that differ in a file's suffix, in
+    case, or in folders in front alone.
 
     Raises:
         DataError: two slides of the data differ in nothing else.
@@ -134,12 +135,13 @@ def _with_slides_of(names: Sequence[Name], data: Dataset) -> list[Name]:
     by_stem: dict[str, str] = {}
     ambiguous: dict[str, str] = {}
     for slide in sorted(slides):
-        stem = _stem(slide)
+        stem = slide_stem(slide).casefold()
         if by_stem.setdefault(stem, slide) != slide:
             ambiguous[stem] = slide
     matched_names: list[Name] = []
     for name in names:
-        slide, stem = str(name[0]), _stem(str(name[0]))
+        slide = str(name[0])
+        stem = slide_stem(slide.rpartition("/")[2]).casefold()
         if slide not in slides and stem in by_stem:
             if stem in ambiguous:
                 raise DataError(
@@ -151,10 +153,14 @@ def _with_slides_of(names: Sequence[Name], data: Dataset) -> list[Name]:
     return matched_names
 
 
-def _stem(slide: str) -> str:
-    """Return the name of a slide without the suffix of a slide file; other dots belong to it."""
-    suffix = next((s for s in SLIDE_SUFFIXES if slide.lower().endswith(s)), "")
-    return slide[: len(slide) - len(suffix)]
+def _with_paths_of(names: Sequence[Name], data: Dataset) -> list[Name]:
+    """Replace the paths of embeddings by those of the data that differ in the suffix, case, or
+    folders in front alone."""
+    paths = {name for split in data.splits.values() for name in _names(split, "path")}
+    if paths.issuperset(names):
+        return list(names)
+    nearest = NearestPaths(map(str, paths))
+    return [name if name in paths else nearest.same(str(name)) or name for name in names]
 
 
 def _repeated(names: Sequence[Name]) -> list[Name]:

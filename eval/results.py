@@ -132,6 +132,8 @@ class Protocol:
     groups_in_several_splits: dict[str, int] = field(default_factory=dict)
     # classes of the data set of which val or test has no patch: scores leave them out
     absent_classes: dict[str, list[str]] | None = field(default=None, metadata=ABSENT)
+    # classes whose patches in a split are of one group
+    single_group_classes: dict[str, list[str]] | None = field(default=None, metadata=ABSENT)
     # patches of the data set; None where none is, or where the data set does not say
     unknown_sources: int | None = field(default=None, metadata=ABSENT)
 

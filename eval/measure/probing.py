@@ -1,7 +1,7 @@
 """The probes of an evaluation: every readout and baseline on the same rows, in every condition."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
 
@@ -168,13 +168,12 @@ def probe_protocol(session: Session) -> Protocol:
     composition = {
         name: _composition(split, session.data) for name, split in session.splits.items()
     }
-    absent: dict[str, list[str]] = {}
-    for split in [name for name in ("val", "test") if name in composition]:
-        counts = composition[split].classes
-        names = [name for name, count in counts.items() if not count.patches]
-        if 0 < len(names) < len(counts):  # it is labelled at all
-            absent[split] = names
-            session.notice(describe_absent(split, names, len(counts)))
+    absent = _classes_with(composition, lambda count: not count.patches)
+    for split, names in absent.items():
+        session.notice(describe_absent(split, names, len(session.data.metadata.classes)))
+    single = _classes_with(composition, lambda count: count.groups == 1, SPLITS)
+    for split, names in single.items():
+        session.notice(describe_single(split, names))
     return Protocol(
         probe=PROTOCOL,
         probe_C_grid=PROBES[PRIMARY_PROBE].grid,
@@ -183,8 +182,24 @@ def probe_protocol(session: Session) -> Protocol:
         splits=composition,
         groups_in_several_splits=_crossing(session),
         absent_classes=absent or None,
+        single_group_classes=single or None,
         unknown_sources=unknown_sources(session.data.metadata.provenance)[0] or None,
     )
+
+
+def _classes_with(
+    composition: dict[str, SplitCounts],
+    has: Callable[[ClassCounts], bool],
+    splits: Sequence[str] = ("val", "test"),
+) -> dict[str, list[str]]:
+    """List the classes of each split whose counts have a property, where any is labelled."""
+    classes = {}
+    for split in splits:
+        counts = composition[split].classes if split in composition else {}
+        names = [name for name, count in counts.items() if has(count)]
+        if names and any(count.patches for count in counts.values()):
+            classes[split] = names
+    return classes
 
 
 def describe_absent(split: str, names: list[str], classes: int) -> str:
@@ -193,6 +208,15 @@ def describe_absent(split: str, names: list[str], classes: int) -> str:
     return (
         f"{split} has no patch of {', '.join(map(printable, names))}: {effect} over "
         f"{classes - len(names)} of {classes} classes"
+    )
+
+
+def describe_single(split: str, names: list[str]) -> str:
+    """Describe in one sentence what classes mean for scores whose patches are of one group."""
+    effect = "a probe learns that one alone" if split == "train" else "scores hold for that one"
+    return (
+        f"all patches of {', '.join(map(printable, names))} in {split} are of one patient, slide, "
+        f"source image or patch each: {effect}, and intervals say nothing of others"
     )
 
 

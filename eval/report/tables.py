@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from eval.measure.metrics import ELEMENTS
 from eval.measure.probe import PRIMARY_PROBE
-from eval.measure.probing import describe_absent
+from eval.measure.probing import describe_absent, describe_single
 from eval.report.arms import Arm
 from eval.report.charts import EVALUATE
 from eval.report.document import (
@@ -79,10 +79,12 @@ def composition(run: EvaluatedRun) -> Part:
 
 
 def absent_classes(runs: Sequence[EvaluatedRun]) -> list[Part]:
-    """State which classes val or test lacks, beside scores that leave them out."""
+    """State which classes val or test lacks or has of one group, beside scores that show them."""
     protocol = runs[0].results.protocol  # they are of one data set
     absent, classes = protocol.absent_classes or {}, len(protocol.classes or [])
     sentences = [shown(describe_absent(split, names, classes)) for split, names in absent.items()]
+    single = protocol.single_group_classes or {}
+    sentences += [shown(describe_single(split, names)) for split, names in single.items()]
     return [Text(f"{sentence}.") for sentence in sentences]
 
 

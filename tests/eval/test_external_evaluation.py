@@ -231,6 +231,16 @@ SUFFIXES = {  # of the data, of the embeddings
     "dots": (".a1b2.svs", ".a1b2"),
     "the same": (".xyz", ".xyz"),
 }
+PATHS = {  # of the data, of the embeddings
+    "without suffix": ("train/A/1.png", "train/A/1"),
+    "another suffix": ("train/A/1.png", "train/A/1.jpg"),
+    "absolute": ("train/A/1.png", "/data/raw/train/A/1.png"),
+    "names of files": ("train/A/1.png", "1.png"),
+    "case": ("train/A/1.png", "TRAIN/A/1.PNG"),
+    "Windows": ("train/A/1.png", "D:\\raw\\train\\A\\1.png"),
+    "./": ("train/A/1.png", "./train/A/1.png"),
+    "Unicode form": ("train/\u00e9/1.png", "train/e\u0301/1.png"),
+}
 
 
 def split_of(slides: list[str]) -> Split:
@@ -239,6 +249,7 @@ def split_of(slides: list[str]) -> Split:
             "key": [f"s{i}" for i in range(len(slides))],
             "slide": pa.array(slides, pa.string()),
             "source": slides,
+            "path": slides,
             "x": [0] * len(slides),
             "y": [0] * len(slides),
         }
@@ -246,10 +257,11 @@ def split_of(slides: list[str]) -> Split:
     return cast(Split, SimpleNamespace(table=table, keys=lambda rows: rows))
 
 
-def match(ours: list[str], theirs: list[str]) -> list[float]:
-    """The embedding of each of our slides; theirs are numbered."""
+def match(ours: list[str], theirs: list[str], by: str = "slide and place") -> list[float]:
+    """The embedding of each of our slides or paths; theirs are numbered."""
     vectors = np.arange(len(theirs), dtype=np.float32)[:, None]
-    external = ExternalFeatures(vectors, [(slide, 0, 0) for slide in theirs], "slide and place")
+    names = [name if by == "path" else (name, 0, 0) for name in theirs]
+    external = ExternalFeatures(vectors, names, by)
     data = SimpleNamespace(root="data", splits={"train": split_of(ours)})
     embedded, _ = match_samples(external, cast(Dataset, data), ["train"])
     return cast(list[float], embedded["train"][:, 0].tolist())
@@ -267,6 +279,26 @@ def test_slides_that_differ_in_the_suffix_alone_are_told_apart_or_refused() -> N
         match(["X.svs", "X.tif"], ["X"])
     with pytest.raises(DataError, match="several embeddings"):
         match(["X.svs"], ["X", "X.tif"])
+
+
+def test_slides_are_joined_in_other_case_and_with_folders_in_front() -> None:
+    assert match(["X1.svs", "Y.svs"], ["y", "/slides/x1.SVS"]) == [1, 0]
+
+
+@pytest.mark.parametrize("case", PATHS)
+def test_paths_are_joined_in_another_spelling(case: str) -> None:
+    ours, theirs = PATHS[case]
+    others = ["test/B/2.png", theirs.replace("1", "3"), theirs]
+    assert match([ours, "test/B/2.png"], others, "path") == [2, 0]
+
+
+def test_paths_that_fit_two_patches_or_none_are_refused() -> None:
+    with pytest.raises(DataError, match=r"have no embedding.* first embeddings are of 1\.png"):
+        match(["train/A/1.png", "train/B/1.png"], ["1.png", "1"], "path")
+    with pytest.raises(DataError, match="have no embedding"):
+        match(["train/A/1.png"], ["val/A/1.png"], "path")
+    with pytest.raises(DataError, match="several embeddings"):
+        match(["train/A/1.png"], ["A/1.png", "1.png"], "path")
 
 
 def test_names_that_do_not_match_are_shown_of_both_sides() -> None:

@@ -71,3 +71,19 @@ def test_scores_of_some_classes_say_so_wherever_they_stand(tmp_path: Path) -> No
         text = (tmp_path / "report" / name).read_text()
         sections = ("Scores on test", "Tables of scores", "Labels and corruption")
         assert text.count(sentence) >= len(sections) + 1  # and among the notices
+
+
+def test_classes_of_one_group_are_named_beside_their_scores(tmp_path: Path) -> None:
+    data = packed(tmp_path, {})
+    run = make_run(tmp_path / "dvae-s0", data)
+    session = Session(open_dataset(data), CONFIG)
+    assert probe_protocol(session).single_group_classes is None
+    for path in (tmp_path / "raw" / "test" / "b").glob("test-b-1*.png"):
+        path.unlink()
+    pack(tmp_path / "raw", data, PackOptions(workers=1, overwrite=True))
+    evaluate(run, config=CONFIG, data=data)
+    results = json.loads((run / "results.json").read_text())
+    assert results["protocol"]["single_group_classes"] == {"test": ["b"]}
+    write_report([run], tmp_path / "report")
+    sentence = "all patches of b in test are of one patient, slide, source image or patch each"
+    assert (tmp_path / "report" / REPORT).read_text().count(sentence) >= 3
