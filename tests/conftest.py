@@ -1,6 +1,7 @@
 """Fixtures that tests of several packages share. Helpers are in `tests.helpers`."""
 
 import logging
+import os
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +11,7 @@ import threadpoolctl
 import torch
 
 from common.console import log
+from common.machine import THREAD_VARIABLES
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from tests.helpers.patches import write_patches
@@ -28,6 +30,21 @@ def quiet_log() -> Iterator[None]:
     log.handlers.clear()
     log.propagate = True
     log.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Undo what commands that run in the process of a test do to threads, here and in children."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+        threadpoolctl.threadpool_limits(1)
 
 
 @pytest.fixture(scope="session")
