@@ -23,7 +23,6 @@ from eval.stats.contrasts import Contrast
 from eval.transfer.results import (
     TRANSFER,
     MatrixRow,
-    SiteProbeRow,
     Transfer,
     Transferred,
     TransferRun,
@@ -38,6 +37,10 @@ LEAD = (
 HEADER = ["contrast", "probe", "tested on", "difference", "95 % interval", "detectable"]
 HEADER += ["seeds", "beware"]
 LEFT_OUT = ["features", "data set", "site", "fitted on the others", "fitted on all"]
+
+SITE_SCORES = ("auroc", "chance_auroc", "balanced_accuracy", "chance_balanced_accuracy")
+SITE_PROBE = ["features", "sites of", *(score.replace("_", " ") for score in SITE_SCORES)]
+SITE_CAPTION = "How well the site can be read off the features: lower is better."
 
 Name = Callable[[Transferred], str]  # features, and whose they are
 Cell = float | None
@@ -96,7 +99,9 @@ def sections(transfer: Transfer) -> list[Section]:
             rows = [((name(r), r.data, r.site), (r.auroc, r.auroc_all_sites)) for r in left_out]
             tables.append(Table("One site left out in turn", LEFT_OUT, _grouped(rows)))
         if site_probe:
-            tables.append(_site_probe(site_probe, name))
+            numbers = attrgetter(*SITE_SCORES)
+            probed = [((name(row), row.data), numbers(row)) for row in site_probe]
+            tables.append(Table("Site probe", SITE_PROBE, _grouped(probed), SITE_CAPTION))
         by_stain.append(Section(3, f"Stain normalisation: {shown(stain)}", tables))
     return [Section(2, "Transfer between sites", lead), *by_stain]
 
@@ -126,15 +131,6 @@ def _matrix(rows: Sequence[MatrixRow], name: Name) -> Table:
     header = ["features", "fitted on", *(f"tested on {shown(test)}" for test in tests)]
     body = [[*key, *(mean_sd(cells.get(t, [])) for t in tests)] for key, cells in by_fit.items()]
     return Table("From site to site", header, body)
-
-
-def _site_probe(rows: Sequence[SiteProbeRow], name: Name) -> Table:
-    scores = ("auroc", "chance_auroc", "balanced_accuracy", "chance_balanced_accuracy")
-    header = ["features", "sites of", *(score.replace("_", " ") for score in scores)]
-    numbers = attrgetter(*scores)
-    keyed = [((name(row), row.data), numbers(row)) for row in rows]
-    caption = "How well the site can be read off the features: lower is better."
-    return Table("Site probe", header, _grouped(keyed), caption)
 
 
 def _grouped(rows: Sequence[tuple[tuple[str, ...], tuple[Cell, ...]]]) -> list[list[str]]:

@@ -65,6 +65,8 @@ class Module:
         return names
 
     def comments(self, pattern: str) -> int:
+        if not re.search(pattern, self.text):
+            return 0
         tokens = (t.string for t in self.tokens if t.type == tokenize.COMMENT)
         return sum(re.search(pattern, comment) is not None for comment in tokens)
 

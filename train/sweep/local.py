@@ -31,8 +31,12 @@ def run_here(runs: list[SweepRun], jobs: int, programs: Programs) -> int:
     A run that fails does not stop the others; its error is repeated at the end.
     """
     failures: dict[str, str] = {}
+    # the devices that torch sees, as CUDA_VISIBLE_DEVICES names them
+    count = torch.cuda.device_count()
+    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    gpus = (names or [str(number) for number in range(count)])[:count]
     with watch_signals() as interruption:
-        pool = ProcessPool(divide(jobs, usable_core_numbers(), _gpus()), interruption)
+        pool = ProcessPool(divide(jobs, usable_core_numbers(), gpus), interruption)
         for stage, verb in ((training, "trained"), (evaluation, "evaluated")):
             progress = Progress(runs, stage, programs, interruption, verb, failures)
             pool.run(progress.commands, progress.ended, progress.tick)
@@ -228,10 +232,3 @@ class Progress:
 
     def _images_seen(self) -> int:
         return sum(min(run.images, run.images_seen()) for run in self.runs.values())
-
-
-def _gpus() -> list[str]:
-    """The devices that torch sees, as CUDA_VISIBLE_DEVICES names them."""
-    count = torch.cuda.device_count()
-    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return (names or [str(number) for number in range(count)])[:count]
