@@ -121,22 +121,15 @@ def needs(trainer: Trainer, batch: Batch) -> Needs:
         kept = sum(storages.values())
     del losses
     flops, moved = counts.count_flops(eager), moved_bytes(eager)
-    peak = _peak_memory(lambda: trainer.update(batch), trainer.device)
+    # on a CPU the resident size says nothing about one step
+    peak: int | NotMeasured = NotMeasured("the allocator of a CPU keeps what was freed")
+    if trainer.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(trainer.device)
+        trainer.update(batch)
+        torch.cuda.synchronize(trainer.device)
+        peak = torch.cuda.max_memory_allocated(trainer.device)
     trainer.optimizer.zero_grad(set_to_none=True)
     return Needs(flops / images, kept / images, moved / images, peak)
-
-
-def _peak_memory(call: Callable[[], Any], device: torch.device) -> int | NotMeasured:
-    """The most bytes that tensors took on a GPU during `call`.
-
-    On a CPU the resident size says nothing about one step.
-    """
-    if device.type != "cuda":
-        return NotMeasured("the allocator of a CPU keeps what was freed")
-    torch.cuda.reset_peak_memory_stats(device)
-    call()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device)
 
 
 class _Traffic(TorchDispatchMode):

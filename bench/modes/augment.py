@@ -25,7 +25,7 @@ from common.console import table
 from pipeline import corruptions, d4
 from pipeline.config import TRAINABLE, CorruptionConfig
 from pipeline.corruptions import Parameters
-from pipeline.index import Dataset, open_dataset
+from pipeline.index import open_dataset
 from pipeline.pixels import to_float
 from shards.schema import PATCH
 from train.step import generator_for
@@ -109,7 +109,14 @@ def measure(settings: Settings, accelerator: Accelerator) -> list[Augmentation]:
     with packed_folder(settings) as root:
         dataset = open_dataset(root)
         torch.compiler.reset()
-        steps, images = _steps(settings, accelerator, dataset)
+        steps: dict[str, Call] = {}
+        for preset in PRESETS_TIMED:
+            options = {"batch_size": settings.batch_size, "compile": settings.compiled}
+            trainer = make_trainer(preset, accelerator, dataset, **options)
+            with closing(endless(trainer.loader)) as batches:
+                batch = next(batches)
+            steps[STEP + preset] = partial(trainer.update, batch)
+        images = batch.images
         calls = steps | ours(images, settings.compiled)
         calls |= kornia_calls(images) if settings.peers else {}
         log.info(f"augment: warming up {', '.join(calls)}")
@@ -128,20 +135,6 @@ def measure(settings: Settings, accelerator: Accelerator) -> list[Augmentation]:
         )
         for name, values in seconds.items()
     ]
-
-
-def _steps(
-    settings: Settings, accelerator: Accelerator, dataset: Dataset
-) -> tuple[dict[str, Call], Tensor]:
-    """Make whole steps on one batch, by preset; also return the images of that batch."""
-    steps: dict[str, Call] = {}
-    for preset in PRESETS_TIMED:
-        options = {"batch_size": settings.batch_size, "compile": settings.compiled}
-        trainer = make_trainer(preset, accelerator, dataset, **options)
-        with closing(endless(trainer.loader)) as batches:
-            batch = next(batches)
-        steps[STEP + preset] = partial(trainer.update, batch)
-    return steps, batch.images
 
 
 def rows(records: Sequence[Augmentation], digits: int) -> list[list[str]]:

@@ -169,7 +169,13 @@ def _spread(
     variance = sum(effect.variance for effect in effects)
     uncertainty = sum(effect.variance**2 / effect.spare for effect in effects)
     freedom = variance**2 / uncertainty if uncertainty else float("inf")  # Satterthwaite
-    return _Spread(_stretched(deviations, freedom), float(np.sqrt(variance)), freedom)
+    # stretched: each is multiplied by the ratio of t to normal quantile at its rank
+    share = (np.arange(len(deviations)) + 0.5) / len(deviations)
+    quantiles = stats.norm.ppf(share)
+    ratio = np.ones_like(share)  # the median of an odd number, where the ratio is 0 / 0
+    np.divide(stats.t.ppf(share, freedom), quantiles, out=ratio, where=quantiles != 0)
+    stretched = np.sort(np.sort(deviations) * ratio)
+    return _Spread(stretched, float(np.sqrt(variance)), freedom)
 
 
 def _of_groups(
@@ -205,15 +211,6 @@ def _weights(strata_G: Codes, replicates: int, rng: np.random.Generator) -> Iter
             drawn = np.bincount(cells.ravel(), minlength=count * n).reshape(count, n)
             w_RG[:, members] = drawn * (n / (n - 1))
         yield w_RG
-
-
-def _stretched(deviations: Array, freedom: float) -> Array:
-    """Sort deviations and multiply each by the ratio of t to normal quantile at its rank."""
-    share = (np.arange(len(deviations)) + 0.5) / len(deviations)
-    normal = stats.norm.ppf(share)
-    ratio = np.ones_like(share)  # the median of an odd number, where the ratio is 0 / 0
-    np.divide(stats.t.ppf(share, freedom), normal, out=ratio, where=normal != 0)
-    return np.sort(np.sort(deviations) * ratio)
 
 
 def _words(sets: Sequence[Grouped], plain_SD: Array, resampling: Resampling) -> str:

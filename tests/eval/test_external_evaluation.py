@@ -337,7 +337,7 @@ def test_the_command(
     run: Path, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["eval.external", str(run / "embeddings"), "--data", str(data.root), "--name", "x"]
-    words += ["--out", str(tmp_path), "--probes", "logistic", "--no-budgets"]
+    words += ["--out", str(tmp_path), "--probes", "logistic", "--no-budgets", "--threads", "1"]
     monkeypatch.setattr("sys.argv", [*words, "--baselines", "mean_rgb"])
     assert command.main() == 0
     assert read_scores(tmp_path / "scores.parquet")[0].scores.keys() == {

@@ -178,6 +178,7 @@ def test_the_command(
 ) -> None:
     words = ["eval.transfer", str(run), "--data", str(sites["one"]), str(sites["two"])]
     words += ["--out", str(tmp_path), "--stain", "none", "--baselines", "mean_rgb"]
+    words += ["--threads", "1"]
     monkeypatch.setattr("sys.argv", words)
     assert command.main() == 0
     assert (tmp_path / "transfer.md").read_text() in capsys.readouterr().out
