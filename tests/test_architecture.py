@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 FOLDERS = sorted({path.parent for path in FILES})
 LOADERS = {("torch", "load"), ("pickle", "load"), ("pickle", "loads"), ("os", "system")}
+
+
+@cache
+def tree_of(packages: tuple[str, ...]) -> Tree:
+    return Tree.read(ROOT, packages)
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -34,7 +40,7 @@ def test_each_package_imports_only_those_before_it(path: Path) -> None:
 
 
 def test_no_module_imports_itself_through_others() -> None:
-    assert Tree.read(ROOT, PACKAGES).cycles() == []
+    assert tree_of(PACKAGES).cycles() == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -85,13 +91,13 @@ def is_package(folder: Path) -> bool:
 
 
 def test_the_formatter_breaks_every_line() -> None:
-    trees = [Tree.read(ROOT, PACKAGES), Tree.read(ROOT, ("tests",))]
+    trees = [tree_of(PACKAGES), tree_of(("tests",))]
     modules = [module for tree in trees for module in tree.modules.values()]
     assert [m.name for m in modules if m.comments("fmt: *(skip|off)")] == []
 
 
 def test_no_test_module_imports_another() -> None:
-    tests = Tree.read(ROOT, ("tests",))
+    tests = tree_of(("tests",))
     for name, targets in tests.import_graph.items():
         others = [t for t in targets if t.split(".")[-1].startswith("test_")]
         assert not others, f"{name} imports {others}"
