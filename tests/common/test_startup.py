@@ -37,7 +37,7 @@ def python(code: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("module", ["common.errors", "train.program"])
+@pytest.mark.parametrize("module", ["common.errors", "train.step"])
 def test_how_threads_wait_is_left_as_it_is(module: str) -> None:
     code = f"import os, {module}; print([os.environ.get(n) for n in {NAMES[-2:]}])"
     assert python(code) == str([None, None])
