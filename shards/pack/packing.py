@@ -43,6 +43,7 @@ from shards.sources.splits import (
     unknown_warning,
 )
 
+MAX_SLIDE_TASKS = 200  # of 256 or more files that a process may have open
 _COMPLETE = "{} is complete already, from the same files and options: nothing to do"
 
 
@@ -101,6 +102,11 @@ def pack_task(source: Path, out: Path, options: PackOptions, task: PackTask) -> 
         )
     start = time.monotonic()
     files = choose_source(root, options, out)
+    if isinstance(files, SlideSource) and task.count > MAX_SLIDE_TASKS:
+        raise DataError(
+            f"num-tasks is {task.count}, expected at most {MAX_SLIDE_TASKS} for slides: the merge "
+            f"has the files of all tasks open; give each more --workers"
+        )
     with resume.task_lock(out, task.index):
         own = {resume.scratch_name(task.index)}
         try:

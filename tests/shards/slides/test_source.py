@@ -135,6 +135,8 @@ def test_each_task_cuts_its_own_slides(
         return open_slide(path)
 
     monkeypatch.setattr(staging, "open_slide", open_and_note)
+    with pytest.raises(DataError, match="num-tasks is 201, expected at most 200"):
+        pack_task(root, tmp_path / "out", options(), PackTask(0, 201))
     out, shares = tmp_path / "out", []
     for index in range(3):
         pack_task(root, out, options(), PackTask(index, 3))
