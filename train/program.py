@@ -166,9 +166,16 @@ def introduce(runs: list[Run], accelerator: Accelerator) -> None:
 def _seconds_of(run: Run, accelerator: Accelerator) -> float:
     """Estimate training and evaluation of a run by a trainer that ends here."""
     trainer = Trainer(accelerator, run.config, run.dataset, run.folder)
-    seconds = trainer.seconds_left() + summary.evaluation_seconds(run.dataset)
+    seconds = sum(_seconds_left(trainer, run))
     accelerator.free_memory()
     return seconds
+
+
+def _seconds_left(trainer: Trainer, run: Run) -> tuple[float, float]:
+    """Estimate the training that is left, and the evaluation after it, which one process does."""
+    training = trainer.seconds_left()
+    image_seconds = training / trainer.images_left * trainer.accelerator.num_processes
+    return training, summary.evaluation_seconds(run.dataset, image_seconds)
 
 
 def train(run: Run, later: list[Run], accelerator: Accelerator, interrupts: Interrupts) -> bool:
@@ -195,7 +202,7 @@ def train(run: Run, later: list[Run], accelerator: Accelerator, interrupts: Inte
     if run.continued_from and trainer.images_left:
         log.info(summary.describe_continuation(run.config, run.continued_from, trainer.done))
     if trainer.images_left:
-        training, evaluation = trainer.seconds_left(), summary.evaluation_seconds(run.dataset)
+        training, evaluation = _seconds_left(trainer, run)
         log.info(
             f"  about {clock(training + evaluation)} to the end: {clock(training)} of training "
             f"with its validations, {clock(evaluation)} of evaluation"

@@ -24,7 +24,8 @@ from train.config import Config, OptimConfig
 from train.prepare import compilable
 from train.program import Interrupts
 from train.summary import (
-    EVALUATION_S,
+    FIGURES_S,
+    METRICS_IMAGES,
     PROBE_ROW_S,
     describe_reading,
     evaluation_seconds,
@@ -157,7 +158,9 @@ print(compile_obstacle(torch.device("cpu")))
 def test_the_time_of_a_run_includes_its_evaluation(small_dataset: Path) -> None:
     dataset = open_dataset(small_dataset)
     rows = len(dataset.split("train"))
-    assert evaluation_seconds(dataset) == pytest.approx(EVALUATION_S + rows * PROBE_ROW_S)
+    metrics = METRICS_IMAGES * 0.1 * len(dataset.split("test"))
+    expected = FIGURES_S + metrics + rows * PROBE_ROW_S
+    assert evaluation_seconds(dataset, 0.1) == pytest.approx(expected)
 
 
 def test_the_summary_counts_groups_and_warns(small_dataset: Path, tmp_path: Path) -> None:
