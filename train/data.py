@@ -65,8 +65,14 @@ def _require_packed(folder: Path) -> Path:
         raise DataError(f"{folder} does not exist; name a packed folder with --data")
     if not (folder / METADATA_NAME).exists():
         refuse_unfinished(folder)
-        raise DataError(
-            f"{folder} has no {METADATA_NAME}: it is not a packed data set. "
-            f"Pack patches with: python -m shards.pack {folder} OUT"
-        )
+        inside = sorted(path.parent for path in folder.glob(f"*/{METADATA_NAME}"))
+        if inside:
+            advice = f"There are such in it, as {inside[0]}"
+        elif any(folder.glob("*.tar")):
+            advice = (
+                f"WebDataset tars are indexed with: python -m shards.verify {folder} --index OUT"
+            )
+        else:
+            advice = f"Pack patches with: python -m shards.pack {folder} OUT"
+        raise DataError(f"{folder} has no {METADATA_NAME}: it is not a packed data set. {advice}")
     return folder

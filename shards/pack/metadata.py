@@ -136,15 +136,21 @@ def _split_of(name: str, records: list[ShardRecord]) -> SplitMetadata:
     )
 
 
-def too_many_bad(source: str, bad: Sequence[tuple[str, str]], total: int) -> DataError:
-    """Make an error that lists paths and reasons, and says what to do."""
+def too_many_bad(
+    source: str, bad: Sequence[tuple[str, str]], total: int, every: bool = False
+) -> DataError:
+    """Make an error that lists paths and reasons, and says what to do.
+
+    Args:
+        every: whether no other patch is left.
+    """
     convertible = any(_CONVERTIBLE.search(reason) for _, reason in bad)
     shown = "".join(f"  {path!r}: {reason}\n" for path, reason in bad[:_SHOWN_BAD])
     more = f"  ... and {total - _SHOWN_BAD} more\n" if total > _SHOWN_BAD else ""
     return DataError(
         f"{source}: {total} file{'s' if total > 1 else ''} cannot be used as patches\n{shown}{more}"
-        f"Mend or remove them (if shards were already written, pack again with --overwrite), "
-        f"or go on without them: --skip-bad {total}"
+        f"Mend or remove them (if shards were already written, pack again with --overwrite)"
+        + ("; no other is left" if every else f", or go on without them: --skip-bad {total}")
         + ("; images of other sizes and kinds can be taken by --convert" if convertible else "")
     )
 

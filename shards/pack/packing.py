@@ -241,7 +241,8 @@ def _plan(source: AnySource, options: PackOptions, pool: WorkerPool) -> tuple[Co
             keyed = enumerate(collection.patches)
             others = [] if source.is_slow else _unreadable(source, [*keyed])
             bad = [*refused, *others]
-            raise too_many_bad(collection.root, bad, len(bad))
+            every = len(others) == len(collection.patches)
+            raise too_many_bad(collection.root, bad, len(bad), every)
         if not collection.patches:
             raise DataError(f"{collection.root}: no usable patch is left")
         return collection, make_plan(collection.patches, options)

@@ -21,6 +21,7 @@ from tests.helpers.patches import write_patches
 from train import launch
 from train import main as command
 from train.config import Config, OptimConfig
+from train.data import find_data
 from train.prepare import compilable
 from train.program import Interrupts
 from train.summary import (
@@ -33,6 +34,23 @@ from train.summary import (
     warn_about_neighbours,
     warn_about_settings,
 )
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("set/dataset.json", "There are such in it, as "),
+        ("train-0.tar", "python -m shards.verify"),
+        ("a.png", "python -m shards.pack"),
+    ],
+)
+def test_a_folder_that_is_no_data_set_says_what_it_holds(
+    name: str, advice: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(DataError, match=rf"is not a packed data set\. .*{advice}"):
+        find_data(tmp_path)
 
 
 @pytest.mark.parametrize(

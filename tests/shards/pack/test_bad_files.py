@@ -215,3 +215,12 @@ def test_what_was_skipped_counts_in_no_split(tmp_path: Path) -> None:
         sources = pq.read_table(file)["source"].to_pylist()
         assert counts == {"a": {"patches": len(sources), "groups": len(set(sources))}}
         assert not any(source.startswith("bad") for source in sources)
+
+
+def test_where_no_patch_is_left_skipping_is_not_advised(tmp_path: Path) -> None:
+    (tmp_path / "raw" / "A").mkdir(parents=True)
+    for name in ("one.png", "two.jpg"):
+        (tmp_path / "raw" / "A" / name).write_bytes(damaged("empty"))
+    with pytest.raises(DataError) as error:
+        pack(tmp_path / "raw", tmp_path / "out", PackOptions(workers=1))
+    assert "no other is left" in str(error.value) and "--skip-bad" not in str(error.value)
