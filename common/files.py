@@ -1,13 +1,14 @@
 """Write files completely or not at all, and read JSON within a limit.
 
 A file appears under its name only when all of it is on disk: it is written under a hidden name
-beside it, synced and renamed, and the name is synced as well.
+beside it, synced and renamed, and the name is synced as well. Objects in JSON files may hold a
+checksum of their own content, by which damage shows.
 """
 
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +18,7 @@ import xxhash
 from common.errors import DataError
 
 MAX_JSON_BYTES = 64 << 20
+CHECKSUM = "checksum"  # name in an object of the checksum of the rest
 _HASH_CHUNK = 1 << 20
 _UNFINISHED = re.compile(r"\..+\.\d+\.tmp(\.[^.]+)?")  # the hidden names below
 
@@ -152,14 +154,47 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def hash_json(content: Mapping[str, object], more: bytes = b"") -> str:
+    """Return the xxh3-64 of the content of a JSON object, not of its layout, and of `more`."""
+    digest = xxhash.xxh3_64(json.dumps(content, sort_keys=True).encode())
+    digest.update(more)
+    return digest.hexdigest()
+
+
+def with_checksum(content: Mapping[str, object]) -> dict[str, object]:
+    """Add the checksum of an object to it, for a file that `read_json` reads."""
+    as_read = json.loads(json.dumps(content))  # names of fields are strings there
+    return {**content, CHECKSUM: hash_json(as_read)}
+
+
+def without_checksum(content: Mapping[str, Any], place: object) -> dict[str, Any]:
+    """Compare the checksum of an object with its content, and leave it out.
+
+    Objects without one pass: files of earlier versions, and those written by hand.
+
+    Args:
+        place: path or URL of the file, for the message.
+
+    Raises:
+        DataError: the content is not that of the checksum.
+    """
+    rest = {name: value for name, value in content.items() if name != CHECKSUM}
+    if CHECKSUM in content and content[CHECKSUM] != hash_json(rest):
+        raise DataError(
+            f"{place} was altered since it was written: its content is not that of its checksum. "
+            f"Restore it, or make it again; if you changed it yourself, remove {CHECKSUM!r} from it"
+        )
+    return rest
+
+
 def read_json(path: Path, missing: str = "") -> dict[str, Any]:
-    """Read the JSON object in a file.
+    """Read the JSON object in a file, and compare it with its checksum, if it has one.
 
     Args:
         missing: advice to the user if the file does not exist.
 
     Raises:
-        DataError: the file is missing, too large, not JSON, or not an object.
+        DataError: the file is missing, too large, not JSON, not an object, or altered.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist" + (f": {missing}" if missing else ""))
@@ -171,4 +206,4 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
         raise DataError(f"{path} is not valid JSON ({error}); make it again") from None
     if not isinstance(value, dict):
         raise DataError(f"{path} holds a {type(value).__name__}, expected an object")
-    return value
+    return without_checksum(value, path)

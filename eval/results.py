@@ -17,8 +17,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from common.errors import DataError
-from common.files import atomic_path, read_json
+from common.files import atomic_path, read_json, with_checksum
 from common.machine import Environment
+from eval.run import snapshot_hash
+from models.hub import SNAPSHOT
+from models.snapshot import WEIGHTS
 from pipeline.normalisation import Normalisation
 
 VERSION = 2
@@ -311,6 +314,22 @@ def load_results(run: Path) -> Results:
     return parse(raw, Results, run / RESULTS, f"evaluate again with: {command}")
 
 
+def load_own_results(run: Path) -> Results:
+    """Read RUN/results.json, which must be of RUN/snapshot where the folder holds one.
+
+    Raises:
+        DataError: as `load_results`, or the results are of another model.
+    """
+    results, folder = load_results(run), run / SNAPSHOT
+    is_known = results.model.snapshot is not None and (folder / WEIGHTS).is_file()
+    if is_known and snapshot_hash(run) != results.model.snapshot:
+        raise DataError(
+            f"{run / RESULTS} is of another model than {folder}: it was copied from another run, "
+            f"or the run was trained since. Evaluate again with: python -m eval.main {run}"
+        )
+    return results
+
+
 def parse(raw: object, kind: type[T], path: Path, remedy: str) -> T:
     """Convert JSON to a record.
 
@@ -324,8 +343,9 @@ def parse(raw: object, kind: type[T], path: Path, remedy: str) -> T:
 
 
 def save(path: Path, record: object) -> None:
-    """Write a record to a JSON file, whole or not at all."""
-    text = json.dumps(as_json(record), indent=1, allow_nan=False, ensure_ascii=False)
+    """Write a record to a JSON file with its checksum, whole or not at all."""
+    content = with_checksum(as_json(record))
+    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
     with atomic_path(path) as temp:
         temp.write_text(text + "\n", encoding="utf-8")
 

@@ -56,6 +56,7 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     data: DataRecord
     environment: Environment | None = None
     continued: list[Phase] = []  # where the budget was raised later
+    name: str | None = None  # hash of what the run began with: in its checkpoints and snapshot
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -100,6 +101,28 @@ def remove_unfinished(run: Path) -> None:
     """Remove what was being written to a run, whose lock is held, when its writer was killed."""
     for folder in (run, *(run / name for name in FOLDERS)):
         files.remove_unfinished(folder)
+
+
+def run_name(run: Path) -> str | None:
+    """Read the name of a run from RUN/config.json; None without the file, and for older runs."""
+    path = run / CONFIG
+    return load_record(path).name if path.is_file() else None
+
+
+def require_own_snapshot(run: Path) -> None:
+    """Check that RUN/config.json and RUN/snapshot are of one run, as far as both say of which.
+
+    Raises:
+        DataError: they are of different runs.
+    """
+    path = locate(run) / snapshot.CONFIG
+    about = read_json(path).get("about")
+    names = run_name(run), about.get("run") if isinstance(about, dict) else None
+    if None not in names and names[0] != names[1]:
+        raise DataError(
+            f"{path} is of another run than {run / CONFIG}: a file was copied from another "
+            "folder. Restore it, or write the snapshot again by training with --resume"
+        )
 
 
 def load_info(run: Path | str) -> RunInfo:

@@ -101,6 +101,7 @@ def open_run(run: Path, data: Path | None, config: EvalConfig) -> RunSession:
         DataError: the run or the data set cannot be used.
     """
     info = runs.load_info(run)
+    runs.require_own_snapshot(run)
     model = snapshot.load(run / "snapshot").to(device_named(config.device))
     corruption = runs.load_corruption(run)
     dataset = open_dataset(data or runs.data_root(run))

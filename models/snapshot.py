@@ -7,20 +7,30 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from common.errors import DataError
-from common.files import make_folder, sync_folder, write_atomically
+from common.files import (
+    hash_file,
+    make_folder,
+    read_json,
+    sync_folder,
+    with_checksum,
+    write_atomically,
+)
 from common.records import convert
 from models.config import ModelConfig
 from models.vae import VAE
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS_HASH = "weights_xxh3"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_WEIGHT_BYTES = 1 << 30
 # what safetensors raises, depending on what is wrong with a file
@@ -31,14 +41,21 @@ MAX_NAME = 100  # characters of a name from a file that a message repeats
 def save(model: VAE, folder: Path, about: Mapping[str, object]) -> None:
     """Write a model to `folder`, with `about` (JSON values) beside its config.
 
-    The config is removed first and written last: with it the snapshot is whole.
+    The config is removed first and written last: with it the snapshot is whole. It holds the hash
+    of the weights.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    text = json.dumps({"model": asdict(model.config), "about": about}, indent=1)
+    weights = to_bytes(tensors)
+    content = {
+        "model": asdict(model.config),
+        "about": about,
+        WEIGHTS_HASH: xxhash.xxh3_64_hexdigest(weights),
+    }
+    text = json.dumps(with_checksum(content), indent=1)
     make_folder(folder)
     (folder / CONFIG).unlink(missing_ok=True)
     sync_folder(folder)
-    write_atomically(folder / WEIGHTS, to_bytes(tensors))
+    write_atomically(folder / WEIGHTS, weights)
     write_atomically(folder / CONFIG, (text + "\n").encode())
 
 
@@ -48,12 +65,18 @@ def load(folder: Path) -> VAE:
     Raises:
         DataError: a file is missing, malformed, or does not fit the other.
     """
-    config = load_config(folder / CONFIG)
-    path = folder / WEIGHTS
+    raw = _read_config(folder / CONFIG)
+    config, path = _model_config(raw, folder / CONFIG), folder / WEIGHTS
     if not path.is_file():
         raise DataError(f"{path} does not exist: the snapshot is incomplete")
     if path.stat().st_size > MAX_WEIGHT_BYTES:
         raise DataError(f"{path} is larger than {MAX_WEIGHT_BYTES} bytes: not a snapshot's weights")
+    if raw.get(WEIGHTS_HASH) not in (None, hash_file(path)):  # snapshots of before have none
+        raise DataError(
+            f"{path} was altered, or is of another model than the {CONFIG} beside it: its hash is "
+            f"not {raw[WEIGHTS_HASH]!r}. Restore both files, or save the snapshot again by "
+            "training with --resume"
+        )
     try:
         tensors = load_file(path)
     except UNREADABLE as error:
@@ -85,13 +108,21 @@ def load_config(path: Path) -> ModelConfig:
     """Read the model config in a snapshot's config.json.
 
     Raises:
-        DataError: the file is missing or not the config of a model that can be built.
+        DataError: the file is missing, altered, or not the config of a model that can be built.
     """
+    return _model_config(_read_config(path), path)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{path} does not exist: {path.parent} is not a snapshot")
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise DataError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes: not a snapshot's config")
+    return read_json(path)
+
+
+def _model_config(raw: dict[str, Any], path: Path) -> ModelConfig:
     try:
-        return convert(json.loads(path.read_bytes())["model"], ModelConfig)
+        return convert(raw["model"], ModelConfig)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{path} is not a model config: {error!r}"[:500]) from None

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from common.errors import DataError
+from common.files import with_checksum, without_checksum
 
 VERSION = 1
 PATCH = 32  # side of a patch in pixels
@@ -152,11 +153,18 @@ def channel_mean(sums: Sequence[int], patches: int) -> list[float]:
 
 def dumps_metadata(metadata: DatasetMetadata) -> bytes:
     """Encode `dataset.json`; equal metadata give equal bytes."""
-    fields = asdict(
+    return _encode(with_checksum(_fields(metadata)))
+
+
+def _fields(metadata: DatasetMetadata) -> dict[str, object]:
+    return asdict(
         metadata,
         # None is left out, so that data sets from before `path` existed keep their bytes and hash
         dict_factory=lambda pairs: {name: value for name, value in pairs if value is not None},
     )
+
+
+def _encode(fields: dict[str, object]) -> bytes:
     return (json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
@@ -166,7 +174,7 @@ def dataset_hash(metadata: DatasetMetadata) -> str:
     It covers every shard through the shard's hash, but not where foreign tars are: a copy elsewhere
     is the same data set.
     """
-    return xxhash.xxh3_64_hexdigest(dumps_metadata(without_paths(metadata)))
+    return xxhash.xxh3_64_hexdigest(_encode(_fields(without_paths(metadata))))
 
 
 def without_paths(metadata: DatasetMetadata) -> DatasetMetadata:
@@ -268,7 +276,7 @@ def loads_metadata(data: bytes, place: str) -> DatasetMetadata:
         place: path or URL of the file, for messages.
 
     Raises:
-        DataError: not JSON, or not of this format.
+        DataError: not JSON, not of this format, or altered.
     """
     try:
         fields = json.loads(data)
@@ -278,7 +286,7 @@ def loads_metadata(data: bytes, place: str) -> DatasetMetadata:
         _expect(isinstance(fields, dict), "the top level is not an object")
         version = fields.get("version")
         _expect(version == VERSION, f"version is {version!r}, this code reads {VERSION}")
-        metadata = msgspec.convert(fields, DatasetMetadata)
+        metadata = msgspec.convert(without_checksum(fields, place), DatasetMetadata)
         _check(metadata)
     except (msgspec.ValidationError, ValueError) as error:
         raise DataError(f"{place}: {error}; pack the data set again") from None

@@ -74,7 +74,7 @@ PACKS = {
 }
 # what a clock, a machine or a commit decides
 VOLATILE = re.compile(
-    r"second|time|environment|commit|memory|images_s\b|throughput|device|threads|^(root|path)$|version"
+    r"second|time|environment|commit|memory|images_s\b|throughput|device|threads|^(root|path|checksum)$|version"
 )
 SHORT = ["--batch-size", "8", "--images", "160", "--loop.validations", "1", "--loop.logs", "4"]
 

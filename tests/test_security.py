@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save as to_bytes
 
 from common.errors import DataError
-from common.files import MAX_JSON_BYTES
+from common.files import MAX_JSON_BYTES, read_json
 from eval.results import load_results
 from models import snapshot
 from models.config import ModelConfig
@@ -99,9 +99,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copy(saved: Path, folder: Path) -> dict[str, Any]:
-    for name in (snapshot.WEIGHTS, snapshot.CONFIG):
-        (folder / name).write_bytes((saved / name).read_bytes())
-    return json.loads((saved / snapshot.CONFIG).read_bytes())
+    """Copy the snapshot without its hashes, which an attacker would write anew."""
+    (folder / snapshot.WEIGHTS).write_bytes((saved / snapshot.WEIGHTS).read_bytes())
+    config = read_json(saved / snapshot.CONFIG)
+    del config[snapshot.WEIGHTS_HASH]
+    (folder / snapshot.CONFIG).write_text(json.dumps(config))
+    return config
 
 
 @pytest.mark.parametrize("name", TENSORS)

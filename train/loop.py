@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common.console import Rate, clock, log
 from common.errors import DataError
-from eval.run import METRICS
+from eval.run import METRICS, run_name
 from models import snapshot
 from models.snapshot import mismatch
 from models.vae import build
@@ -201,6 +201,8 @@ class Trainer:
                 "log_bytes": tracker.synced_bytes(),
                 "processes": self.accelerator.num_processes,
             }
+            if (name := run_name(self.run)) is not None:
+                meta["run"] = int(name, 16)
             tensors, keep = self._state(optimizer, sums), self.config.loop.keep_checkpoints
             state.save_checkpoint(self.run, self.images_seen, meta, tensors, keep)
 
@@ -230,6 +232,9 @@ class Trainer:
             return f"{seen:,} images seen; expected whole batches within {self.schedule.images:,}"
         if log_bytes < 0:
             return f"log_bytes is {log_bytes}; expected the bytes of {METRICS}"
+        name, of_checkpoint = run_name(self.run), checkpoint.meta.get("run")
+        if name is not None and of_checkpoint not in (None, int(name, 16)):
+            return f"it was copied from another one, {of_checkpoint:016x}, and this is {name}"
         optimizer = state.unpack_state(checkpoint.tensors, "optimizer")
         expected = state.expected_optimizer(self.step, optimizer)
         return mismatch(checkpoint.tensors, self._state(expected, self.sums.tensors()))
@@ -251,6 +256,8 @@ class Trainer:
             "decodes": objective.task == "reconstruct",
             "dataset_hash": self.dataset.hash,
         }
+        if (name := run_name(self.run)) is not None:
+            about["run"] = name
         if self.dataset.normalisation is not None:
             about["normalisation"] = asdict(self.dataset.normalisation)
         snapshot.save(self.ema, self.run / "snapshot", about)

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from common import locks, ranks
 from common.console import log
 from common.errors import DataError
-from common.files import is_unfinished, write_atomically
+from common.files import hash_json, is_unfinished, with_checksum, write_atomically
 from common.machine import environment
 from common.records import differences
 from eval.run import (
@@ -95,7 +95,7 @@ def _prepare_run(
         config = replace(config, storage=_agree_on_storage(config.storage, folder))
     run = Run(folder, preset, config, dataset, arguments)
     _require_same(run)
-    continued_from = ranks.together(lambda: _claim(run, held) if ranks.rank() == 0 else 0)
+    continued_from = ranks.together(lambda: claim(run, held) if ranks.rank() == 0 else 0)
     run = replace(run, continued_from=max(ranks.gather_object(continued_from)))
     if config.normalise == "none":
         return run
@@ -176,7 +176,7 @@ def _require_same(run: Run) -> None:
         )
 
 
-def _claim(run: Run, held: ExitStack) -> int:
+def claim(run: Run, held: ExitStack) -> int:
     """Make the run folder with its config.json, or check that a resume is of the same run.
 
     Returns:
@@ -188,7 +188,8 @@ def _claim(run: Run, held: ExitStack) -> int:
     others = [file for file in run.folder.iterdir() if not is_unfinished(file)]
     if all(file.name in (OUTPUT, locks.LOCK) for file in others):
         remove_unfinished(run.folder)
-        write_record(path, RunRecord(run.preset, config, data, environment()))
+        name = hash_json({"preset": run.preset, "config": config, "data": data.hash})
+        write_record(path, RunRecord(run.preset, config, data, environment(), name=name))
         return 0
     if not run.arguments.resume:
         raise DataError(
@@ -216,7 +217,7 @@ def _claim(run: Run, held: ExitStack) -> int:
         return 0
     seen = newest_images(run.folder)
     phases = [*before.continued, Phase(images, seen)] if seen else before.continued
-    record = RunRecord(run.preset, config, data, environment(), phases)
+    record = RunRecord(run.preset, config, data, environment(), phases, before.name)
     write_record(path, record)
     return images if seen else 0
 
@@ -234,7 +235,7 @@ def _stain_table(run: Run, fitted: dict[Unit, StainTable]) -> StainTable:
         if unit not in fitted:
             fitted[unit] = fit_dataset(run.dataset, unit)
         table = fitted[unit]
-        text = json.dumps(msgspec.to_builtins(table), indent=1, sort_keys=True)
+        text = json.dumps(with_checksum(msgspec.to_builtins(table)), indent=1, sort_keys=True)
         write_atomically(path, text.encode())
     if table.normalisation.unit != unit:
         raise DataError(
@@ -246,4 +247,5 @@ def _stain_table(run: Run, fitted: dict[Unit, StainTable]) -> StainTable:
 
 def write_record(path: Path, record: RunRecord) -> None:
     """Write a run's config.json, or the settings of a run of a sweep."""
-    write_atomically(path, json.dumps(msgspec.to_builtins(record), indent=1).encode())
+    content = with_checksum(msgspec.to_builtins(record))
+    write_atomically(path, json.dumps(content, indent=1).encode())

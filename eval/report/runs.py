@@ -27,7 +27,7 @@ from eval.results import (
     RobustnessCurve,
     SeverityScores,
     as_json,
-    load_results,
+    load_own_results,
 )
 
 CEILING = "supervised"  # the preset that is trained on labels
@@ -142,7 +142,7 @@ def load_runs(folders: Iterable[Path]) -> list[EvaluatedRun]:
         if label in {run.label for run in runs}:
             label = shown(f"{folder.parent.name}/{folder.name}")
         slug = re.sub(r"[^a-z0-9-]+", "-", label.lower()).strip("-")[:40]
-        runs.append(EvaluatedRun(folder, label, f"{len(runs)}-{slug}", load_results(folder)))
+        runs.append(EvaluatedRun(folder, label, f"{len(runs)}-{slug}", load_own_results(folder)))
     if not runs:
         raise DataError("no run to report: name one or more run folders")
     return runs

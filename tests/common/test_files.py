@@ -1,6 +1,7 @@
 """Files appear completely or not at all, also when writing fails."""
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from common.files import (
     make_folder,
     read_json,
     remove_unfinished,
+    with_checksum,
     write_atomically,
 )
 
@@ -111,3 +113,18 @@ def test_json_that_is_missing_or_too_large(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "a.json").write_text(" " * 11)
     with pytest.raises(DataError, match="larger than 10 bytes"):
         read_json(tmp_path / "a.json")
+
+
+def test_a_checksum_tells_altered_content_whatever_its_layout(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    content: dict[str, object] = {"b": 0.1, "a": {2: (1, "ü"), 10: None}}
+    path.write_text(json.dumps(with_checksum(content), indent=1))
+    read = read_json(path)
+    assert read == {"b": 0.1, "a": {"2": [1, "ü"], "10": None}}
+    path.write_text(json.dumps(with_checksum(read), ensure_ascii=False))
+    assert read_json(path) == read
+    path.write_text(path.read_text().replace("0.1", "0.2"))
+    with pytest.raises(DataError, match=r"a\.json was altered"):
+        read_json(path)
+    path.write_text(json.dumps(read))  # as an earlier version wrote it
+    assert read_json(path) == read

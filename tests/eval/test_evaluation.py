@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from common.errors import DataError
+from common.files import read_json, without_checksum
 from eval import main as command
 from eval import run
 from eval.config import EvalConfig
@@ -73,7 +74,7 @@ def results_of(folder: Path) -> dict[str, Any]:
     text = (folder / "results.json").read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
-    results: dict[str, Any] = json.loads(text)
+    results: dict[str, Any] = without_checksum(json.loads(text), "results.json")
     return results
 
 
@@ -272,7 +273,7 @@ def test_a_snapshot_that_lies_is_refused(
 ) -> None:
     folder = make_run(tmp_path / "run", data)
     path = folder / "snapshot" / "config.json"
-    raw = json.loads(path.read_text())
+    raw = read_json(path)
     raw["about"] |= info
     path.write_text(json.dumps(raw))
     with pytest.raises(DataError, match=message):
@@ -302,6 +303,7 @@ def test_the_report_compares_runs_on_one_data_set_and_escapes_names(
     other = make_run(tmp_path / "other", data, seed=2)
     results = results_of(folders[1])
     results["data"]["hash"] = "f" * 16
+    results["model"]["snapshot"] = run.snapshot_hash(other)
     (other / "results.json").write_text(json.dumps(results))
     path = write_report([*folders, other, folders[0]], tmp_path / "out")
     text = path.read_text()

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import DataError
+from common.files import read_json
 from eval import external as command
 from eval.config import EvalConfig, ExternalConfig
 from eval.evaluation import evaluate
@@ -122,7 +123,7 @@ def test_every_form_gives_the_probes_of_the_run(
             assert results["other_probes"][name] == expected["other_probes"][name]
             assert results["budgets"][name] == expected["budgets"][name]
     assert results["protocol"]["splits"] == expected["protocol"]["splits"]
-    assert json.loads((out / "results.json").read_text()) == results
+    assert read_json(out / "results.json") == results
     assert "robustness" not in results and any("no encoder" in n for n in results["notices"])
     ours, _ = read_scores(run / "scores.parquet")
     theirs, facts = read_scores(out / "scores.parquet")

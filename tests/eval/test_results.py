@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from common.errors import DataError
+from common.files import with_checksum, without_checksum
 from eval.results import (
     RESULTS,
     DataFacts,
@@ -34,8 +35,13 @@ def test_records_come_back_as_they_were_and_unknown_fields_are_ignored(tmp_path:
     assert load_results(tmp_path) == results
     raw = json.loads((tmp_path / RESULTS).read_text())
     assert list(raw["probe"]["mean"])[:3] == ["features", "dimensions", "accuracy"]
-    (tmp_path / RESULTS).write_text(json.dumps(raw | {"later": {"more": 1}}))
+    later = without_checksum(raw, RESULTS) | {"later": {"more": 1}}
+    (tmp_path / RESULTS).write_text(json.dumps(with_checksum(later)))
     assert load_results(tmp_path) == results
+    raw["probe"]["mean"]["auroc"] = 0.9
+    (tmp_path / RESULTS).write_text(json.dumps(raw))
+    with pytest.raises(DataError, match=r"results\.json was altered"):
+        load_results(tmp_path)
 
 
 def test_sections_that_were_not_measured_are_left_out_and_other_values_are_null() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from common.errors import DataError
+from common.files import without_checksum
 from shards import schema
 from shards.codec import png
 from shards.codec.tar_writer import BLOCK, STORED_STRIDE_LABELLED, STORED_STRIDE_UNLABELLED
@@ -88,7 +89,7 @@ FIRST = (*TRAIN, "shards", 0)
 def test_damaged_metadata_is_refused_by_field(
     damage: Callable[[dict[str, Any]], None], reason: str
 ) -> None:
-    fields = json.loads(dumps_metadata(METADATA))
+    fields = without_checksum(json.loads(dumps_metadata(METADATA)), "FILE")
     damage(fields)
     with pytest.raises(DataError, match=f"^FILE: .*{reason}.*; pack the data set again$"):
         loads_metadata(json.dumps(fields).encode(), "FILE")
@@ -98,3 +99,12 @@ def test_damaged_metadata_is_refused_by_field(
 def test_what_is_no_json_is_refused(data: bytes) -> None:
     with pytest.raises(DataError, match=r"^FILE is not valid JSON"):
         loads_metadata(data, "FILE")
+
+
+def test_altered_metadata_is_refused_unless_it_has_no_checksum() -> None:
+    fields = json.loads(dumps_metadata(METADATA))
+    fields["provenance"] = {"source": "another"}
+    with pytest.raises(DataError, match="FILE was altered"):
+        loads_metadata(json.dumps(fields).encode(), "FILE")
+    del fields["checksum"]
+    assert loads_metadata(json.dumps(fields).encode(), "FILE").provenance["source"] == "another"

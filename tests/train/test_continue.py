@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from common.files import read_json
 from common.locks import LOCK, held
 from common.records import convert
 from eval.run import Phase, load_record
@@ -170,7 +171,7 @@ def test_a_new_run_of_continued_settings_is_warned_of(
     copied: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = copied / "config.json"
-    raw = json.loads(path.read_text())
+    raw = read_json(path)
     assert "continued" not in raw  # runs that were not continued are written as before
     raw["continued"] = [{"images": SHORT, "until": SHORT}]
     raw["config"]["images"] = LONG

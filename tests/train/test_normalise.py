@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from common.errors import DataError
+from common.files import read_json
 from eval.config import EmbedOptions, EvalConfig, TransferConfig
 from eval.embedding import embed
 from eval.encoder import load
@@ -92,7 +93,7 @@ def test_a_resumed_run_continues_with_its_statistics(
     assert same_tensors(newest_tensors(run), newest_tensors(resumed))
     assert main(data, resumed, 64, "--resume", "--normalise", "site") == 2
     assert "config.normalise: slide -> site" in capfd.readouterr().err
-    table = json.loads((resumed / STAIN).read_text())
+    table = read_json(resumed / STAIN)
     table["units"].popitem()
     (resumed / STAIN).write_text(json.dumps(table))
     assert main(data, resumed, 64, "--resume") == 2
@@ -180,7 +181,7 @@ def test_a_hostile_table_is_refused(
     damage: Callable[[dict[str, Any]], None], message: str, run: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(run, tmp_path / "run")
-    raw = json.loads((run / STAIN).read_text())
+    raw = read_json(run / STAIN)  # without the checksum, which an attacker writes anew
     damage(raw)
     (tmp_path / "run" / STAIN).write_text(json.dumps(raw))
     with pytest.raises(DataError, match=message) as refused:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from common.errors import DataError
+from common.files import read_json
 from pipeline.index import open_dataset
 from pipeline.reader import read_split
 from shards.fetch import main
@@ -152,7 +153,7 @@ def altered(source: Path, folder: Path, change: Callable[[dict[str, Any]], None]
     folder.mkdir()
     for path in source.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    metadata = json.loads((source / "dataset.json").read_bytes())
+    metadata = read_json(source / "dataset.json")
     change(metadata)
     (folder / "dataset.json").write_text(json.dumps(metadata))
     with serving(folder) as site:
