@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from common import ranks
 from common.console import log, progress
 from common.errors import DataError
-from common.files import atomic_path, remove_unfinished, write_atomically
+from common.files import remove_unfinished, write_atomically
 from common.locks import held
 from eval import features
 from eval.config import EMBED_DEFAULTS, EmbedOptions
@@ -67,6 +67,7 @@ class EmbeddingFile:
 
     path: Path
     rows: NDArray[np.int64]
+    part: str  # "0 of 3"
 
 
 def embed(run: Path | str, source: Path | str, options: EmbedOptions = EMBED_DEFAULTS) -> Path:
@@ -126,9 +127,14 @@ def plan_files(out: Path, samples: int, part_rows: int | None) -> list[Embedding
     """Divide samples among files, independently of ranks: another number of them can continue."""
     reads = max(-(-samples // PARTS // READ_SIZE), 1)  # whole: files do not change the numbers
     size = part_rows or min(reads * READ_SIZE, MOST_ROWS)
+    firsts = range(0, samples, size)
     return [
-        EmbeddingFile(out / f"part-{i:05d}.parquet", np.arange(first, min(first + size, samples)))
-        for i, first in enumerate(range(0, samples, size))
+        EmbeddingFile(
+            out / f"part-{i:05d}.parquet",
+            np.arange(first, min(first + size, samples)),
+            f"{i} of {len(firsts)}",
+        )
+        for i, first in enumerate(firsts)
     ]
 
 
@@ -226,8 +232,7 @@ def write_file(
         advance(len(pixels))
     rows = samples.table.take(pa.array(file.rows))
     table = features.with_embeddings(rows, np.concatenate(batches))
-    with atomic_path(file.path) as temp:
-        pq.write_table(table.replace_schema_metadata(facts), temp, compression="zstd")
+    features.write_tables(file.path, [table], {**facts, features.PART: file.part})
 
 
 def _images(samples: Samples, rows: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:

@@ -106,7 +106,7 @@ def embed_splits(session: RunSession) -> dict[str, Features]:
                 session.run / "embeddings" / f"{name}.parquet",
                 split.table.take(rows),
                 (batch[PRIMARY] for batch in batches),
-                {"readout": PRIMARY, **session.hashes},
+                {"readout": PRIMARY, "split": name, **session.hashes},
                 selected=np.isin(rows, session.probe_rows(split)),
             )
     return probed

@@ -196,7 +196,7 @@ def read_parquet(path: Path) -> ExternalFeatures:
         names = [name for name in ("key", "path") if name in columns]
         if not names or "embedding" not in columns:
             raise DataError(f"{path} has the columns {columns}; needs embedding, and key or path")
-        table = pq.read_table(path, columns=[*names, "embedding"])
+        table = pq.read_table(path, columns=[*names, "embedding"], page_checksum_verification=True)
         table.validate(full=True)  # names that are not UTF-8
         column = table["embedding"].combine_chunks()
         sizes = pc.unique(pc.list_value_length(column)).to_pylist()

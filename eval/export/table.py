@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from common.errors import DataError
-from eval.features import EMBEDDED_COLUMNS, PARTS, Features, file_name, slides_of, vectors_of
+from eval.features import EMBEDDED_COLUMNS, PART, PARTS, Features, file_name, slides_of, vectors_of
+from eval.features import read_table as read_parquet
 from shards.schema import PATCH
 
 
@@ -80,20 +80,37 @@ def read_table(folder: Path) -> EmbeddedTable:
     files = sorted(folder.glob(PARTS))
     if not files:
         raise DataError(f"{folder} holds no {PARTS}: make it with python -m eval.embed")
+    parts = [read_parquet(file) for file in files]
+    facts = _shared_facts(folder, [facts for _, facts in parts])
     try:
-        table = pa.concat_tables([pq.read_table(file) for file in files])
+        table = pa.concat_tables([part for part, _ in parts])
         features = vectors_of(table["embedding"])
         rows = table.select([*EMBEDDED_COLUMNS, "split", "class"])
-    except (OSError, pa.ArrowException, KeyError, ValueError, AttributeError) as error:
+    except (pa.ArrowException, KeyError, ValueError, AttributeError) as error:
         raise DataError(f"{folder} is not of eval.embed: {error}") from None
     if features.ndim != 2 or not np.isfinite(features).all():
         raise DataError(f"{folder} holds embeddings that are not finite: embed the patches again")
-    metadata = pq.read_schema(files[0]).metadata or {}
-    facts = {
-        name: metadata.get(name.encode(), b"").decode()
-        for name in ("readout", "snapshot_xxh3", "dataset_hash")
-    }
     return EmbeddedTable(folder, features, rows, facts)
+
+
+def _shared_facts(folder: Path, of_files: list[dict[str, str]]) -> dict[str, str]:
+    """Return readout, snapshot_xxh3 and dataset_hash, which all files share.
+
+    Raises:
+        DataError: they do not, or a file is missing or in the place of another.
+    """
+    shared = {
+        name: of_files[0].get(name, "") for name in ("readout", "snapshot_xxh3", "dataset_hash")
+    }
+    for number, facts in enumerate(of_files):
+        part = f"{number} of {len(of_files)}"
+        if facts.get(PART, part) != part or any(facts.get(n, "") != shared[n] for n in shared):
+            raise DataError(
+                f"{folder}: the files are not those of one eval.embed: its {PARTS} number {number} "
+                "is of another run or source, or one is missing. Embed the patches again into "
+                "another folder"
+            )
+    return shared
 
 
 def tile_side(places: NDArray[np.int64]) -> int:

@@ -57,13 +57,7 @@ def probe_scores(table: EmbeddedTable, run: Path) -> PatchValues:
             f"{hash_of_run}: embed the patches with this run"
         )
     names = load_results(run).protocol.classes or []
-    splits = {}
-    for split in ("train", "val"):
-        path = run / "embeddings" / f"{split}.parquet"
-        if not path.is_file():
-            raise DataError(f"{path} does not exist: evaluate with python -m eval.main {run}")
-        features, rows = read_embeddings(path)
-        splits[split] = Labelled(features, rows["label"].to_numpy().astype(np.int64))
+    splits = probe_splits(run)
     probe = fit(splits["train"], splits["val"])
     scores = probe.scores(table.features)
     if probe.classes.max() >= len(names):
@@ -71,3 +65,20 @@ def probe_scores(table: EmbeddedTable, run: Path) -> PatchValues:
     classes = [names[label] for label in probe.classes]
     columns = dict(zip(classes, scores.T, strict=True))
     return PatchValues("probe", classes, scores.argmax(1).astype(np.int64), columns)
+
+
+def probe_splits(run: Path) -> dict[str, Labelled]:
+    """Read the embeddings of train and val that the evaluation of a run wrote.
+
+    Raises:
+        DataError: the run was not evaluated, or a file is damaged, of another model or data set.
+    """
+    hashes = load_results(run).hashes
+    splits = {}
+    for split in ("train", "val"):
+        path = run / "embeddings" / f"{split}.parquet"
+        if not path.is_file():
+            raise DataError(f"{path} does not exist: evaluate with python -m eval.main {run}")
+        features, rows = read_embeddings(path, {"split": split, **hashes})
+        splits[split] = Labelled(features, rows["label"].to_numpy().astype(np.int64))
+    return splits

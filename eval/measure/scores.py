@@ -11,12 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from common.errors import DataError
-from common.files import atomic_path
-from eval.features import vectors_of, with_embeddings
+from eval.features import read_table, vectors_of, with_embeddings, write_tables
 from eval.measure.probe import PRIMARY_PROBE
 
 SCORES = "scores.parquet"
@@ -97,24 +95,23 @@ class ScoreBook:
         table = self.rows
         for condition, scores in self.scores.items():
             table = with_embeddings(table, scores, condition.column)
-        with atomic_path(path) as temp:
-            pq.write_table(table.replace_schema_metadata(dict(facts)), temp, compression="zstd")
+        write_tables(path, [table], facts)
 
 
 def read_scores(path: Path) -> tuple[ScoreBook, dict[str, str]]:
     """Read the scores of a run, and the `facts` that `write` was given.
 
     Raises:
-        DataError: no such file, or not one of this format.
+        DataError: no such file, not one of this format, or altered.
     """
+    table, facts = read_table(path)
     try:
-        table = pq.read_table(path)
         names = [name for name in table.column_names if name.count("/") == 3]
         scores = {
             Condition.parse(name): vectors_of(table[name]).astype(np.float32) for name in names
         }
         labels = table["label"].to_numpy()
-    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+    except (pa.ArrowException, ValueError, KeyError, AttributeError) as error:
         raise DataError(
             f"{path} cannot be read as scores: {error}; evaluate the run again"
         ) from None
@@ -122,5 +119,4 @@ def read_scores(path: Path) -> tuple[ScoreBook, dict[str, str]]:
     if len(sizes) != 1 or sizes.pop()[1] <= labels.max(initial=0):
         raise DataError(f"{path} does not hold scores of every class; evaluate the run again")
     classes = next(iter(scores.values())).shape[1]
-    facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
     return ScoreBook(table.drop_columns(names), classes, scores), facts

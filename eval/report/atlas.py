@@ -38,7 +38,7 @@ def atlas(runs: Sequence[EvaluatedRun], name: str) -> Atlas | None:
         if split not in ("train", "val", "test") or not path.is_file():
             continue
         try:
-            features, table = read_embeddings(path)
+            features, table = read_embeddings(path, {"split": split, **run.results.hashes})
         except (OSError, pa.ArrowException, KeyError):
             continue
         indices = subset(len(table), POINTS)
