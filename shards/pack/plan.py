@@ -128,6 +128,11 @@ class Plan:
             digest.update(msgspec.json.encode([shard.name, untimed]))
         return digest.hexdigest()
 
+    def times_digest(self) -> str:
+        """Hash the times of the files in seconds: archives and file systems round them."""
+        seconds = [patch.mtime_ns // 10**9 for shard in self.shards for patch in shard.patches]
+        return xxhash.xxh3_64_hexdigest(np.array(seconds, np.int64).tobytes())
+
     @property
     def newest(self) -> int:
         """Time of the last change of a file, in ns."""

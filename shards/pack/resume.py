@@ -88,6 +88,8 @@ class _Packed(msgspec.Struct):
     """The content of `.packed.json`."""
 
     content: str  # see `Plan.content_digest`
+    times: str | None = None  # see `Plan.times_digest`; None: written by an earlier version
+    newest: int | None = None  # see `Plan.newest`
 
 
 class _SavedRecord(msgspec.Struct):
@@ -165,7 +167,8 @@ def refuse_occupied(out: Path, overwrite: bool) -> None:
 def is_complete(out: Path, plan: Plan) -> bool:
     """Whether OUT holds the data set of this plan, complete: the same files and options.
 
-    Files are the same if their paths and sizes are, and none has changed since they were packed.
+    Files are the same if their paths, sizes and times are, and none has changed since they were
+    packed. Clocks may have gone back: a file that is older than the data set may have changed.
 
     Raises:
         DataError: OUT holds another data set, or a file of it is missing or has another size.
@@ -173,8 +176,13 @@ def is_complete(out: Path, plan: Plan) -> bool:
     if (out / PACKING_NAME).exists() or not (out / METADATA_NAME).exists():
         return False
     packed = _read(out / PACKED_NAME, _Packed)
-    same = packed is not None and packed.content == plan.content_digest()
-    if not same or plan.newest > (out / PACKED_NAME).stat().st_mtime_ns:
+    same = (
+        packed is not None
+        and packed.content == plan.content_digest()
+        and packed.times in (None, plan.times_digest())
+        and (packed.newest == plan.newest or plan.newest <= (out / PACKED_NAME).stat().st_mtime_ns)
+    )
+    if not same:
         raise DataError(
             f"{out} already holds a data set, of another source or other options, or files have "
             f"changed since: {_difference(out, plan)}; replace it with --overwrite"
@@ -211,7 +219,10 @@ def _difference(out: Path, plan: Plan) -> str:
         for what, paths in lists.items()
         if paths
     ]
-    same = "the packed files are the same; options, values of a manifest or skipped files differ"
+    same = (
+        "the packed files have the same names; their sizes or times, options, values of a manifest "
+        "or skipped files differ"
+    )
     return ", ".join(differences) or same
 
 
@@ -256,7 +267,8 @@ def prepare(out: Path, plan: Plan, overwrite: bool) -> None:
 def record_complete(out: Path, plan: Plan) -> None:
     """Record from which plan the data set in OUT was packed."""
     with atomic_file(out / PACKED_NAME) as file:
-        file.write(msgspec.json.encode(_Packed(content=plan.content_digest())))
+        packed = _Packed(plan.content_digest(), plan.times_digest(), plan.newest)
+        file.write(msgspec.json.encode(packed))
 
 
 def finish(out: Path) -> None:

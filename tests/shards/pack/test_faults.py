@@ -95,8 +95,8 @@ def test_what_differs_from_the_packed_files_is_named(source: Path, tmp_path: Pat
             pack(source, out, replace(OPTIONS, seed=seed))
         assert f"changed since: {what}; replace it" in str(error.value)
 
-    same = "the packed files are the same; options, values of a manifest or skipped files differ"
-    differs(same, seed=5)
+    same = "the packed files have the same names; their sizes or times, options, values of a "
+    differs(f"{same}manifest or skipped files differ", seed=5)
     other.write_bytes(data)
     new = f"1 files are new (as {other.relative_to(source)})"
     differs(new)
@@ -107,6 +107,21 @@ def test_what_differs_from_the_packed_files_is_named(source: Path, tmp_path: Pat
     differs(f"1 files were written since (as {name})")
     os.utime(first, ns=(status.st_atime_ns, status.st_mtime_ns))
     pack(source, out, OPTIONS)  # as it was: complete
+
+
+def test_a_finished_pack_knows_files_that_changed_under_a_clock_that_went_back(
+    source: Path, tmp_path: Path
+) -> None:
+    """A file may be replaced by an older one of its size, or all may be newer than the pack."""
+    file = next(source.rglob("*.png"))
+    content, times = file.read_bytes(), file.stat()
+    os.utime(file, (times.st_atime, times.st_mtime + 3600))  # of a machine ahead of this one
+    pack(source, tmp_path / "out", OPTIONS)
+    pack(source, tmp_path / "out", OPTIONS)
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(file, (times.st_atime, times.st_mtime - 3600))
+    with pytest.raises(DataError, match="files have changed since"):
+        pack(source, tmp_path / "out", OPTIONS)
 
 
 def test_a_bad_source_costs_no_data_set(source: Path, tmp_path: Path) -> None:

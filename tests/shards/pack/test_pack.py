@@ -127,7 +127,7 @@ def test_bytes_do_not_depend_on_processes_or_directory_order(
     for path in files:
         target = shuffled / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        shutil.copy2(path, target)  # with its time, which the record of the pack holds
     for root in (source, shuffled):
         (root / "train" / "LYM" / "bad.png").write_bytes(b"")
     for name, root, workers in (("a", source, 1), ("b", shuffled, 3)):
