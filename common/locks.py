@@ -1,8 +1,8 @@
 """Locks between processes: advisory ones of the kernel (flock), and their holder by name.
 
 The kernel ends a lock with its process, however that ends. Some network file systems know no flock,
-or do not tell other machines of it: there the holder of `held` is known by a counter in the lock
-file, which it raises every BEAT_S.
+do not tell other machines of it, or keep it for a machine that is gone: there the holder of `held`
+is known by a counter in the lock file, which it raises every BEAT_S.
 """
 
 import errno
@@ -95,7 +95,14 @@ def _take(handle: int, path: Path, own: Holder, work: str) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise _busy(path, work, _read(path)) from None
+        holder = _read(path)
+        if holder is None or holder.boot == own.boot:
+            raise _busy(path, work, holder) from None
+        # a file server may hold the lock for a machine that is gone
+        _wait_for_end(path, holder, work)
+        if _is_file(handle, path):
+            path.unlink(missing_ok=True)
+        return False
     except OSError as error:
         if error.errno not in NO_FLOCK:
             raise DataError(f"{path} cannot be locked: {error.strerror}") from None
@@ -171,7 +178,10 @@ def _write(handle: int, holder: Holder) -> None:
 
 def _busy(path: Path, work: str, holder: Holder | None) -> DataError:
     name = str(holder) if holder else "another process"
-    return DataError(f"{path} is locked: {name} {work}. Wait for it, or stop it")
+    return DataError(
+        f"{path} is locked: {name} {work}. Wait for it, or stop it. One that has died on another "
+        f"machine holds nobody up for longer than {STALE_S:.0f} s"
+    )
 
 
 def _is_file(handle: int, path: Path) -> bool:

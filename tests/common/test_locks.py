@@ -188,6 +188,32 @@ def test_a_holder_on_another_machine_is_named_while_it_lives(
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_file_server_may_keep_the_lock_of_a_machine_that_is_gone(
+    lives: bool, tmp_path: Path
+) -> None:
+    write(tmp_path, ELSEWHERE)
+    stop = threading.Event()
+    other = threading.Thread(target=beat, args=(tmp_path, stop))
+    with (tmp_path / LOCK).open() as kept:
+        fcntl.flock(kept, fcntl.LOCK_EX)  # as the server does for it
+        if lives:
+            other.start()
+            with pytest.raises(DataError, match="process 4242 on node7"), held(tmp_path, "trains"):
+                pass
+            stop.set()
+            other.join()
+        else:
+            with (
+                held(tmp_path, "trains"),
+                pytest.raises(DataError, match=str(os.getpid())),
+                held(tmp_path, "trains"),
+            ):
+                pass
+            assert not (tmp_path / LOCK).exists()
+
+
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("number", sorted(locks.NO_FLOCK))
 def test_a_file_system_without_flock_has_one_holder(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
