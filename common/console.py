@@ -5,7 +5,9 @@ warning. Once a command has called `show_messages`, they appear on stdout and st
 programs see them by the standard rules of `logging` (logger "eqdvae").
 """
 
+import io
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,18 +18,46 @@ log = logging.getLogger("eqdvae")
 INTERVAL_S = 5.0  # between two lines of progress
 
 
+STDOUT = "standard output"  # in errors, instead of the name of a file
+
+
 class _Console(logging.Handler):
     """Print information on stdout as it is, warnings and errors on stderr with their level."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno < logging.WARNING:
-            print(record.getMessage(), flush=True)
+            try:
+                print(record.getMessage(), flush=True)
+            except BrokenPipeError:
+                raise
+            except OSError as error:  # of a full disk, say, which names no file
+                raise OSError(error.errno, error.strerror, STDOUT) from error
         else:
             line = f"{record.levelname.lower()}: {record.getMessage()}"
             print(line, file=sys.stderr, flush=True)
 
 
 _CONSOLE = _Console()
+
+
+def prepare_streams() -> None:
+    """Open streams that the shell closed (`2>&-`), and escape what their encoding lacks.
+
+    Without that, the next file that is opened gets their number, and what libraries print.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            handle = os.open(os.devnull, os.O_RDWR)  # the lowest free number: that of the stream
+            setattr(sys, name, os.fdopen(handle, "r" if name == "stdin" else "w"))
+        elif name != "stdin" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        print(
+            f"warning: names of files are read as {encoding}, and those with other letters than "
+            "ASCII get another name than elsewhere: set PYTHONUTF8=1 or LC_ALL=C.UTF-8",
+            file=sys.stderr,
+        )
 
 
 def show_messages(*, quiet: bool = False) -> None:

@@ -7,24 +7,29 @@ saving. The launchers turn any failure into 1: scripts should read RUN/status.js
 import sys
 import time
 
-from common.command import UNUSABLE_ARGUMENTS
-from common.console import log, show_messages
+from common.command import STOPPED, UNUSABLE_ARGUMENTS, interruptions_kept, stopped_by_signals
+from common.console import log, prepare_streams, show_messages
 from common.errors import DataError
 from train.arguments import parse
 
 
 def main(argv: list[str]) -> int:
     began = time.monotonic()
+    prepare_streams()
     show_messages()
     try:
-        by_preset = parse(argv)
+        with stopped_by_signals():
+            by_preset = parse(argv)
+            log.info("importing torch ...")  # takes seconds
+            from train import program
     except (DataError, ValueError, OSError) as error:
         log.error(str(error))
         return UNUSABLE_ARGUMENTS
-    print("importing torch ...", flush=True)  # takes seconds
-    from train import program
-
-    return program.main(by_preset, began)
+    except KeyboardInterrupt:
+        log.error("interrupted before training began")
+        return STOPPED
+    with interruptions_kept():
+        return program.main(by_preset, began)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The course of one run or of a comparison: prepare, train, evaluate, report; status files.
 
-Ctrl-C and SIGTERM finish the step and save while training, and stop at once otherwise.
+Ctrl-C and signals of schedulers finish the step and save while training, and stop at once
+otherwise.
 """
 
 import json
@@ -16,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from common import ranks
-from common.command import DONE, FAILED, STOPPED, UNUSABLE_ARGUMENTS
+from common.command import DONE, FAILED, STOPPED, STOPPING, UNUSABLE_ARGUMENTS
 from common.console import clock, log, show_messages
 from common.errors import DataError
 from common.files import write_atomically
@@ -51,15 +52,16 @@ class Interrupts:
     def __init__(self) -> None:
         self.requested = False
         self._can_finish: Callable[[], bool] = lambda: False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
+        for number in (signal.SIGINT, *STOPPING):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+                signal.signal(number, self._handle)
 
     @contextmanager
     def graceful(self, can_finish: Callable[[], bool]) -> Iterator[None]:
         """Inside, a first signal only sets `requested`, unless `can_finish()` is False.
 
-        A second Ctrl-C ends the process at once. A second SIGTERM is ignored: schedulers signal
-        every process, and the launcher passes the signal on.
+        A second Ctrl-C ends the process at once. Other signals are ignored after the first:
+        schedulers signal every process, and the launcher passes the signal on.
         """
         self._can_finish = can_finish
         try:
@@ -69,7 +71,7 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         repeated, self.requested = self.requested, True
-        if repeated and number == signal.SIGTERM:
+        if repeated and number != signal.SIGINT:
             return
         if repeated or not self._can_finish():
             raise KeyboardInterrupt

@@ -8,6 +8,7 @@ sources: where a name carries nothing else, the source is unknown, and its colum
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,7 +118,9 @@ def require_utf8(path: str) -> None:
     try:
         path.encode()
     except UnicodeEncodeError:
-        raise DataError(f"{os.fsencode(path)!r}: the name is not UTF-8; rename it") from None
+        encoding = sys.getfilesystemencoding()
+        advice = "rename it" if encoding == "utf-8" else f"set PYTHONUTF8=1, not {encoding}"
+        raise DataError(f"{os.fsencode(path)!r}: the name is not UTF-8; {advice}") from None
 
 
 def read_name(stem: str, label: str | None = None, numbered: bool = False) -> Name:

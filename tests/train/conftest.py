@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.command import STOPPING
 from tests.helpers.slurm import ROOT, Slurm
 from train import launch, program
 
@@ -17,7 +18,7 @@ from train import launch, program
 @pytest.fixture(scope="module")
 def main_in_process() -> Iterator[None]:
     """One thread and no evaluation here; what `main` changes in this process is given back."""
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, *STOPPING)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "threads_for", lambda *args: 1)
         patch.setattr(program, "conclude", lambda *args: None)

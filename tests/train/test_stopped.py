@@ -79,9 +79,9 @@ TERM, INT = signal.SIGTERM, signal.SIGINT
     [
         pytest.param(TERM, Trainer, "_backward", 0, 0, id="the first step, which compiles"),
         pytest.param(INT, Trainer, "_backward", 36, 48, id="a step"),
-        pytest.param(TERM, Trainer, "_validate", 24, 24, id="a validation"),
+        pytest.param(signal.SIGUSR1, Trainer, "_validate", 24, 24, id="a validation"),
         pytest.param(TERM, Trainer, "_backward", 60, 72, id="the last step"),
-        pytest.param(TERM, program, "conclude", 72, 72, id="the evaluation"),
+        pytest.param(signal.SIGHUP, program, "conclude", 72, 72, id="the evaluation"),
     ],
 )
 def test_a_signal_ends_the_run_and_keeps_the_newest_checkpoint(

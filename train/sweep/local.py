@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 import torch
 
-from common.command import DONE, INTERRUPTED, STOPPED, UNUSABLE_DATA
+from common.command import DONE, INTERRUPTED, STOPPED, STOPPING, UNUSABLE_DATA
 from common.console import Rate, clock, log
 from common.machine import threads_for, usable_core_numbers, usable_cores
 from train.sweep.runs import Command, Programs, SweepRun, evaluation, failure, start, training
 
 POLL_S = 0.1
 PROGRESS_S = 60.0  # between lines of progress
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, *STOPPING)
 
 Stage = Callable[[SweepRun, Programs], Command | None]
 
