@@ -18,6 +18,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 _KEPT_BYTES = 256 << 20  # most freed memory that stays with the process
+_CROWD = 0.5  # cores by which threads and other programs may exceed those usable
 UNLIMITED_BYTES = 1 << 60  # version 1 of control groups has no "max"
 _LARGEST_BYTES = 32 << 20  # blocks above this are never kept: the most that glibc allows
 
@@ -170,6 +171,19 @@ def _seconds_of_others() -> float:
     ours = sum(os.times()[:4])  # of ended children too
     return (
         sum(cores[i].user + cores[i].system for i in usable_core_numbers() if i < len(cores)) - ours
+    )
+
+
+def crowding(busy: float, threads: int) -> str | None:
+    """Say what to do where others keep `busy` of the usable cores, and `threads` need them too."""
+    cores = usable_cores()
+    free = max(1, cores - math.ceil(busy))
+    if busy <= cores - threads + _CROWD or free >= threads:
+        return None
+    return (
+        f"other programs keep {busy:.1f} of the {cores} usable cores busy: threads that share a "
+        "core wait for each other, and two trainings together may be slower than one; "
+        f"--threads {free} leaves the others theirs (docs/running.md)"
     )
 
 

@@ -21,7 +21,7 @@ from common.command import DONE, FAILED, STOPPED, STOPPING, UNUSABLE_ARGUMENTS
 from common.console import clock, log, show_messages
 from common.errors import DataError
 from common.files import write_atomically
-from common.machine import Neighbours, keep_freed_memory, threads_for, use_threads
+from common.machine import Neighbours, crowding, keep_freed_memory, threads_for, use_threads
 from common.records import flatten
 from eval.config import EvalConfig
 from eval.evaluation import evaluate
@@ -95,12 +95,10 @@ def main(by_preset: dict[str, Arguments], began: float) -> int:
             runs = prepare(by_preset, accelerator, held)
             left = unfinished(runs)
             introduce(runs, accelerator)
-            if (
-                first.threads is None
-                and accelerator.num_processes == 1
-                and accelerator.device.type == "cpu"
-            ):
-                summary.warn_about_neighbours(neighbours.cores(), torch.get_num_threads())
+            crowded = crowding(neighbours.cores(), torch.get_num_threads())
+            alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
+            if crowded and alone and first.threads is None:
+                log.warning(crowded)
         except (DataError, ValueError, OSError) as error:
             log_error(error)
             return UNUSABLE_ARGUMENTS

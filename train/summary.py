@@ -1,11 +1,8 @@
 """Lines that a run logs at its start and end: data, budget, and warnings about its results."""
 
-import math
-
 import torch
 
 from common.console import log
-from common.machine import usable_cores
 from eval.config import EvalConfig
 from eval.stats.grouping import MIN_GROUPS
 from pipeline.index import Dataset, groups
@@ -14,7 +11,6 @@ from train.config import Config
 from train.schedule import learning_rate, make_schedule
 
 MEGABYTE = 1e6
-BUSY = 0.5  # cores by which threads and other programs may exceed those usable
 # on two cores, of the bare command: figures 3.5 s; embeddings, baselines and probes 9.6 s of 6,400
 # train rows; metrics of an image as long as training on 2.7 (587 images/s, 5.9 s for 1,280)
 FIGURES_S, PROBE_ROW_S, METRICS_IMAGES = 3.5, 1.5e-3, 2.7
@@ -102,18 +98,6 @@ def warn_about(dataset: Dataset) -> None:
         log.warning(
             f"few groups per class in test ({counts}; fewer than {MIN_GROUPS}): error bars are "
             "wide, and small differences between models mean nothing"
-        )
-
-
-def warn_about_neighbours(busy: float, threads: int) -> None:
-    """Warn where other programs keep `busy` of the usable cores, and `threads` need them too."""
-    cores = usable_cores()
-    free = max(1, cores - math.ceil(busy))
-    if busy > cores - threads + BUSY and free < threads:
-        log.warning(
-            f"other programs keep {busy:.1f} of the {cores} usable cores busy: threads that share "
-            "a core wait for each other, and two trainings together may be slower than one; "
-            f"--threads {free} leaves the others theirs (docs/running.md)"
         )
 
 

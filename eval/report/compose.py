@@ -135,7 +135,8 @@ def summary(compared: ComparedArms) -> str:
     what = _folder(compared)
     if counts.patches is not None:
         what += f": {number(counts.patches, 0)} {shown(split)} patches"
-        what += f" of {number(counts.groups, 0)} groups" if counts.groups is not None else ""
+        if counts.groups is not None:
+            what += f" of {number(counts.groups, 0)} group{'s' * (counts.groups != 1)}"
     classes = [shown(name) for name in protocol.classes or []]
     if classes:
         what += f", in {len(classes)} classes ({_listed(classes)})"

@@ -300,3 +300,15 @@ def test_a_process_beside_this_one_is_seen() -> None:
     seen = neighbours.cores()
     process.wait()
     assert seen > 0.1
+
+
+@pytest.mark.parametrize(
+    ("busy", "threads", "advice"),
+    [(0.1, 4, None), (0.9, 4, "--threads 3 "), (2.2, 4, "--threads 1 "), (2.2, 1, None)],
+)
+def test_more_threads_than_others_leave_cores_are_too_many(
+    busy: float, threads: int, advice: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "usable_cores", lambda: 4)
+    crowded = machine.crowding(busy, threads)
+    assert bool(crowded) == bool(advice) and (advice or "") in (crowded or "")

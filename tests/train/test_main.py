@@ -31,7 +31,6 @@ from train.summary import (
     describe_reading,
     evaluation_seconds,
     warn_about,
-    warn_about_neighbours,
     warn_about_settings,
 )
 
@@ -248,19 +247,3 @@ def test_what_cannot_be_finished_ends_at_once(interrupts: Interrupts) -> None:
 )
 def test_the_end_says_what_was_read(images: int, samples: int, text: str) -> None:
     assert text in describe_reading(images, samples)
-
-
-@pytest.mark.parametrize(
-    ("busy", "threads", "advice"),
-    [(0.1, 4, None), (0.9, 4, "--threads 3 "), (2.2, 4, "--threads 1 "), (2.2, 1, None)],
-)
-def test_busy_cores_are_warned_of(
-    busy: float,
-    threads: int,
-    advice: str | None,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr("train.summary.usable_cores", lambda: 4)
-    warn_about_neighbours(busy, threads)
-    assert bool(caplog.text) == bool(advice) and (advice or "") in caplog.text

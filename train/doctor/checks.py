@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 READ_BYTES, READ_S, READ_CHUNK = 256 << 20, 1.0, 4 << 20  # most that is read of the data
 LOW_DISK = 2 << 30  # bytes
+WATCH_S = 0.5
 SLOW_READ = 10_000  # patches per second
 GIGABYTE = 1e9
 
@@ -280,8 +281,12 @@ def compiled(data: str) -> Fact:
 
 
 def threads() -> Fact:
-    """The threads that training would use."""
+    """The threads that training would use, and whether other programs leave them their cores."""
     count, usable = machine.threads_for(None), machine.usable_cores()
+    neighbours = machine.Neighbours()
+    time.sleep(WATCH_S)
+    if crowded := machine.crowding(neighbours.cores(), count):
+        return f"{count} on a CPU", crowded
     if count == usable:
         return f"{count} on a CPU"
     return (
