@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import xxhash
@@ -113,7 +112,7 @@ def load_config(path: Path) -> ModelConfig:
     return _model_config(_read_config(path), path)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> Mapping[str, object]:
     if not path.is_file():
         raise DataError(f"{path} does not exist: {path.parent} is not a snapshot")
     if path.stat().st_size > MAX_CONFIG_BYTES:
@@ -121,7 +120,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def _model_config(raw: dict[str, Any], path: Path) -> ModelConfig:
+def _model_config(raw: Mapping[str, object], path: Path) -> ModelConfig:
     try:
         return convert(raw["model"], ModelConfig)
     except (ValueError, TypeError, KeyError, RecursionError) as error:

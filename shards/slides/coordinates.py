@@ -8,9 +8,9 @@ Its attributes give the side of a box. TRIDENT: `patch_size` in pixels at `targe
 `process_contour`.)
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +76,7 @@ def read_boxes(file: Path, slide: Slide) -> Boxes:
     return Boxes(corners=corners, side=_side(file, attributes, pixels, slide), pixels=pixels)
 
 
-def _side(file: Path, attributes: dict[str, Any], pixels: int, slide: Slide) -> float:
+def _side(file: Path, attributes: Mapping[str, object], pixels: int, slide: Slide) -> float:
     """Return the side of a box in pixels of level 0."""
     if "patch_level" in attributes:
         level = int(_number(file, attributes, "patch_level", least=0))
@@ -100,7 +100,7 @@ def _side(file: Path, attributes: dict[str, Any], pixels: int, slide: Slide) -> 
     )
 
 
-def _number(file: Path, attributes: dict[str, Any], name: str, least: float = 1) -> float:
+def _number(file: Path, attributes: Mapping[str, object], name: str, least: float = 1) -> float:
     value = attributes.get(name)
     number = np.asarray(value)
     if number.shape != () or number.dtype.kind not in "iuf" or not least <= number <= _MAX_SIDE:
