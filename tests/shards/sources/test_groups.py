@@ -217,7 +217,7 @@ def test_a_data_set_that_does_not_say_is_read(tmp_path: Path) -> None:
     )
     path = tmp_path / "out" / "dataset.json"
     fields = json.loads(path.read_text())
-    del fields["provenance"]["sources"]
+    del fields["provenance"]["sources"], fields["checksum"]  # as earlier versions wrote it
     path.write_text(json.dumps(fields))
     assert load_metadata(tmp_path / "out") and not open_dataset(tmp_path / "out").unknown_sources
 
