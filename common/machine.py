@@ -164,14 +164,16 @@ class Neighbours:
 
 
 def _seconds_of_others() -> float:
-    """Seconds that others computed on the usable cores, but for a constant."""
+    """Seconds that others computed on the usable cores, but for a constant; 0 if nothing says."""
     import psutil
 
-    cores = psutil.cpu_times(percpu=True)
+    try:
+        cores = psutil.cpu_times(percpu=True)
+    except (OSError, RuntimeError):  # /proc/stat is hidden, as in some sandboxes
+        return 0.0
     ours = sum(os.times()[:4])  # of ended children too
-    return (
-        sum(cores[i].user + cores[i].system for i in usable_core_numbers() if i < len(cores)) - ours
-    )
+    usable = [cores[i] for i in usable_core_numbers() if i < len(cores)]
+    return sum(core.user + core.system for core in usable) - ours
 
 
 def crowding(busy: float, threads: int) -> str | None:

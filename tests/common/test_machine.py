@@ -292,6 +292,16 @@ def test_neighbours_are_others_on_the_cores_of_this_process(
     assert neighbours.cores() == pytest.approx(1.2)
 
 
+def test_where_nothing_says_how_busy_cores_are_nobody_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def hidden(percpu: bool) -> None:
+        raise PermissionError("/proc/stat")
+
+    monkeypatch.setattr("psutil.cpu_times", hidden)
+    assert machine.Neighbours().cores() == 0
+
+
 def test_a_process_beside_this_one_is_seen() -> None:
     neighbours = machine.Neighbours()
     spin = "import time\nend = time.monotonic() + 0.6\nwhile time.monotonic() < end: pass"
