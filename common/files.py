@@ -154,11 +154,9 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def hash_json(content: Mapping[str, object], more: bytes = b"") -> str:
-    """Return the xxh3-64 of the content of a JSON object, not of its layout, and of `more`."""
-    digest = xxhash.xxh3_64(json.dumps(content, sort_keys=True).encode())
-    digest.update(more)
-    return digest.hexdigest()
+def hash_json(content: Mapping[str, object]) -> str:
+    """Return the xxh3-64 of the content of a JSON object, not of its layout."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
 def with_checksum(content: Mapping[str, object]) -> dict[str, object]:

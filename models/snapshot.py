@@ -11,13 +11,12 @@ from pathlib import Path
 import torch
 import xxhash
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from common.errors import DataError
 from common.files import (
-    hash_file,
     make_folder,
     read_json,
     sync_folder,
@@ -70,14 +69,15 @@ def load(folder: Path) -> VAE:
         raise DataError(f"{path} does not exist: the snapshot is incomplete")
     if path.stat().st_size > MAX_WEIGHT_BYTES:
         raise DataError(f"{path} is larger than {MAX_WEIGHT_BYTES} bytes: not a snapshot's weights")
-    if raw.get(WEIGHTS_HASH) not in (None, hash_file(path)):  # snapshots of before have none
+    data = path.read_bytes()
+    if raw.get(WEIGHTS_HASH) not in (None, xxhash.xxh3_64_hexdigest(data)):  # old ones have none
         raise DataError(
             f"{path} was altered, or is of another model than the {CONFIG} beside it: its hash is "
             f"not {raw[WEIGHTS_HASH]!r}. Restore both files, or save the snapshot again by "
             "training with --resume"
         )
     try:
-        tensors = load_file(path)
+        tensors = from_bytes(data)
     except UNREADABLE as error:
         raise DataError(f"{path} is not safetensors: {error!r}"[:500]) from None
     with torch.device("meta"):  # without memory, so that a config cannot ask for a gigantic model

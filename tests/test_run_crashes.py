@@ -17,7 +17,7 @@ import torch
 from common.errors import DataError
 from common.locks import held
 from eval import run as runs
-from eval.config import EmbedOptions, EvalConfig
+from eval.config import EmbedOptions
 from eval.embedding import embed
 from eval.evaluation import evaluate
 from eval.measure.scores import SCORES, read_scores
@@ -29,7 +29,7 @@ from tests.helpers.crashes.replay import Command, needs_strace, replay
 from tests.helpers.crashes.states import Tree
 from tests.helpers.patches import write_patches
 from tests.helpers.sweeping import FakeSweep
-from tests.helpers.trained_runs import make_run, packed_noise
+from tests.helpers.trained_runs import SMALLEST, make_run, packed_noise
 from train import checkpoint, launch, program
 from train import main as command
 
@@ -37,14 +37,6 @@ RECORD = "import sys, pathlib; from tests.test_run_crashes import COMMANDS; " + 
     "COMMANDS[sys.argv[1]].run(*map(pathlib.Path, sys.argv[2:]))"
 )
 CLOCKS = re.compile(rb'"(time_s|seconds|pid|time|log_bytes|xxh3)": *("[^"]*"|[0-9.e+-]+)')
-SMALLEST = EvalConfig(
-    readouts=("mean",),
-    orbit_probe=False,
-    baselines=("mean_rgb",),
-    probes=("logistic",),
-    budgets=False,
-    robustness=False,
-)
 
 pytestmark = needs_strace
 

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import xxhash
 from common.console import log
 from common.errors import DataError
 from common.locks import held
-from eval.config import EmbedOptions, EvalConfig
+from eval.config import EmbedOptions
 from eval.embedding import embed
 from eval.evaluation import evaluate
 from eval.export.table import read_table
@@ -37,6 +37,7 @@ from pipeline.reader import read_split
 from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 from tests.helpers.patches import write_patches
+from tests.helpers.trained_runs import SMALLEST
 from tests.helpers.training import make_trainer
 from train import launch, program
 from train import main as command
@@ -46,15 +47,7 @@ from train.config import Config, from_json
 from train.loop import Trainer
 from train.prepare import Run, claim
 
-SMALLEST = EvalConfig(
-    readouts=("mean",),
-    orbit_probe=False,
-    baselines=("mean_rgb",),
-    probes=("logistic",),
-    budgets=False,
-    robustness=False,
-    figures=False,
-)
+EVALUATION = replace(SMALLEST, figures=False)
 DATA = {"a": (1, "stored"), "b": (2, "stored"), "c": (1, "keep"), "d": (2, "keep")}
 RUNS: dict[str, tuple[str, int, list[str]]] = {  # data set, seed, settings
     "run": ("a", 0, []),
@@ -86,7 +79,7 @@ def make_world(root: Path) -> None:
         ):
             assert command.main([*argv, *BUDGET, *settings]) == program.DONE
         with held(root / name, "evaluates"):
-            evaluate(root / name, None, SMALLEST)
+            evaluate(root / name, None, EVALUATION)
         embed(root / name, root / data, EmbedOptions(root / f"{name}-embedded", part_rows=9))
 
 
@@ -110,7 +103,7 @@ def observe_data(root: Path) -> Value:
 
 def observe_run(root: Path) -> Value:
     """What evaluation opens of a run."""
-    session = open_run(root, None, SMALLEST)
+    session = open_run(root, None, EVALUATION)
     weights = {
         name: tensor.numpy().tobytes() for name, tensor in session.model.state_dict().items()
     }

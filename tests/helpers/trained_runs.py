@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from eval.config import EvalConfig
 from eval.features import Features, read_embeddings
 from models import snapshot
 from models.config import ModelConfig
@@ -18,6 +19,14 @@ from shards.pack.packing import pack
 from shards.pack.plan import PackOptions
 
 SMALL = ModelConfig(widths=(4, 8, 16))
+SMALLEST = EvalConfig(  # the evaluation that fits one probe
+    readouts=("mean",),
+    orbit_probe=False,
+    baselines=("mean_rgb",),
+    probes=("logistic",),
+    budgets=False,
+    robustness=False,
+)
 COUNTS = {"train": 24, "val": 12, "test": 12}  # patches per class
 INFO: dict[str, Any] = {
     "preset": "eq-dvae",
