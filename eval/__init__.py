@@ -5,6 +5,7 @@ encoder                a trained encoder for use from Python
 transformer            the same as a step of scikit-learn pipelines
 config                 options of the commands, without torch
 session                the data set, run and model, opened
+parquet                Parquet files that hold a hash of their content
 features               our files of embeddings
 external_features      files of embeddings made elsewhere
 measure/               metrics, readouts, baselines and probes of a model

@@ -27,7 +27,7 @@ from common.console import log, progress
 from common.errors import DataError
 from common.files import remove_unfinished, write_atomically
 from common.locks import held
-from eval import features
+from eval import features, parquet
 from eval.config import EMBED_DEFAULTS, EmbedOptions
 from eval.encoder import PatchEncoder, load
 from eval.run import snapshot_hash
@@ -208,7 +208,7 @@ def _finished(file: EmbeddingFile, facts: dict[str, str]) -> bool:
         metadata = pq.read_schema(file.path).metadata or {}
         rows = pq.read_metadata(file.path).num_rows
     except (OSError, pa.ArrowException) as error:
-        raise features.unreadable(file.path, error) from None
+        raise parquet.unreadable(file.path, error) from None
     same = all(metadata.get(name.encode()) == value.encode() for name, value in facts.items())
     if not same or rows != len(file.rows):
         raise DataError(
@@ -232,7 +232,7 @@ def write_file(
         advance(len(pixels))
     rows = samples.table.take(pa.array(file.rows))
     table = features.with_embeddings(rows, np.concatenate(batches))
-    features.write_tables(file.path, [table], {**facts, features.PART: file.part})
+    parquet.write_tables(file.path, [table], {**facts, features.PART: file.part})
 
 
 def _images(samples: Samples, rows: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from common.errors import DataError
 from common.files import atomic_path
 from eval.export.table import EmbeddedTable, tile_side
-from eval.features import ROW_GROUP, hdf5_file, import_h5py, with_embeddings
+from eval.features import hdf5_file, import_h5py, with_embeddings
+from eval.parquet import ROW_GROUP
 from shards.schema import PATCH
 
 MAGNIFICATION = 10.0  # times microns per pixel: 20x is 0.5

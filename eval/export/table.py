@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from eval.features import EMBEDDED_COLUMNS, PART, PARTS, Features, file_name, slides_of, vectors_of
-from eval.features import read_table as read_parquet
+from eval.parquet import read_table as read_parquet
 from shards.schema import PATCH
 
 

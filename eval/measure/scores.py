@@ -14,8 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from common.errors import DataError
-from eval.features import read_table, vectors_of, with_embeddings, write_tables
+from eval.features import vectors_of, with_embeddings
 from eval.measure.probe import PRIMARY_PROBE
+from eval.parquet import read_table, write_tables
 
 SCORES = "scores.parquet"
 CLEAN = "clean"
